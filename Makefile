@@ -1,0 +1,24 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint
+
+demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)  ## The test suite
+	$(BIN)/python -m pytest -q
+
+test-slow: $(INSTALLED)  ## The heavier checks
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev,demo]"
+	touch $@

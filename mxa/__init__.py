@@ -1,0 +1,11 @@
+"""mxa: Medical X-ray Attention, a timm plugin for chest X-ray models.
+
+``import mxa`` registers ``efficientvit_ml_m0`` to ``m5`` and their ``_mxa`` variants with timm.
+"""
+
+from . import labels, layers, models
+from .models import label_names, set_label_names
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "label_names", "labels", "layers", "models", "set_label_names"]

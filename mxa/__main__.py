@@ -1,0 +1,5 @@
+"""``python -m mxa``."""
+
+from .cli import main
+
+main()

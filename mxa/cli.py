@@ -1,0 +1,185 @@
+"""The ``mxa`` command: each subcommand is one dataclass and one function of a main job."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from . import __version__
+from .errors import InputError, require
+
+__all__ = ["main"]
+
+
+def _train(config: Any) -> None:
+    from .train import train
+
+    summary = train(config)
+    auc = f", validation macro AUC {summary['macro_auc']:.4f}" if summary["macro_auc"] == summary["macro_auc"] else ""
+    print(f"kept: epoch {summary['epoch'] + 1}{auc}\nrun:  {summary['output']}")
+    _say_bad(summary["bad_images"], "replaced in training")
+
+
+def _evaluate(config: Any) -> None:
+    from .evaluate import evaluate
+    from .metrics import summary_line
+
+    metrics = evaluate(config)
+    columns = ("label", "AUC", "95 % interval", "accuracy", "F1", "n+", "n-")
+    rows = [
+        (
+            name,
+            _number(row["auc"]),
+            "" if row["auc"] is None else " to ".join(map(_number, row["auc_interval"])),
+            _number(row["accuracy"]),
+            _number(row["f1"]),
+            str(row["n_pos"]),
+            str(row["n_neg"]),
+        )
+        for name, row in metrics["labels"].items()
+    ]
+    _print_table(columns, rows)
+    print(summary_line(metrics))
+    micro, loss = _number(metrics["micro_auc"]), _number(metrics["loss"])
+    print(f"micro AUC {micro}, loss {loss}; intervals: patients resampled {metrics['replicates']} times")
+    if metrics["undefined"]:
+        print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(metrics['undefined'])}")
+    print(f"written: {Path(config.output) / 'metrics.json'}, metrics.csv")
+    _say_bad(metrics["bad_images"], "left out")
+
+
+def _predict(config: Any) -> None:
+    from .predict import predict
+
+    results = predict(config)
+    if config.format == "json":
+        print(json.dumps(results, indent=2))
+    else:
+        labels = next((tuple(r["probabilities"]) for r in results if "probabilities" in r), ())
+        rows = [
+            (label, *(_number(r["probabilities"][label]) for r in results if "probabilities" in r)) for label in labels
+        ]
+        _print_table(("finding", *(Path(r["file"]).name for r in results if "probabilities" in r)), rows)
+    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    if config.rois:
+        print(f"written: {config.rois}", file=sys.stderr)
+
+
+def _bench_models(config: Any) -> None:
+    from .bench import bench_models, print_table
+
+    print_table(bench_models(config))
+
+
+def _bench_layers(config: Any) -> None:
+    from .bench import bench_layers, print_table
+
+    print_table(bench_layers(config))
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand: its dataclass, by name so that nothing is imported before it is needed, and what runs it."""
+
+    module: str
+    config: str
+    run: Callable[[Any], None]
+    about: str
+    positional: str | None = None
+
+
+_COMMANDS = {
+    "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model."),
+    "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score a model on a collection.", "model"),
+    "predict": _Command("mxa.predict", "PredictConfig", _predict, "Findings of images, and where it looked.", "files"),
+    "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
+    "bench layers": _Command("mxa.bench", "BenchLayersConfig", _bench_layers, "The ROI crop beside grid_sample."),
+}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _say_bad(names: Sequence[str], what: str) -> None:
+    if names:
+        print(f"{len(names)} image(s) did not read and were {what}: {', '.join(names)}", file=sys.stderr)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    rich, table = require("rich", "train"), require("rich.table", "train")
+    shown = table.Table(*columns)
+    for row in rows:
+        shown.add_row(*row)
+    rich.print(shown)
+
+
+def _usage() -> str:
+    lines = [f"  mxa {name:13} {command.about}" for name, command in _COMMANDS.items()]
+    return "usage: mxa COMMAND --help\n" + "\n".join(lines)
+
+
+def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Takes ``--config FILE`` out of the arguments and reads it: fields of the dataclass, as YAML."""
+    if "--config" not in arguments:
+        return {}, arguments
+    at = arguments.index("--config")
+    if at + 1 == len(arguments):
+        raise InputError("--config needs a YAML file")
+    path = Path(arguments[at + 1])
+    yaml = require("yaml", "train")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    known = {f.name: f.type for f in fields(kind)}
+    if not isinstance(values, dict) or (unknown := set(values) - set(known)):
+        raise InputError(
+            f"{path}: unknown field {', '.join(map(str, unknown)) if isinstance(values, dict) else values}"
+        )
+    values = {
+        k: Path(v) if v is not None and "Path" in str(known[k]) else tuple(v) if isinstance(v, list) else v
+        for k, v in values.items()
+    }
+    return values, arguments[:at] + arguments[at + 2 :]
+
+
+def _parse(command: _Command, name: str, arguments: list[str]) -> Any:
+    """Parses a subcommand's arguments into its dataclass, over the values of ``--config`` where given."""
+    tyro = require("tyro", "train")
+    kind = getattr(importlib.import_module(command.module), command.config)
+    values, arguments = _read_config(arguments, kind)
+    hints = get_type_hints(kind)
+    if command.positional:
+        kind.__annotations__[command.positional] = tyro.conf.Positional[hints[command.positional]]
+    default = None
+    if values:
+        required = [f.name for f in fields(kind) if f.default is MISSING]
+        default = kind(**{**dict.fromkeys(required, tyro.MISSING), **values})
+    return tyro.cli(kind, args=arguments, default=default, prog=f"mxa {name}", description=command.about)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; bad input ends it with one line on stderr and a status that is not 0."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"mxa {__version__}")
+        return
+    name = next((n for n in _COMMANDS if arguments[: len(n.split())] == n.split()), None)
+    if name is None:
+        wanted = arguments in (["--help"], ["-h"])
+        print(_usage(), file=sys.stdout if wanted else sys.stderr)
+        sys.exit(0 if wanted else 2)
+    command = _COMMANDS[name]
+    try:
+        command.run(_parse(command, name, arguments[len(name.split()) :]))
+    except InputError as error:
+        if os.environ.get("MXA_DEBUG"):
+            raise
+        sys.exit(f"mxa {name}: {error}")

@@ -1,0 +1,91 @@
+"""The one transform of training, evaluation, prediction and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.model_config import resolve_input_data_config
+from timm.data.transforms import str_to_interp_mode
+from torch import nn
+from torchvision import transforms
+
+from ..errors import InputError
+
+__all__ = ["ToXrayTensor", "create_transform", "data_config"]
+
+
+def data_config(model: nn.Module, img_size: int | None = None) -> dict:
+    """Returns a model's preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation`` (timm's names).
+
+    Args:
+        model: Any timm model.
+        img_size: Side of the input for a model that takes any; its own by default.
+    """
+    return resolve_input_data_config(model, {"img_size": img_size})
+
+
+class ToXrayTensor:
+    """Turns a gray PIL image (``"L"``, or ``"F"`` in [0, 255]) into a normalised tensor ``(C, H, W)``, float32.
+
+    The image becomes C channels only here.
+
+    Args:
+        mean: Mean of each of the C channels, for values in [0, 1].
+        std: Standard deviation of each.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self.mean = np.array(mean, dtype=np.float32)[:, None, None]
+        self.std = np.array(std, dtype=np.float32)[:, None, None]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Converts one image."""
+        x = (
+            np.asarray(image, dtype=np.float32).clip(0, 255) / 255
+        )  # in numpy: torch's threads cost more than they bring
+        return torch.from_numpy((x[None] - self.mean) / self.std)
+
+
+def create_transform(
+    cfg: Mapping | nn.Module,
+    is_training: bool = False,
+    scale: tuple[float, float] = (0.8, 1.0),
+    ratio: tuple[float, float] = (0.9, 1.1),
+    rotation: float = 10.0,
+    hflip: float = 0.0,
+) -> transforms.Compose:
+    """Creates the transform from a gray PIL image to a model's input ``(C, H, W)``.
+
+    Without training the whole image is resized to the input size: an X-ray is never cropped, so ``crop_pct`` does not
+    apply. In training a random part of it is, then rotated and flipped.
+
+    Args:
+        cfg: A model, or its configuration: ``input_size``, ``mean``, ``std``, ``interpolation``.
+        is_training: Augment; the fields below apply only then.
+        scale: Range of the area that is kept.
+        ratio: Range of the change of the aspect ratio.
+        rotation: Largest angle, in degrees, either way.
+        hflip: Probability of a horizontal flip. It mirrors the heart: off by default.
+
+    Raises:
+        InputError: the model takes neither 1 nor 3 channels.
+    """
+    cfg = data_config(cfg) if isinstance(cfg, nn.Module) else cfg
+    channels, *size = cfg["input_size"]
+    if channels not in (1, 3):
+        raise InputError(f"the model takes {channels} channels; an X-ray gives 1 or 3")
+    mean, std = (tuple(cfg[k]) * channels if len(cfg[k]) == 1 else tuple(cfg[k]) for k in ("mean", "std"))
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    interpolation = str_to_interp_mode(cfg.get("interpolation", "bicubic"))
+    steps: list = [transforms.Resize(size, interpolation)]
+    if is_training:
+        steps = [transforms.RandomResizedCrop(size, scale, ratio, interpolation)]
+        if rotation:
+            steps.append(transforms.RandomRotation(rotation, transforms.InterpolationMode.BILINEAR))
+        if hflip:
+            steps.append(transforms.RandomHorizontalFlip(hflip))
+    return transforms.Compose([*steps, ToXrayTensor(mean, std)])

@@ -1,0 +1,5 @@
+"""Pictures of why, as tensors first."""
+
+from .rois import draw_rois, predict_rois
+
+__all__ = ["draw_rois", "predict_rois"]

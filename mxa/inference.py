@@ -1,0 +1,42 @@
+"""Logits of a model over a loader."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+__all__ = ["pick_device", "predict_logits"]
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Returns the device named, by default CUDA where there is one, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, loader: DataLoader, amp: bool = False, skip_bad: bool = False) -> np.ndarray:
+    """Runs a model, in eval mode and on its own device, over every image in order.
+
+    Args:
+        model: ``(B, C, H, W)`` to logits ``(B, L)``.
+        loader: Over a ``CXRDataset``, not shuffled.
+        amp: bfloat16 autocast.
+        skip_bad: Go on after an image that does not read; the dataset remembers it.
+
+    Returns:
+        ``(N, L)`` float32.
+
+    Raises:
+        InputError: an image does not read.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    logits = []
+    for images, _ in loader:
+        if not skip_bad:
+            loader.dataset.check()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits.append(model(images.to(device)).float().cpu())
+    return torch.cat(logits).numpy()

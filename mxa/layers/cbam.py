@@ -1,0 +1,71 @@
+"""CBAM-style attention as the paper defines it (appendix E): channels first, then space."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.cbam import ChannelAttn
+from torch import nn
+
+__all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
+
+
+class ChannelAttention(ChannelAttn):
+    """Channel attention (paper, E.1): ``x * sigmoid(mlp(GAP(x)) + mlp(GMP(x)))``.
+
+    One two-layer MLP without bias, ReLU between, serves both pooled vectors: timm's ``ChannelAttn``.
+
+    Args:
+        dim: Channels C.
+        reduction: r of the paper; the hidden width is ``max(dim // reduction, 1)``.
+
+    Shape: ``(B, C, H, W)`` to the same.
+    """
+
+    def __init__(self, dim: int, reduction: int = 16, device=None, dtype=None):
+        super().__init__(dim, rd_channels=max(dim // reduction, 1), device=device, dtype=dtype)
+
+
+class SpatialAttention(nn.Module):
+    """Spatial attention (paper, E.2): ``x * sigmoid(conv([max over C; mean over C]))``.
+
+    The convolution has neither bias nor norm, which timm's ``SpatialAttn`` has.
+
+    Args:
+        kernel_size: Side of the convolution, odd.
+
+    Shape: ``(B, C, H, W)`` to the same.
+    """
+
+    def __init__(self, kernel_size: int = 7, device=None, dtype=None):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the attention map in (0, 1): ``(B, C, H, W)`` to ``(B, 1, H, W)``."""
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
+        return self.conv(pooled).sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(x)
+
+
+class CBAM(nn.Module):
+    """Channel, then spatial attention (paper, appendix E).
+
+    Args:
+        dim: Channels C.
+        reduction: Reduction of the channel attention's MLP.
+        kernel_size: Kernel of the spatial attention.
+
+    Shape: ``(B, C, H, W)`` to the same.
+    """
+
+    def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7, device=None, dtype=None):
+        super().__init__()
+        self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
+        self.spatial = SpatialAttention(kernel_size, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spatial(self.channel(x))

@@ -1,0 +1,180 @@
+"""Learnable region-of-interest pooling (paper, appendix D), differentiable in the map and in the box."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+__all__ = ["MeanROIHead", "ROIHead", "ROIPool", "roi_resize"]
+
+
+def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear sampling of one axis as a matrix: ``(B,)`` interval ends in [0, 1] to ``(B, size, size)``."""
+    cells = torch.arange(size, device=start.device, dtype=start.dtype)
+    at = start[:, None] + (stop - start)[:, None] * ((cells + 0.5) / size)  # (B, out) in [0, 1]
+    at = (at * size - 0.5).clamp(0, size - 1)[:, :, None]  # (B, out, 1) in cells, border clamped
+    low = at.detach().floor()
+    high = at - low
+    return (cells == low) * (1 - high) + (cells == low + 1) * high  # (B, out, in)
+
+
+def roi_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Crops one box from each map and resizes it bilinearly to the size of the map (paper, appendix D).
+
+    Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
+    no antialiasing. A box is axis-aligned, so the sampling is separable: two batched products with small matrices,
+    which are deterministic in the backward pass, need no loop and no host sync, and export everywhere. Coordinates
+    are computed in float32 at least. ``mxa bench layers`` compares both.
+
+    Args:
+        x: Maps ``(B, C, H, W)``.
+        boxes: ``(B, 4)``, ``x1, y1, x2, y2`` in [0, 1] of width and height; ``(0, 0, 1, 1)`` is the whole map.
+
+    Returns:
+        ``(B, C, H, W)`` in the dtype of ``x``; differentiable in both arguments.
+    """
+    batch, channels, height, width = x.shape
+    if boxes.dtype != torch.float64:
+        boxes = boxes.float()
+    rows = _interpolation(boxes[:, 1], boxes[:, 3], height).to(x.dtype)  # (B, H', H)
+    cols = _interpolation(boxes[:, 0], boxes[:, 2], width).to(x.dtype)  # (B, W', W)
+    x = x.transpose(2, 3).reshape(batch, channels * width, height)  # (B, CW, H)
+    x = torch.bmm(x, rows.transpose(1, 2)).view(batch, channels, width, height)  # (B, C, W, H')
+    x = x.transpose(2, 3).reshape(batch, channels * height, width)  # (B, CH', W)
+    return torch.bmm(x, cols.transpose(1, 2)).view(batch, channels, height, width)  # (B, C, H', W')
+
+
+def _clamp_value(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Clamps the value and lets the gradient through, so that a box on the border can leave it."""
+    return x.clamp(low, high).detach() + (x - x.detach())
+
+
+def _box(centre: torch.Tensor, half: torch.Tensor, min_size: float) -> torch.Tensor:
+    """Valid boxes from centres and half sizes, both ``(B, 2)`` as x, y: ``(B, 4)``, sides at least ``min_size``."""
+    centre = _clamp_value(centre, min_size / 2, 1 - min_size / 2)
+    half = _clamp_value(half, min_size / 2, 1.0)
+    return _clamp_value(torch.cat([centre - half, centre + half], dim=1), 0.0, 1.0)
+
+
+class ROIHead(nn.Module):
+    """Predicts one box per map as centre and spread of a spatial softmax, so that the box can follow an object.
+
+    A pointwise, a depthwise 3x3 and a pointwise convolution give one heat map that keeps position until the end. The
+    centre is its mean; the half size is ``sqrt(3)`` standard deviations (a uniform box's own half width, each cell's
+    variance included) times a learned scale per axis. The last convolution starts at zero and the scale at 0.8: the
+    first box is the centred 80 % of the map. (A first box of the whole map sits on the clamp and mostly stays there.)
+
+    Args:
+        dim: Channels C.
+        hidden_dim: Width of the convolutions, ``max(dim // 4, 1)`` by default.
+        min_size: Smallest side of a box, in (0, 1).
+
+    Shape: ``(B, C, H, W)`` to boxes ``(B, 4)``, float32 at least, ``0 <= x1 < x2 <= 1`` and ``0 <= y1 < y2 <= 1``.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int | None = None, min_size: float = 0.1, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        hidden_dim = hidden_dim or max(dim // 4, 1)
+        self.min_size = min_size
+        self.score = nn.Sequential(
+            nn.Conv2d(dim, hidden_dim, 1, bias=False, **dd),
+            nn.BatchNorm2d(hidden_dim, **dd),
+            nn.ReLU(),
+            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, bias=False, **dd),
+            nn.BatchNorm2d(hidden_dim, **dd),
+            nn.ReLU(),
+            nn.Conv2d(hidden_dim, 1, 1, bias=False, **dd),
+        )
+        self.log_scale = nn.Parameter(torch.empty(2, **dd))  # x, y
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Puts the first box at the centred 80 % of the map."""
+        nn.init.zeros_(self.score[-1].weight)
+        nn.init.constant_(self.log_scale, math.log(0.8))
+
+    def heat_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns where the head looks: ``(B, C, H, W)`` to ``(B, H, W)``, each map summing to 1."""
+        score = self.score(x).squeeze(1)  # (B, H, W)
+        if score.dtype != torch.float64:
+            score = score.float()
+        return score.flatten(1).softmax(dim=1).view_as(score)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heat = self.heat_map(x)
+        mean_x, var_x = _moments(heat.sum(1))
+        mean_y, var_y = _moments(heat.sum(2))
+        centre = torch.stack([mean_x, mean_y], dim=1)  # (B, 2)
+        scale = _clamp_value(self.log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box's clamp is far inside
+        half = (3 * torch.stack([var_x, var_y], dim=1)).sqrt() * scale
+        return _box(centre, half, self.min_size)
+
+
+def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance, in [0, 1], of weights ``(B, N)`` that sum to 1 over N equal cells."""
+    n = weight.shape[1]
+    at = (torch.arange(n, device=weight.device, dtype=weight.dtype) + 0.5) / n
+    mean = (weight * at).sum(1)
+    variance = (weight * (at - mean[:, None]).square()).sum(1) + 1 / (12 * n * n)
+    return mean, variance
+
+
+class MeanROIHead(nn.Module):
+    """The published code's box head, for comparison: convolutions to four sigmoids, averaged over the map.
+
+    Averaging makes the box blind to where things are: it cannot follow an object. Two departures: the four numbers are
+    put in order, and they start near the centred 80 % (four equal numbers, the published start, are an empty box).
+
+    Args:
+        dim: Channels C.
+        min_size: Smallest side of a box, in (0, 1).
+
+    Shape: ``(B, C, H, W)`` to boxes ``(B, 4)``, as ``ROIHead``.
+    """
+
+    def __init__(self, dim: int, min_size: float = 0.1, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.min_size = min_size
+        self.conv1 = nn.Conv2d(dim, max(dim // 2, 1), 3, padding=1, **dd)
+        self.act = nn.ReLU()
+        self.conv2 = nn.Conv2d(max(dim // 2, 1), 4, 1, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Puts the first box near the centred 80 % of the map."""
+        with torch.no_grad():
+            low, high = math.log(0.1 / 0.9), math.log(0.9 / 0.1)
+            self.conv2.bias.copy_(torch.tensor([low, low, high, high]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        corners = self.conv2(self.act(self.conv1(x)))  # (B, 4, H, W)
+        if corners.dtype != torch.float64:
+            corners = corners.float()
+        a, b = corners.sigmoid().mean((2, 3)).chunk(2, dim=1)  # (B, 2) each, as x, y
+        return _box((a + b) / 2, (b - a).abs() / 2, self.min_size)
+
+
+class ROIPool(nn.Module):
+    """Learnable ROI pooling (paper, appendix D): predict a box, crop it, resize it to the size of the map.
+
+    Args:
+        dim: Channels C.
+        roi_head: ``"softmax"`` for ``ROIHead``, ``"mean"`` for ``MeanROIHead``.
+        min_size: Smallest side of a box, in (0, 1).
+
+    Shape: ``(B, C, H, W)`` to the same. The boxes are ``pool.head(x)``.
+    """
+
+    def __init__(self, dim: int, roi_head: str = "softmax", min_size: float = 0.1, device=None, dtype=None):
+        super().__init__()
+        heads = {"softmax": ROIHead, "mean": MeanROIHead}
+        if roi_head not in heads:
+            raise ValueError(f"unknown roi_head {roi_head!r}: give one of {', '.join(heads)}")
+        self.head = heads[roi_head](dim, min_size=min_size, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return roi_resize(x, self.head(x))

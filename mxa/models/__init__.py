@@ -1,0 +1,6 @@
+"""Registered architectures and their weights."""
+
+from .efficientvit_ml import EfficientVitMl
+from .weights import label_names, save_pretrained, set_label_names
+
+__all__ = ["EfficientVitMl", "label_names", "save_pretrained", "set_label_names"]

@@ -1,0 +1,123 @@
+"""Models by name, run folder or file, for the main jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import clean_state_dict, resolve_model_input_args
+from torch import nn
+
+from ..errors import InputError
+from ..labels import align
+from .weights import check_keys, label_names, resize_attention_biases
+
+__all__ = ["create", "init_weights", "load_model", "named_outputs"]
+
+
+def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
+    """``timm.create_model`` with one clear error.
+
+    Args:
+        name: A timm name, ``local-dir:`` or ``hf-hub:``.
+        img_size: Side of the input, given to the models whose input size is fixed when they are built.
+        **kwargs: As for timm.
+
+    Raises:
+        InputError: no such model, an argument it does not have, or weights that cannot be had; the message says what
+            to do.
+    """
+    if ":" not in name and not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "see timm.list_models()"
+        raise InputError(f"unknown model {name!r}: {close}")
+    try:
+        return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
+    except (RuntimeError, TypeError, OSError, SafetensorError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def load_model(source: str | Path, **kwargs) -> nn.Module:
+    """Loads a model with its weights, in eval mode, from a run folder or by a timm name.
+
+    Raises:
+        InputError: neither, or the weights do not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is no run folder: it has no config.json")
+        source = f"local-dir:{path}"
+    elif path.exists() or path.suffix in (".pt", ".pth", ".safetensors"):
+        raise InputError(f"{path} is no run folder: give the folder that holds config.json and model.safetensors")
+    return create(str(source), pretrained=True, **kwargs).eval()
+
+
+def named_outputs(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a model's outputs.
+
+    Raises:
+        InputError: they are unknown.
+    """
+    names = label_names(model)
+    if names is None:
+        raise InputError(
+            "the model's outputs have no names: set them with mxa.set_label_names(model, names) and save it"
+        )
+    return names
+
+
+def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path), None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
+        raise InputError(f"{path} is no checkpoint: {error}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            return clean_state_dict(content[key]), content.get("labels")
+    return clean_state_dict(content), None
+
+
+def init_weights(model: nn.Module, source: str) -> set[str]:
+    """Starts a model from other weights; the head keeps the rows whose label *names* it shares, the rest stays fresh.
+
+    Args:
+        model: The model to fill, its label names set.
+        source: A timm name with weights, a run folder, or a file (``.safetensors``, ``.pt``) of the same architecture.
+
+    Returns:
+        The keys that were filled, the head's not among them.
+
+    Raises:
+        InputError: no such source, or its weights are of another architecture; the message lists the keys.
+    """
+    path = Path(source)
+    if path.is_file():
+        state, names = _read_file(path)
+    else:
+        origin = load_model(source)
+        state, names = origin.state_dict(), label_names(origin)
+    cfg = model.pretrained_cfg
+    own = model.state_dict()
+    stem, head = cfg["first_conv"] + ".weight", cfg["classifier"]
+    head_keys = [k for k in own if k.startswith(f"{head}.")]
+    rows = align(names or (), label_names(model) or ())
+    for key in head_keys:
+        fresh = own[key].clone()
+        for i, row in enumerate(rows):
+            if row is not None and key in state and state[key].shape[1:] == fresh.shape[1:]:
+                fresh[i] = state[key][row]
+        state[key] = fresh
+    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+        state[stem] = timm.models.adapt_input_conv(own[stem].shape[1], state[stem])
+    state = resize_attention_biases(state, model)
+    try:
+        check_keys(state, model)
+    except RuntimeError as error:
+        raise InputError(f"{source}: {error}") from None
+    model.load_state_dict(state, strict=False)
+    return set(state) - set(head_keys)

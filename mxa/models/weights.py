@@ -1,0 +1,126 @@
+"""Weights in and out: strict loading, names of the outputs, saving in timm's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from timm.models import save_for_hf
+from timm.models._pretrained import PretrainedCfg
+from timm.models.efficientvit_msra import checkpoint_filter_fn as resize_attention_biases
+from torch import nn
+
+__all__ = [
+    "check_keys",
+    "checkpoint_filter_fn",
+    "label_names",
+    "require_weights",
+    "save_pretrained",
+    "set_label_names",
+    "resize_attention_biases",
+]
+
+
+def label_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Returns the names of a model's outputs in order, or None where they are unknown.
+
+    Works on every timm model: names come with the weights' configuration, or from ``set_label_names``.
+    """
+    if hasattr(model, "label_names"):
+        return model.label_names
+    names = getattr(model, "pretrained_cfg", {}).get("label_names")
+    return tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
+
+
+def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Names a model's outputs, for ``label_names``, prediction, evaluation and saving; None makes them unknown.
+
+    Raises:
+        ValueError: the number of names is not the number of outputs.
+    """
+    if names is not None and len(names) != model.num_classes:
+        raise ValueError(f"{len(names)} label names for {model.num_classes} outputs")
+    model.label_names = None if names is None else tuple(names)
+    if hasattr(model, "_model_args"):
+        model._model_args.pop("label_names", None)
+
+
+def save_pretrained(model: nn.Module, directory: str | Path) -> None:
+    """Writes ``model.safetensors`` and ``config.json``, with label names and preprocessing.
+
+    ``timm.create_model("local-dir:DIR", pretrained=True)`` loads them.
+    """
+    names = label_names(model)
+    save_for_hf(model, directory, model_config={"label_names": list(names)} if names else None, safe_serialization=True)
+
+
+def require_weights(variant: str, cfg: PretrainedCfg) -> None:
+    """Refuses to build a pretrained model from a configuration that names no weights.
+
+    Raises:
+        RuntimeError: it names none; the message says where weights can come from.
+    """
+    if cfg.has_weights or cfg.state_dict or cfg.source:
+        return
+    raise RuntimeError(
+        f"no weights are published for {variant}.{cfg.tag or 'chexpert'} yet. Start from ImageNet with "
+        f'"{variant}.r224_in1k" (pretrained=True, num_classes=...), load your own run with "local-dir:RUN_DIR" or '
+        f"pretrained_cfg_overlay=dict(file=...), or pass pretrained=False for random weights."
+    )
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
+def check_keys(state_dict: dict[str, torch.Tensor], model: nn.Module, adapted: Collection[str] = ()) -> None:
+    """Checks that a state dict fills a model.
+
+    Args:
+        state_dict: What is to be loaded.
+        model: The model.
+        adapted: Keys whose absence or shape is dealt with elsewhere. All of MXA's keys may be absent besides (a model
+            with MXA that starts from a plain backbone), never some of them.
+
+    Raises:
+        RuntimeError: a key is missing, unexpected or of another shape; the message lists the keys.
+    """
+    own = model.state_dict()
+    plain = not any(".mxa." in k for k in state_dict)
+    optional = {k for k in own if k in adapted or (plain and ".mxa." in k)}
+    problems = {
+        "missing": [k for k in own if k not in state_dict and k not in optional],
+        "unexpected": [k for k in state_dict if k not in own],
+        "of another shape": [
+            k for k, v in state_dict.items() if k in own and v.shape != own[k].shape and k not in optional
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+        raise RuntimeError(f"these weights are not those of {model.pretrained_cfg.get('architecture')}: {found}")
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Prepares a checkpoint for timm's loader and checks every key, which the loader does not.
+
+    Position biases are resized to the model's windows. Only the head may be replaced, where the number of outputs
+    differs, and the stem's first convolution adapted, where the number of channels does.
+
+    Raises:
+        RuntimeError: anything else does not fit (see ``check_keys``).
+    """
+    state_dict = resize_attention_biases(state_dict, model)
+    cfg = model.pretrained_cfg
+    own = model.state_dict()
+    adapted = set()
+    if model.num_classes != cfg["num_classes"]:
+        norm = "head.bn.weight"
+        kept = norm in own and norm in state_dict and own[norm].shape == state_dict[norm].shape
+        replaced = "head.linear." if kept else "head."
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(replaced)}
+        adapted |= {k for k in own if k.startswith(replaced)}
+    if model.in_chans != cfg["input_size"][0]:
+        adapted.add(cfg["first_conv"] + ".weight")
+    check_keys(state_dict, model, adapted)
+    return state_dict

@@ -1,0 +1,105 @@
+"""Findings of one image or of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .data import create_transform
+from .data.image_io import IMAGE_SUFFIXES, read_image
+from .errors import InputError
+from .inference import pick_device
+from .models.load import load_model, named_outputs
+
+__all__ = ["PredictConfig", "predict"]
+
+
+@dataclass
+class PredictConfig:
+    """What is predicted from what."""
+
+    files: tuple[Path, ...]
+    """Images, or folders of images."""
+    model: str
+    """Run folder, or a timm name with weights."""
+    format: Literal["table", "json"] = "table"
+    """How the probabilities are printed."""
+    rois: Path | None = None
+    """Write a picture of the (first) image with the boxes of every MXA block."""
+    skip_bad: bool = False
+    """Leave out images that do not read, instead of stopping."""
+    batch_size: int = 32
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+
+
+@torch.inference_mode()
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Predicts every image, in order.
+
+    Returns:
+        ``{"file": name, "probabilities": {label: probability}}`` for each image, sigmoid of the logits, not
+        calibrated; with ``skip_bad`` an image that does not read has ``{"file": name, "error": reason}``.
+
+    Raises:
+        InputError: bad input, a model whose outputs have no names, or an image that does not read.
+    """
+    model = load_model(config.model).to(pick_device(config.device))
+    labels = named_outputs(model)
+    transform = create_transform(model)
+    device = next(model.parameters()).device
+    results, batch = [], []
+
+    def flush() -> None:
+        if batch:
+            probabilities = model(torch.stack([x for _, x in batch]).to(device)).sigmoid().cpu()
+            for (row, _), p in zip(batch, probabilities.tolist(), strict=True):
+                row["probabilities"] = dict(zip(labels, p, strict=True))
+            batch.clear()
+
+    for path in list_images(config.files):
+        row: dict[str, Any] = {"file": str(path)}
+        try:
+            image = read_image(path)
+        except InputError as error:
+            if not config.skip_bad:
+                raise
+            row["error"] = str(error)
+        else:
+            batch.append((row, transform(image)))
+            if config.rois and len(batch) == 1 and not any("probabilities" in r for r in results):
+                _draw(model, image, batch[0][1].to(device), path, config.rois)
+        results.append(row)
+        if len(batch) == config.batch_size:
+            flush()
+    flush()
+    return results
+
+
+def _draw(model: torch.nn.Module, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
+    from .explain import draw_rois, predict_rois
+
+    draw_rois(image, predict_rois(model, x[None]), output, title=f"{path.name}: regions of the MXA blocks")
+
+
+def list_images(files: tuple[Path, ...]) -> list[Path]:
+    """Lists the images named and those in the folders named, sorted.
+
+    Raises:
+        InputError: something does not exist, or there is no image.
+    """
+    found = []
+    for path in map(Path, files):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"no such file or folder: {path}")
+    return found

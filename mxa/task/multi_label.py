@@ -1,0 +1,30 @@
+"""timm's multi-label task with masked labels."""
+
+from __future__ import annotations
+
+import torch
+from timm.task import MultiLabelClassificationTask
+from torch import nn
+
+from .losses import masked_bce_with_logits
+
+__all__ = ["MultiLabelTask"]
+
+
+class MultiLabelTask(MultiLabelClassificationTask):
+    """Multi-label classification where NaN targets are masked.
+
+    Args:
+        model: ``(B, C, H, W)`` to logits ``(B, L)``.
+        pos_weight: ``(L,)``, weight of the positive term of each label.
+        device: Device of the task's tensors.
+    """
+
+    def __init__(self, model: nn.Module, pos_weight: torch.Tensor | None = None, device: torch.device | None = None):
+        super().__init__(model, criterion=masked_bce_with_logits, device=device, verbose=False)
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Gives ``{"loss": scalar, "output": logits (B, L)}`` of images and targets ``(B, L)``, NaN where masked."""
+        output = self.trainable_module(input)
+        return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}

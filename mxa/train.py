@@ -1,0 +1,274 @@
+"""Training and fine-tuning: one loop for every model, collection and starting point."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils.summary import trim_summary, update_summary
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .checkpoint import atomic_write, load_checkpoint, save_checkpoint
+from .data import CXRDataset, create_dataset, create_transform, data_config, make_loader
+from .errors import InputError
+from .inference import pick_device, predict_logits
+from .metrics import macro_auroc
+from .models.load import create, init_weights
+from .models.weights import save_pretrained, set_label_names
+from .progress import TrainProgress
+from .task import MultiLabelTask, masked_bce_with_logits
+
+__all__ = ["TrainConfig", "fit", "train"]
+
+
+@dataclass
+class TrainConfig:
+    """What defines a training run; a YAML file for ``--config`` holds what differs from these defaults."""
+
+    output: Path
+    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json."""
+    model: str = "efficientvit_ml_m0_mxa"
+    """Any timm model name."""
+    data: Literal["phantom", "nih", "chexpert", "table"] = "phantom"
+    """Collection."""
+    root: Path | None = None
+    """Folder of the collection; the CSV for "table"."""
+    labels: str | None = None
+    """"chexpert", "nih", "xrv" or names separated by commas; the collection's own by default."""
+    views: str = "frontal"
+    """frontal, lateral, all, AP or PA."""
+    uncertain: Literal["U-Ones", "U-Zeros", "U-Ignore", "LSR"] = "U-Ones"
+    """What an uncertain label becomes in training."""
+    blank: Literal["negative", "ignore"] | None = None
+    """What a blank label becomes; the collection's habit by default."""
+    init: str | None = None
+    """Start from these weights: a timm name with weights, a run folder, or a file."""
+    freeze: Literal["backbone"] | None = None
+    """Train only what --init did not fill, and the head."""
+    img_size: int | None = None
+    """Side of the input, in pixels; the model's own by default."""
+    epochs: int = 20
+    batch_size: int = 32
+    lr: float = 1e-3
+    """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
+    min_lr: float = 1e-5
+    warmup_epochs: int = 1
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one below."""
+    opt: str = "adamw"
+    """Any timm optimizer."""
+    drop_rate: float = 0.0
+    drop_path_rate: float | None = None
+    """Stochastic depth, for models that have it."""
+    scale: tuple[float, float] = (0.8, 1.0)
+    """Range of the area that the random crop keeps."""
+    ratio: tuple[float, float] = (0.9, 1.1)
+    """Range of the crop's change of aspect ratio."""
+    rotation: float = 10.0
+    """Largest random rotation, in degrees."""
+    hflip: float = 0.0
+    """Probability of a horizontal flip; it mirrors the heart."""
+    seed: int = 0
+    workers: int = 2
+    """Worker processes of the loader."""
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+    amp: bool = False
+    """bfloat16 autocast."""
+    resume: bool = False
+    """Go on from the checkpoint in output."""
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains on a collection's training part and keeps the weights of the best epoch on its validation part.
+
+    Returns:
+        The summary that ``fit`` returns.
+
+    Raises:
+        InputError: bad input; nothing is written then.
+    """
+    _check(config)
+    options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views")}
+    train_set = create_dataset(config.data, config.root, "train", **options)
+    val_set = create_dataset(config.data, config.root, "val", **options)
+    return fit(config, train_set, val_set)
+
+
+def _check(config: TrainConfig) -> None:
+    run = Path(config.output)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--output {run} is a file: give a folder")
+    if (run / "config.yaml").exists() and not config.resume:
+        raise InputError(f"{run} holds a run: add --resume to go on with it, or give another --output")
+    if config.resume and not (run / "config.yaml").exists():
+        raise InputError(f"{run} holds no run to resume")
+    if config.freeze and not config.init:
+        raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
+    for name, low in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
+        if getattr(config, name) < low:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(config, name)}")
+
+
+def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None = None) -> dict[str, Any]:
+    """Trains on one dataset; without a validation set the last epoch's weights are kept.
+
+    Every random choice is a function of (seed, epoch, index), so that a run that was killed and resumed ends with the
+    weights of one that was not.
+
+    Returns:
+        ``epoch`` and ``macro_auc`` of the weights that are kept, ``bad_images`` (names), ``output``.
+
+    Raises:
+        InputError: bad input, or a loss that is not finite.
+    """
+    run = Path(config.output)
+    torch.manual_seed(config.seed)
+    model = build_model(config, train_set.labels)
+    filled = init_weights(model, config.init) if config.init else set()
+    frozen = _freeze(model, filled) if config.freeze else []
+    device = pick_device(config.device)
+    task = MultiLabelTask(model.to(device), device=device)
+
+    preprocessing = data_config(model, config.img_size)
+    train_set.seed, train_set.replace_bad = config.seed, True
+    augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip")}
+    transform = create_transform(preprocessing, is_training=True, **augment)
+    loader = make_loader(train_set, transform, min(config.batch_size, len(train_set)), config.workers, is_training=True)
+    loader.sampler.generator = torch.Generator()
+    val_loader = None
+    if val_set is not None:
+        val_loader = make_loader(val_set, create_transform(preprocessing), config.batch_size, config.workers)
+
+    steps = len(loader)
+    optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=config.epochs,
+        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+        warmup_lr=config.lr / 100,
+        min_lr=min(config.min_lr, config.lr),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    first, best = 0, {"epoch": -1, "macro_auc": float("nan")}
+    if config.resume and (saved := load_checkpoint(run)):
+        _check_same_run(config, saved["config"])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, best = saved["epoch"] + 1, saved["best"]
+        train_set.bad[saved["bad"]] = True
+
+    run.mkdir(parents=True, exist_ok=True)
+    settings = _plain(config)
+    atomic_write(run / "config.yaml", lambda path: path.write_text(yaml.safe_dump(settings, sort_keys=False)))
+    trim_summary(str(run / "log.csv"), first)
+    with TrainProgress(config.epochs, steps, first) as progress:
+        for epoch in range(first, config.epochs):
+            task.train()
+            for module in frozen:
+                module.eval()
+            losses = []
+            for step, (images, targets) in enumerate(_batches(loader, config.seed, epoch)):
+                scheduler.step_update(epoch * steps + step)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+                    loss = task(images.to(device), targets.to(device))["loss"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+                if step % 10 == 0 or step == steps - 1:
+                    progress.step(epoch, step, loss.item(), lr := max(g["lr"] for g in optimizer.param_groups))
+            mean_loss = float(torch.stack(losses).mean())
+            if not math.isfinite(mean_loss):
+                raise InputError(f"the loss became {mean_loss} in epoch {epoch + 1}: lower --lr and start again")
+            scores = {}
+            if val_loader is not None:
+                logits = predict_logits(model, val_loader, config.amp)
+                targets = val_set.records.targets
+                loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
+                scores = {"loss": float(loss), "macro_auc": macro_auroc(logits, targets)}
+            score = scores.get("macro_auc", float("nan"))
+            if val_loader is None or not score <= best["macro_auc"]:
+                best = {"epoch": epoch, "macro_auc": score}
+                _save_weights(model, run)
+            update_summary(epoch, {"loss": mean_loss}, scores, str(run / "log.csv"), lr=lr)
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "best": best,
+                "config": settings,
+                "labels": train_set.labels,
+                "bad": train_set.bad.nonzero().flatten().tolist(),
+            }
+            save_checkpoint(state, run)
+            progress.epoch(epoch, mean_loss, scores)
+    return {**best, "bad_images": train_set.bad_paths(), "output": run}
+
+
+def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
+    """Builds a run's model with named outputs; a model that is not ours is told to see whole images, as ours do."""
+    optional = {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(config, k))}
+    model = create(config.model, config.img_size, num_classes=len(labels), **optional)
+    model.pretrained_cfg.update(crop_pct=1.0, crop_mode="squash")
+    set_label_names(model, labels)
+    return model
+
+
+def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:
+    """Stops the gradient of every parameter that was filled; returns the modules to keep in eval mode (batch norm)."""
+    frozen = []
+    for name, module in model.named_modules():
+        keys = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
+        if keys and filled.issuperset(keys):
+            module.requires_grad_(False)
+            frozen.append(module)
+    return frozen
+
+
+def _batches(loader: DataLoader, seed: int, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch, its order and all later randomness of the main process a function of (seed, epoch)."""
+    derived = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    loader.sampler.generator.manual_seed(derived)
+    loader.dataset.set_epoch(epoch)
+    batches = iter(loader)
+    torch.manual_seed(derived)
+    yield from batches
+
+
+def _save_weights(model: nn.Module, run: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=run, prefix=".weights") as folder:
+        save_pretrained(model, folder)
+        for name in ("model.safetensors", "config.json"):
+            atomic_write(run / name, lambda path, name=name: shutil.move(Path(folder) / name, path))
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as YAML and JSON have it."""
+    return {
+        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for k, v in dataclasses.asdict(config).items()
+        if k != "resume"
+    }
+
+
+def _check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
+    free = ("output", "root", "workers", "device")
+    changed = [k for k, v in _plain(config).items() if k not in free and v != saved.get(k)]
+    if changed:
+        what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
+        raise InputError(f"--resume must go on with the same settings ({what}): change them in a new --output")

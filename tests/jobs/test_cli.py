@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from mxa import cli
+
+
+def run_cli(capsys, *arguments):
+    cli.main([str(a) for a in arguments])
+    return capsys.readouterr()
+
+
+def test_the_four_commands_as_the_readme_has_them(table, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    data = ("--data", "table", "--root", table)
+    small = ("--img-size", 64, "--epochs", 1, "--batch-size", 8, "--workers", 0)
+    shown = run_cli(capsys, "train", *data, "--model", "efficientvit_ml_m0_mxa", *small, "--seed", 1, "--output", run)
+    assert "kept: epoch 1, validation macro AUC" in shown.out
+    shown = run_cli(capsys, "evaluate", run, *data, "--output", out, "--replicates", 20, "--skip-bad", "--workers", 0)
+    assert "macro AUC" in shown.out
+    assert "12 images of 6 patients" in shown.out
+    assert "undefined" in shown.out
+    assert json.loads((out / "metrics.json").read_text())["images"] == 12
+    picture = tmp_path / "rois.png"
+    image = table.parent / "0.png"
+    shown = run_cli(capsys, "predict", image, "--model", run, "--format", "json", "--rois", picture)
+    assert set(json.loads(shown.out)[0]["probabilities"]) == {"Edema", "Mass", "Bright"}
+    assert picture.exists()
+    shown = run_cli(capsys, "predict", "--model", run, image, table.parent / "1.png")
+    assert "Bright" in shown.out
+
+
+def test_config_file_with_overrides(table, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: table\nroot: {table}\nmodel: efficientvit_ml_m0\nimg_size: 64\nepochs: 3\nbatch_size: 8\n"
+        "workers: 0\nscale: [0.9, 1.0]\n"
+    )
+    run_cli(capsys, "train", "--config", recipe, "--epochs", 1, "--output", tmp_path / "run")
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "epochs: 1\n" in written
+    assert "- 0.9\n" in written
+    recipe.write_text("epoch: 3\n")
+    with pytest.raises(SystemExit, match="unknown field epoch"):
+        run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
+
+
+def test_run_config_is_a_recipe(run, tmp_path, capsys):
+    run_cli(capsys, "train", "--config", run / "config.yaml", "--epochs", 1, "--output", tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "nih", "--output", "x"), "mxa train: data source 'nih' needs --root"),
+        (("train", "--data", "nih", "--root", "/nowhere", "--output", "x"), "no such folder or file: /nowhere"),
+        (("train", "--model", "vit_nothing", "--output", "x"), "unknown model 'vit_nothing'"),
+        (("evaluate", "nowhere", "--output", "x"), "unknown model 'nowhere'"),
+        (("evaluate", "efficientvit_ml_m0", "--output", "x"), "no weights are published"),
+        (("predict", "none.png", "--model", "efficientvit_ml_m0"), "no weights are published"),
+        (("bench", "models", "--models", "nothing"), "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        cli.main(list(arguments))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_extra_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(SystemExit, match=r'tyro is not installed: run pip install "mxa\[train\]"'):
+        cli.main(["train", "--output", "x"])
+
+
+def test_help_and_version(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["nothing"])
+    assert error.value.code == 2
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--help"])
+    assert error.value.code == 0
+    shown = capsys.readouterr()
+    for command in ("train", "evaluate", "predict", "bench models"):
+        assert f"mxa {command}" in shown.out
+    cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("mxa 0.")
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", "--help"])
+    assert error.value.code == 0
+    assert "--layer-decay" in capsys.readouterr().out

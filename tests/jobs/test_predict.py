@@ -1,0 +1,89 @@
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from mxa.data import create_transform
+from mxa.data.image_io import read_image
+from mxa.errors import InputError
+from mxa.explain import predict_rois
+from mxa.models.load import load_model
+from mxa.models.weights import save_pretrained
+from mxa.predict import PredictConfig, predict
+
+
+def test_file_and_folder(run, table):
+    folder = predict(PredictConfig(files=(table.parent,), model=str(run), batch_size=7))
+    assert [r["file"] for r in folder] == sorted(r["file"] for r in folder)
+    assert len(folder) == 48
+    one = predict(PredictConfig(files=(table.parent / "3.png",), model=str(run)))
+    model = load_model(run)
+    expected = model(create_transform(model)(read_image(table.parent / "3.png"))[None]).sigmoid()[0]
+    assert list(one[0]["probabilities"]) == ["Edema", "Mass", "Bright"]
+    assert list(one[0]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    same = next(r for r in folder if r["file"].endswith("/3.png"))
+    assert list(same["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_rois_picture(run, table, tmp_path):
+    predict(PredictConfig(files=(table.parent / "3.png",), model=str(run), rois=tmp_path / "rois.png"))
+    with Image.open(tmp_path / "rois.png") as picture:
+        assert min(picture.size) > 300
+        assert len(set(picture.convert("RGB").resize((100, 100)).getdata())) > 20
+
+
+def test_bad_input(run, table, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        predict(PredictConfig(files=(tmp_path / "none.png",), model=str(run)))
+    with pytest.raises(InputError, match="holds no image"):
+        predict(PredictConfig(files=(tmp_path,), model=str(run)))
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"bad\.png does not decode"):
+        predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run)))
+    results = predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run), skip_bad=True))
+    assert "does not decode" in results[0]["error"]
+    assert "probabilities" in results[1]
+    with pytest.raises(InputError, match="is no run folder"):
+        predict(PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path)))
+    save_pretrained(timm.create_model("efficientvit_ml_m0", img_size=64), tmp_path / "plain")
+    with pytest.raises(InputError, match="no MXA block"):
+        plain = PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path / "plain"), rois=tmp_path / "r.png")
+        predict(plain)
+    save_pretrained(timm.create_model("efficientvit_ml_m0_mxa", in_chans=4), tmp_path / "four")
+    with pytest.raises(InputError, match="takes 4 channels"):
+        predict(PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path / "four")))
+
+
+def test_rois_leave_no_trace_and_stay_inside(run):
+    model = load_model(run)
+    images = torch.randn(3, 3, 64, 64)
+    before = model(images)
+    first, second = predict_rois(model, images), predict_rois(model, images)
+    assert len(first) == 6
+    for name, boxes in first.items():
+        assert torch.equal(boxes, second[name])
+        assert boxes.shape == (3, 4)
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+    assert torch.equal(model(images), before)
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_a_cell_of_a_map_lies_where_the_boxes_say():
+    """The gradient of one cell of the stem's map is centred on the pixel that the conversion gives."""
+    from mxa.explain.rois import _to_image
+
+    torch.manual_seed(0)
+    model = timm.create_model("efficientvit_ml_m0_mxa").eval()
+    for weight in model.patch_embed.parameters():
+        weight.data.abs_()
+    image = torch.ones(1, 3, 224, 224, requires_grad=True)
+    row, column = 5, 8
+    model.patch_embed(image)[0, :, row, column].sum().backward()
+    weight = image.grad[0].abs().sum(0)
+    at = torch.arange(224) + 0.5
+    centre = torch.stack([(weight.sum(0) * at).sum(), (weight.sum(1) * at).sum()]) / weight.sum()
+    cell = torch.tensor([[column, row, column + 1, row + 1]]) / 14
+    box = _to_image(cell, torch.Size((14, 14)), torch.Size((224, 224)))[0] * 224
+    assert ((box[:2] + box[2:]) / 2 - centre).abs().max() < 1
+    assert (box[2:] - box[:2] - 16).abs().max() < 1e-3

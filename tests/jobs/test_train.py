@@ -1,0 +1,212 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mxa
+from mxa.data import create_dataset
+from mxa.errors import InputError
+from mxa.models.load import load_model
+from mxa.train import TrainConfig, build_model, fit, train
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml",
+        "log.csv",
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        "model.safetensors",
+        "config.json",
+    }
+    log = rows(run / "log.csv")
+    assert [row["epoch"] for row in log] == [str(i) for i in range(6)]
+    assert float(log[-1]["train_loss"]) < float(log[0]["train_loss"])
+    model = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
+    assert mxa.label_names(model) == ("Edema", "Mass", "Bright")
+    assert model.img_size == 64
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"] == "efficientvit_ml_m0_mxa"
+    assert settings["epochs"] == 6
+
+
+def test_keeps_the_best_epoch(run):
+    log = rows(run / "log.csv")
+    best = max(range(6), key=lambda i: (float(log[i]["eval_macro_auc"]), -i))
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert saved["best"]["epoch"] == best
+    assert saved["best"]["macro_auc"] == pytest.approx(float(log[best]["eval_macro_auc"]))
+    assert float(log[best]["eval_macro_auc"]) > 0.6
+
+
+def test_same_seed_same_weights_with_workers(config, tmp_path):
+    train(config(output=tmp_path / "a", epochs=1))
+    train(config(output=tmp_path / "b", epochs=1, workers=2))
+    train(config(output=tmp_path / "c", epochs=1, seed=1))
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+SCRIPT = """
+import sys
+from mxa.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(config, table, tmp_path):
+    options = ["--data", "table", "--root", str(table), "--model", "efficientvit_ml_m0_mxa", "--img-size", "64"]
+    options += ["--epochs", "4", "--batch-size", "8", "--workers", "1", "--drop-path-rate", "0.2", "--drop-rate", "0.1"]
+
+    def start(output, *more):
+        command = [sys.executable, "-c", SCRIPT, "train", *options, "--output", str(output), *more]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed = start(tmp_path / "killed")
+    log = tmp_path / "killed" / "log.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(rows(log)) >= 2) and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(rows(log)) < 4, "the run ended before it was killed"
+    assert start(tmp_path / "killed", "--resume").wait() == 0
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert rows(tmp_path / "whole" / "log.csv") == rows(log)
+
+
+def test_resume_needs_the_same_settings(config, run):
+    with pytest.raises(InputError, match="holds a run"):
+        train(config(output=run))
+    with pytest.raises(InputError, match=r"epochs was 6"):
+        train(config(output=run, resume=True, epochs=7))
+    with pytest.raises(InputError, match="no run to resume"):
+        train(config(resume=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "efficientvit_ml_m9"}, "unknown model 'efficientvit_ml_m9'"),
+        ({"labels": "Edema,Nonsense"}, "Nonsense"),
+        ({"freeze": "backbone"}, "needs --init"),
+        ({"init": "efficientvit_ml_m0_mxa"}, "no weights are published"),
+        ({"init": "nowhere.pt"}, "nowhere.pt"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"model": "resnet10t", "drop_path_rate": 0.1, "opt": "nothing"}, "nothing"),
+        ({"root": None}, "needs --root"),
+    ],
+)
+def test_bad_input_writes_nothing(config, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        train(config(**fields))
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
+    from mxa.task import MultiLabelTask
+
+    forward, calls = MultiLabelTask.forward, []
+
+    def broken(self, *args):
+        calls.append(1)
+        result = forward(self, *args)
+        return {**result, "loss": result["loss"] * (float("nan") if len(calls) > 3 else 1)}
+
+    monkeypatch.setattr(MultiLabelTask, "forward", broken)
+    with pytest.raises(InputError, match="loss became nan in epoch 2"):
+        train(config())
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 0
+
+
+def test_fine_tuning_keeps_head_rows_by_name(config, run):
+    labels = ("Bright", "Hernia", "Edema")
+    model = build_model(config(), labels)
+    from mxa.models.load import init_weights
+
+    init_weights(model, str(run))
+    origin = load_model(run)
+    assert torch.equal(model.head.linear.weight[0], origin.head.linear.weight[2])
+    assert torch.equal(model.head.linear.weight[2], origin.head.linear.weight[0])
+    assert not torch.equal(model.head.linear.weight[1], origin.head.linear.weight[1])
+    assert torch.equal(model.stages[0].blocks[0].mixer.mxa.ls.gamma, origin.stages[0].blocks[0].mixer.mxa.ls.gamma)
+
+
+def test_frozen_backbone_does_not_move(config, run, tmp_path):
+    train(config(init=str(run), freeze="backbone", labels="Bright,Edema", epochs=1, lr=0.1))
+    before, after = load_model(run).state_dict(), load_model(tmp_path / "run").state_dict()
+    changed = {k for k in before if before[k].shape != after[k].shape or not torch.equal(before[k], after[k])}
+    assert changed
+    assert all(k.startswith("head.") for k in changed)
+
+
+def test_frozen_plain_backbone_trains_mxa(config, tmp_path):
+    train(config(model="efficientvit_ml_m0", epochs=1, output=tmp_path / "plain"))
+    train(config(init=str(tmp_path / "plain"), freeze="backbone", epochs=1))
+    before, after = load_model(tmp_path / "plain").state_dict(), load_model(tmp_path / "run").state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before if not k.startswith("head."))
+    fresh = timm.create_model("efficientvit_ml_m0_mxa", num_classes=3, img_size=64).state_dict()
+    gamma = "stages.0.blocks.0.mixer.mxa.ls.gamma"
+    assert not torch.equal(after[gamma], fresh[gamma])
+
+
+def test_another_image_size_and_layer_decay(config, run, tmp_path):
+    train(config(init=str(run), img_size=96, layer_decay=0.7, epochs=1))
+    assert load_model(tmp_path / "run").img_size == 96
+
+
+def test_another_architecture_is_refused(config, run):
+    with pytest.raises(InputError, match=r"weights are not those of efficientvit_ml_m1_mxa.*of another shape"):
+        train(config(model="efficientvit_ml_m1_mxa", init=str(run)))
+
+
+def test_any_timm_model(config, tmp_path):
+    train(config(model="resnet10t", epochs=1, img_size=None))
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert mxa.label_names(model) == ("Edema", "Mass", "Bright")
+    assert model.pretrained_cfg["crop_pct"] == 1.0
+    assert model.pretrained_cfg["crop_mode"] == "squash"
+
+
+def test_bad_training_image_is_replaced_and_named(config, table, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in table.parent.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes() if path.name != "0.png" else b"not an image")
+    summary = train(config(root=broken / "table.csv", epochs=1, workers=1))
+    assert summary["bad_images"] == [str(broken / "0.png")]
+    (broken / "4.png").write_bytes(b"not an image")  # a validation image
+    with pytest.raises(InputError, match=r"4\.png does not decode"):
+        train(config(root=broken / "table.csv", output=tmp_path / "run2", epochs=1))
+
+
+def test_fit_without_validation_keeps_the_last_epoch(config, table, tmp_path):
+    summary = fit(replace(config(), epochs=3), create_dataset("table", table, "train"))
+    assert summary["epoch"] == 2
+    assert np.isnan(summary["macro_auc"])
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[k], saved[k]) for k in kept)
+
+
+def test_config_defaults_are_the_phantom():
+    assert TrainConfig(output="x").data == "phantom"
