@@ -7,12 +7,23 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .errors import InputError
+
 __all__ = ["pick_device", "predict_logits"]
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Returns the device named, by default CUDA where there is one, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Returns the device named, by default CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 @torch.inference_mode()

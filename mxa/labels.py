@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "resolve_labels"]
+from .errors import InputError
+
+__all__ = ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "check_known", "resolve_labels"]
 
 #: The 14 observations of CheXpert, in the order of its tables.
 CHEXPERT = (
@@ -99,7 +101,7 @@ def align(source: Sequence[str], target: Sequence[str]) -> tuple[int | None, ...
         For each target name its index in ``source``, or None where the source does not have it.
 
     Raises:
-        ValueError: two columns of ``source`` have the same meaning.
+        InputError: two columns of ``source`` have the same meaning.
 
     >>> align(("Effusion", "", "Edema"), ("Edema", "Pleural Effusion", "Fracture"))
     (2, 0, None)
@@ -107,7 +109,7 @@ def align(source: Sequence[str], target: Sequence[str]) -> tuple[int | None, ...
     index: dict[str, int] = {}
     for i, name in enumerate(source):
         if name and index.setdefault(canonical(name), i) != i:
-            raise ValueError(f"labels {source[index[canonical(name)]]!r} and {name!r} mean the same; keep one of them")
+            raise InputError(f"labels {source[index[canonical(name)]]!r} and {name!r} mean the same; keep one of them")
     return tuple(index.get(canonical(name)) for name in target)
 
 
@@ -115,7 +117,7 @@ def resolve_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     """Turns a label space's name, a comma-separated list or a sequence into a tuple of names.
 
     Raises:
-        ValueError: the list is empty, repeats a label, or is one word that names no space.
+        InputError: the list is empty or repeats a label.
 
     >>> resolve_labels("chexpert") == CHEXPERT
     True
@@ -125,12 +127,21 @@ def resolve_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
         if labels.lower() in LABEL_SPACES:
             return LABEL_SPACES[labels.lower()]
-        known = {canonical(name) for space in LABEL_SPACES.values() for name in space}
-        if "," not in labels and canonical(labels) not in known:
-            raise ValueError(f"unknown labels {labels!r}: give {', '.join(LABEL_SPACES)}, or names separated by commas")
         labels = [name.strip() for name in labels.split(",") if name.strip()]
     names = tuple(labels)
     if not names:
-        raise ValueError("the list of labels is empty")
+        raise InputError("the list of labels is empty")
     align(names, ())
     return names
+
+
+def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
+    """Refuses names that stand neither in a label space nor in ``known``.
+
+    Raises:
+        InputError: there is one; the message names it and what is known.
+    """
+    every = {canonical(name) for space in (*LABEL_SPACES.values(), known) for name in space}
+    if unknown := [name for name in names if canonical(name) not in every]:
+        here = f", or from {', '.join(known)}" if known else ""
+        raise InputError(f"unknown label {', '.join(unknown)}: give names of {', '.join(LABEL_SPACES)}{here}")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils.summary import trim_summary, update_summary
 from torch import nn
@@ -118,6 +118,8 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"{run} holds no run to resume")
     if config.freeze and not config.init:
         raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
+    if config.opt not in list_optimizers():
+        raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
     for name, low in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
         if getattr(config, name) < low:
             raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(config, name)}")

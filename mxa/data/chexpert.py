@@ -77,7 +77,7 @@ def read_chexpert(
         blank: Policy for blank cells of ``train.csv``.
 
     Raises:
-        InputError: a missing table or column, an unknown policy, or a cell that is no number.
+        InputError: a missing table or column, an unknown policy, or a cell that is not 1, 0, -1 or blank.
     """
     root = Path(root)
     if split is None:
@@ -88,6 +88,12 @@ def read_chexpert(
         cells = table[list(CHEXPERT)].replace("", "nan").to_numpy(np.float32)
     except ValueError as error:
         raise InputError(f"{path}: a label cell is no number ({error})") from None
+    strange = ~(np.isnan(cells) | np.isin(cells, (-1, 0, 1)))
+    if strange.any():
+        row, column = np.argwhere(strange)[0]
+        raise InputError(
+            f"{path}: {CHEXPERT[column]} of {table['Path'].iloc[row]} is {cells[row, column]:g} (1, 0, -1 or blank)"
+        )
     parts = [p.split("/") for p in table["Path"]]
     inside = ["/".join(p[1:] if p[0].startswith("CheXpert") else p) for p in parts]
     patients = [next((name for name in p if name.startswith("patient")), p[-1]) for p in parts]

@@ -14,7 +14,7 @@ from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 
 from ..errors import InputError
-from ..labels import resolve_labels
+from ..labels import check_known, resolve_labels
 from .chexpert import read_chexpert
 from .nih import read_nih
 from .phantom import read_phantom
@@ -74,21 +74,32 @@ class CXRDataset(ImageDataset):
 
     def __getitem__(self, index: int):
         """Reads, transforms and returns ``(image, target)``."""
+        image = self._image(index)
+        if image is None and self.replace_bad:
+            index, image = next(self._readable_after(index), (index, None))
+            if image is None:
+                self.check()
         target = torch.from_numpy(self.records.targets[index].copy())
-        try:
-            image = self.records.image(index)
-        except InputError:
-            self.bad[index] = True
-            if self.replace_bad:
-                for other in range(index + 1, index + len(self)):
-                    if not self.bad[other % len(self)]:
-                        return self[other % len(self)]
-                raise
+        if image is None:
             image, target = Image.new("L", (64, 64)), torch.full_like(target, torch.nan)
         if self.transform is not None:
             with seeded(self.seed, int(self._epoch), index):
                 image = self.transform(image)
         return image, target
+
+    def _image(self, index: int) -> Image.Image | None:
+        """Reads an image; remembers one that does not read."""
+        try:
+            return self.records.image(index)
+        except InputError:
+            self.bad[index] = True
+            return None
+
+    def _readable_after(self, index: int) -> Iterator[tuple[int, Image.Image]]:
+        for i in range(index + 1, index + len(self)):
+            other = i % len(self)
+            if not self.bad[other] and (image := self._image(other)) is not None:
+                yield other, image
 
 
 class _RecordsReader(Reader):
@@ -114,7 +125,7 @@ def seeded(seed: int | None, *key: int) -> Iterator[None]:
         return
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     derived = int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
-    torch.manual_seed(derived)
+    torch.default_generator.manual_seed(derived)  # torch.manual_seed would seed CUDA too, for good
     np.random.seed(derived)
     random.seed(derived)
     try:
@@ -136,21 +147,22 @@ def create_dataset(
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
-    Args:
-        source: ``"phantom"`` (drawn, no files), ``"nih"``, ``"chexpert"`` or ``"table"``.
-        root: The collection's folder; the CSV for ``"table"``.
-        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
-            the test part where the collection has one, else everything. Train and val are cut from the training part
-            by patient.
-        labels: Names wanted, or ``"chexpert"``, ``"nih"``, ``"xrv"``; aligned by name, masked where the collection
-            lacks them. The collection's own by default.
-        uncertain: Policy for uncertain labels in training: ``"U-Ones"``, ``"U-Zeros"``, ``"U-Ignore"``, ``"LSR"``, or
-            a mapping by label.
-        blank: Policy for blank cells: ``"negative"`` (CheXpert's default) or ``"ignore"`` (a table's).
-        views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed.
+       Args:
+           source: ``"phantom"`` (drawn, no files), ``"nih"``, ``"chexpert"`` or ``"table"``.
+           root: The collection's folder; the CSV for ``"table"``.
+           split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
+               the test part where the collection has one, else everything. Train and val are cut from the training part
+               by patient.
+           labels: Names separated by commas or in a sequence, or ``"chexpert"``, ``"nih"``, ``"xrv"``; aligned by name,
+               masked where the collection lacks them. The collection's own by default.
+    The collection's own by default.
+           uncertain: Policy for uncertain labels in training: ``"U-Ones"``, ``"U-Zeros"``, ``"U-Ignore"``, ``"LSR"``, or
+               a mapping by label.
+           blank: Policy for blank cells: ``"negative"`` (CheXpert's default) or ``"ignore"`` (a table's).
+           views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed.
 
-    Raises:
-        InputError: unknown source, split, label, policy or view, a missing file or column, or an empty split.
+       Raises:
+           InputError: unknown source, split, label, policy or view, a missing file or column, or an empty split.
     """
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}: give one of {', '.join(SOURCES)}")
@@ -171,6 +183,8 @@ def create_dataset(
         records = read_chexpert(root, split, uncertain, blank or "negative")
     else:
         records = read_table(root, split, wanted, uncertain, blank or "ignore")
+    if isinstance(labels, str):
+        check_known(wanted, records.labels)
     if wanted is not None:
         records = records.with_labels(wanted)
     records = records.with_views(views)

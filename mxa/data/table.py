@@ -42,12 +42,17 @@ def read_table(
         InputError: a missing column, a label cell that is no number in [-1, 1], or an empty split.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --root must name the CSV of a table")
     table = read_csv(path, ("path",))
-    columns = [c for c in table.columns if c not in _NOT_LABELS]
-    if labels is not None:
-        columns = [columns[i] for i in align(columns, labels) if i is not None]
+    columns = [c for c in table.columns if c not in _NOT_LABELS and not c.startswith("Unnamed: ")]  # pandas' own
     if not columns:
         raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
+    if labels is not None:
+        wanted = [columns[i] for i in align(columns, labels) if i is not None]
+        if not wanted:
+            raise InputError(f"{path} has none of the labels {', '.join(labels)}; it has {', '.join(columns)}")
+        columns = wanted
     cells = np.empty((len(table), len(columns)), dtype=np.float32)
     for i, column in enumerate(columns):
         try:

@@ -27,6 +27,16 @@ def data_config(model: nn.Module, img_size: int | None = None) -> dict:
     return resolve_input_data_config(model, {"img_size": img_size})
 
 
+class RandomPart(transforms.RandomResizedCrop):
+    """A random part of an image, resized; ``ratio`` changes the image's own aspect ratio, as the squash does."""
+
+    @staticmethod
+    def get_params(image: Image.Image, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, ...]:
+        """Draws top, left, height and width."""
+        aspect = image.width / image.height
+        return transforms.RandomResizedCrop.get_params(image, scale, [r * aspect for r in ratio])
+
+
 class ToXrayTensor:
     """Turns a gray PIL image (``"L"``, or ``"F"`` in [0, 255]) into a normalised tensor ``(C, H, W)``, float32.
 
@@ -83,7 +93,7 @@ def create_transform(
     interpolation = str_to_interp_mode(cfg.get("interpolation", "bicubic"))
     steps: list = [transforms.Resize(size, interpolation)]
     if is_training:
-        steps = [transforms.RandomResizedCrop(size, scale, ratio, interpolation)]
+        steps = [RandomPart(size, scale, ratio, interpolation)]
         if rotation:
             steps.append(transforms.RandomRotation(rotation, transforms.InterpolationMode.BILINEAR))
         if hflip:

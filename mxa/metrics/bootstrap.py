@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..errors import InputError
 from .functional import auroc
 
 __all__ = ["auroc_intervals", "patient_weights"]
@@ -54,7 +55,12 @@ def auroc_intervals(
     Returns:
         ``labels`` ``(L, 2)``, ``macro`` ``(2,)``, ``micro`` ``(2,)``, each low and high, NaN where undefined;
         ``skipped``, the number of replicates that the macro interval left out.
+
+    Raises:
+        InputError: no replicates.
     """
+    if replicates < 1:
+        raise InputError(f"replicates must be at least 1, got {replicates}")
     per_label, micro = [], []
     flat_scores, flat_targets = scores.T.ravel(), targets.T.ravel()
     for weight in patient_weights(patients, replicates, seed):

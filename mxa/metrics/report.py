@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from .bootstrap import auroc_intervals
 from .functional import accuracy, auroc, f1, macro_auroc, micro_auroc
 
@@ -42,7 +43,12 @@ def report(
         A dict for JSON: ``macro_auc``, ``micro_auc``, ``loss``, ``labels`` ``{name: {auc, accuracy, f1, n_pos, n_neg,
         ...}}`` and more; what is undefined is None, listed under ``undefined``, and left out of every mean. Accuracy
         and F1 are at probability 0.5.
+
+    Raises:
+        InputError: a logit is not finite.
     """
+    if not np.isfinite(logits).all():
+        raise InputError("the model's outputs are not finite: its training diverged, or its input is wrong")
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     intervals = auroc_intervals(logits, targets, patients, replicates)
     rows = {}
@@ -64,8 +70,8 @@ def report(
         "micro_auc_interval": intervals["micro"],
         f"macro_auc_min{ENOUGH}": macro_auroc(logits[:, enough], targets[:, enough]),
         "loss": loss,
-        "accuracy": np.nanmean([math.nan, *(row["accuracy"] for row in rows.values())]),
-        "f1": np.nanmean([math.nan, *(row["f1"] for row in rows.values())]),
+        "accuracy": _mean([row["accuracy"] for row in rows.values()]),
+        "f1": _mean([row["f1"] for row in rows.values()]),
         "images": len(targets),
         "patients": len(np.unique(patients)),
         "replicates": replicates,
@@ -85,14 +91,20 @@ def report(
     return _plain(result)
 
 
+def _mean(values: list[float]) -> float:
+    """Mean of those that are defined."""
+    defined = [v for v in values if not math.isnan(v)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
 def _plain(value):
-    """Turns arrays into lists and NaN into None, for JSON."""
+    """Turns arrays into lists, NaN and infinity into None, for JSON."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
         return [_plain(v) for v in value]
     if isinstance(value, (float, np.floating, np.ndarray)):
-        return None if np.isnan(value) else round(float(value), 6)
+        return round(float(value), 6) if np.isfinite(value) else None
     return value
 
 
@@ -101,16 +113,15 @@ def summary_line(metrics: dict) -> str:
     if metrics["macro_auc"] is None:
         return "macro AUC undefined: no label has both positives and negatives"
     low, high = metrics["macro_auc_interval"]
-    return (
-        f"macro AUC {metrics['macro_auc']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-        f"{metrics['images']} images of {metrics['patients']} patients)"
-    )
+    interval = "no interval" if low is None else f"95 % interval {low:.3f} to {high:.3f}"
+    who = f"{metrics['images']} images of {metrics['patients']} patients"
+    return f"macro AUC {metrics['macro_auc']:.3f} ({interval}, {who})"
 
 
 def write_report(metrics: dict, directory: Path) -> None:
     """Writes ``metrics.json`` and ``metrics.csv`` (a row a label) into a folder, made where missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (directory / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     with (directory / "metrics.csv").open("w", newline="") as file:
         columns = ("label", "auc", "auc_low", "auc_high", "accuracy", "f1", "n_pos", "n_neg")
         writer = csv.DictWriter(file, columns, extrasaction="ignore")

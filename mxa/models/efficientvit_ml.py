@@ -127,6 +127,10 @@ class EfficientVitMl(EfficientVitMsra):
         ]
         self.feature_info = stem + self.feature_info
 
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.linear if self.num_classes > 0 else self.head
+
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, label_names: Sequence[str] | None = None
     ) -> None:
@@ -182,8 +186,8 @@ class EfficientVitMl(EfficientVitMsra):
         """Removes what the maps asked for do not need, and returns their indices (see ``forward_intermediates``)."""
         count = len(self.patch_embed) // 2 + len(self.stages)
         take_indices, max_index = feature_take_indices(count, indices)
-        if max_index < 3:
-            del self.patch_embed[2 * (max_index + 1) :]
+        for name, _ in list(self.patch_embed.named_children())[2 * (max_index + 1) :]:
+            delattr(self.patch_embed, name)  # deleting a slice would rename what stays
         del self.stages[max(max_index - 2, 0) :]
         prune_end = max_index < count - 1
         if prune_end:

@@ -82,6 +82,10 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | N
     return clean_state_dict(content), None
 
 
+def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
 def init_weights(model: nn.Module, source: str) -> set[str]:
     """Starts a model from other weights; the head keeps the rows whose label *names* it shares, the rest stays fresh.
 
@@ -103,8 +107,8 @@ def init_weights(model: nn.Module, source: str) -> set[str]:
         state, names = origin.state_dict(), label_names(origin)
     cfg = model.pretrained_cfg
     own = model.state_dict()
-    stem, head = cfg["first_conv"] + ".weight", cfg["classifier"]
-    head_keys = [k for k in own if k.startswith(f"{head}.")]
+    stems, heads = _names(cfg.get("first_conv")), _names(cfg.get("classifier"))
+    head_keys = [k for k in own if k.rpartition(".")[0] in heads]
     rows = align(names or (), label_names(model) or ())
     for key in head_keys:
         fresh = own[key].clone()
@@ -112,8 +116,9 @@ def init_weights(model: nn.Module, source: str) -> set[str]:
             if row is not None and key in state and state[key].shape[1:] == fresh.shape[1:]:
                 fresh[i] = state[key][row]
         state[key] = fresh
-    if stem in state and state[stem].shape[1] != own[stem].shape[1]:
-        state[stem] = timm.models.adapt_input_conv(own[stem].shape[1], state[stem])
+    for stem in (f"{name}.weight" for name in stems):
+        if stem in state and state[stem].shape[1] != own[stem].shape[1]:
+            state[stem] = timm.models.adapt_input_conv(own[stem].shape[1], state[stem])
     state = resize_attention_biases(state, model)
     try:
         check_keys(state, model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from timm.models import save_for_hf
 from timm.models._pretrained import PretrainedCfg
-from timm.models.efficientvit_msra import checkpoint_filter_fn as resize_attention_biases
+from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
 __all__ = [
@@ -68,6 +68,17 @@ def require_weights(variant: str, cfg: PretrainedCfg) -> None:
         f'"{variant}.r224_in1k" (pretrained=True, num_classes=...), load your own run with "local-dir:RUN_DIR" or '
         f"pretrained_cfg_overlay=dict(file=...), or pass pretrained=False for random weights."
     )
+
+
+def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Resizes position biases to the model's windows, as timm does, where the heads are as many."""
+    own = model.state_dict()
+    other = {
+        k: v
+        for k, v in state_dict.items()
+        if k.endswith("attention_biases") and k in own and v.shape[0] != own[k].shape[0]
+    }
+    return {**timm_filter_fn({k: v for k, v in state_dict.items() if k not in other}, model), **other}
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def test_model_without_names_is_refused(config, tmp_path):
         evaluate(config(model=str(tmp_path / "unnamed")))
     set_label_names(model, ("a", "b", "c"))
     save_pretrained(model, tmp_path / "strange")
-    with pytest.raises(InputError, match="none of the labels"):
+    with pytest.raises(InputError, match="has none of the labels a, b, c"):
         evaluate(config(model=str(tmp_path / "strange")))
 
 

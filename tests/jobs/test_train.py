@@ -112,7 +112,8 @@ def test_resume_needs_the_same_settings(config, run):
         ({"init": "efficientvit_ml_m0_mxa"}, "no weights are published"),
         ({"init": "nowhere.pt"}, "nowhere.pt"),
         ({"epochs": 0}, "--epochs must be at least 1"),
-        ({"model": "resnet10t", "drop_path_rate": 0.1, "opt": "nothing"}, "nothing"),
+        ({"opt": "nothing"}, "unknown optimizer 'nothing'"),
+        ({"device": "nowhere"}, "--device nowhere"),
         ({"root": None}, "needs --root"),
     ],
 )

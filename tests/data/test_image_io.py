@@ -1,0 +1,102 @@
+"""Every kind of file is read as one gray channel, or is an error that names it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mxa.data.image_io import IMAGE_SUFFIXES, read_image
+from mxa.errors import InputError
+
+RAMP = np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+def test_png_modes_give_the_gray_plane(tmp_path, mode):
+    path = tmp_path / "x.png"
+    image = Image.fromarray(RAMP).convert("RGB").convert(mode)
+    if mode == "P":
+        image = Image.fromarray(RAMP).convert("P")
+    image.save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    gray = read_image(path)
+    assert gray.mode == "L"
+    np.testing.assert_array_equal(np.asarray(gray), RAMP)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_suffix_reads(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(RAMP).save(path)
+    assert read_image(path).mode == "L"
+    np.testing.assert_allclose(np.asarray(read_image(str(path))).astype(int), RAMP, atol=8)  # lossy kinds
+
+
+def test_one_bit_png(tmp_path):
+    Image.fromarray(RAMP > 100).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.png")), np.where(RAMP > 100, 255, 0))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_is_scaled_not_cut(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(np.array([[0, 257, 30000], [32768, 65278, 65535]], dtype=np.uint16)).save(path)
+    image = read_image(path)
+    assert image.mode == "F"
+    expected = [[0, 1, 30000 / 257], [32768 / 257, 254, 255]]
+    np.testing.assert_allclose(np.asarray(image), expected, rtol=1e-6)
+
+
+def test_float_tiff_is_taken_as_0_to_1(tmp_path):
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.float32([[0, 0.5, 1], [-3, 7, 0.25]])).save(path)
+    np.testing.assert_allclose(np.asarray(read_image(path)), [[0, 127.5, 255], [0, 255, 63.75]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_an_error(tmp_path, value):
+    path = tmp_path / "broken.tif"
+    Image.fromarray(np.float32([[0, 0.5], [1, value]])).save(path)
+    with pytest.raises(InputError, match=r"broken\.tif has pixel values that are not finite"):
+        read_image(path)
+
+
+def test_cmyk_is_an_error(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.fromarray(RAMP).convert("CMYK").save(path)
+    with pytest.raises(InputError, match=r"print\.jpg has channels CMYK; expected gray or RGB"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files_are_errors(tmp_path, suffix, share):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(whole)
+    data = whole.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=rf"cut\{suffix} does not decode as an image"):
+        read_image(path)
+
+
+def test_text_named_png_is_an_error(tmp_path):
+    (tmp_path / "note.png").write_text("not an image")
+    with pytest.raises(InputError, match=r"note\.png does not decode"):
+        read_image(tmp_path / "note.png")
+
+
+def test_missing_files_and_folders_are_errors(tmp_path):
+    with pytest.raises(InputError, match=r"no image .*gone\.png"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=rf"{tmp_path.name} does not decode"):
+        read_image(tmp_path)
+
+
+def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
+    Image.fromarray(RAMP).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"bomb\.png does not decode"):
+        read_image(tmp_path / "bomb.png")

@@ -1,0 +1,141 @@
+"""The metrics against scikit-learn, and the properties that define them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from mxa.metrics import accuracy, auroc, f1, macro_auroc, micro_auroc
+
+NAN = float("nan")
+
+
+def case(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Scores on a grid, so that many are tied, and targets that depend on them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 12, n) / 4 - 1
+    return scores, (rng.random(n) < 0.2 + 0.2 * (scores + 1)).astype(float)
+
+
+def masked(target: np.ndarray, seed: int, share: float = 0.3) -> np.ndarray:
+    return np.where(np.random.default_rng(seed).random(target.shape) < share, NAN, target)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_auroc_is_scikit_learns(seed):
+    scores, target = case(seed)
+    assert auroc(scores, target) == pytest.approx(roc_auc_score(target, scores), abs=1e-12)
+    hidden = masked(target, seed)
+    known = ~np.isnan(hidden)
+    assert auroc(scores, hidden) == pytest.approx(roc_auc_score(target[known], scores[known]), abs=1e-12)
+    weight = np.random.default_rng(seed).random(len(scores))
+    expected = roc_auc_score(target[known], scores[known], sample_weight=weight[known])
+    assert auroc(scores, hidden, weight) == pytest.approx(expected, abs=1e-12)
+
+
+def test_auroc_is_the_share_of_ordered_pairs():
+    scores, target = case(3)
+    pairs = scores[target == 1][:, None] - scores[target == 0]
+    assert (pairs == 0).sum() > 20
+    assert auroc(scores, target) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean(), abs=1e-12)
+
+
+def test_integer_weights_equal_repetition():
+    scores, target = case(0)
+    times = np.random.default_rng(1).integers(0, 4, len(scores))
+    repeated = auroc(np.repeat(scores, times), np.repeat(target, times))
+    assert auroc(scores, target, times) == pytest.approx(repeated, abs=1e-12)
+    assert auroc(scores, target, times.astype(np.float32)) == pytest.approx(repeated, abs=1e-6)
+
+
+def test_a_batch_of_weights_gives_a_curve_each():
+    scores, target = case(0)
+    target = masked(target, 0)
+    weights = np.random.default_rng(2).random((2, 5, len(scores)))
+    result = auroc(scores, target, weights)
+    assert result.shape == (2, 5)
+    for i in np.ndindex(2, 5):
+        assert result[i] == pytest.approx(auroc(scores, target, weights[i]), abs=1e-12)
+    weights[0, 0] = np.where(target == 1, 0, 1)  # no positive is left
+    result = auroc(scores, target, weights)
+    assert np.isnan(result[0, 0]) and np.isnan(result).sum() == 1
+
+
+@pytest.mark.parametrize("target", [[1, 1, 1], [0, 0, 0], [NAN, NAN, NAN], [1, NAN, 1], [0, NAN, NAN]])
+def test_auroc_without_both_kinds_is_undefined(target):
+    scores = np.array([0.1, 0.5, 0.9])
+    assert np.isnan(auroc(scores, np.array(target, dtype=float)))
+    assert np.isnan(auroc(scores, np.array(target, dtype=float), np.ones((4, 3)))).tolist() == [True] * 4
+
+
+def test_auroc_of_one_case_and_of_two():
+    assert np.isnan(auroc(np.array([0.3]), np.array([1.0])))
+    assert auroc(np.array([0.3, 0.4]), np.array([0.0, 1.0])) == 1
+    assert auroc(np.array([0.3, 0.4]), np.array([1.0, 0.0])) == 0
+    assert auroc(np.array([0.3, 0.3]), np.array([1.0, 0.0])) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_monotone_transforms_and_permutations_leave_auroc_alone(seed):
+    scores, target = case(seed)
+    target = masked(target, seed)
+    value = auroc(scores, target)
+    for transform in (lambda x: 3 * x - 7, np.exp, lambda x: x**3, lambda x: 1 / (1 + np.exp(-x))):
+        assert auroc(transform(scores), target) == pytest.approx(value, abs=1e-12)
+    order = np.random.default_rng(seed).permutation(len(scores))
+    assert auroc(scores[order], target[order]) == pytest.approx(value, abs=1e-12)
+    assert auroc(-scores, target) == pytest.approx(1 - value, abs=1e-12)
+    assert auroc(scores, 1 - target) == pytest.approx(1 - value, abs=1e-12)
+
+
+def test_what_is_masked_does_not_count():
+    scores, target = case(1)
+    target[:20] = NAN
+    value = auroc(scores, target)
+    scores[:20] = 1000 * np.arange(20)
+    assert auroc(scores, target) == value
+
+
+def test_macro_and_micro():
+    columns = [case(seed) for seed in range(3)]
+    scores = np.stack([s for s, _ in columns], 1)
+    targets = masked(np.stack([t for _, t in columns], 1), 0, 0.2)
+    each = [auroc(scores[:, i], targets[:, i]) for i in range(3)]
+    assert macro_auroc(scores, targets) == pytest.approx(np.mean(each), abs=1e-12)
+    known = ~np.isnan(targets)
+    assert micro_auroc(scores, targets) == pytest.approx(roc_auc_score(targets[known], scores[known]), abs=1e-12)
+    targets[:, 1] = np.where(known[:, 1], 0, NAN)  # undefined: out of the macro mean, its negatives still in the micro
+    assert macro_auroc(scores, targets) == pytest.approx((each[0] + each[2]) / 2, abs=1e-12)
+    assert micro_auroc(scores, targets) == pytest.approx(roc_auc_score(targets[known], scores[known]), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_macro_and_micro_of_nothing_are_undefined():
+    scores = np.zeros((4, 2))
+    assert np.isnan(macro_auroc(scores, np.zeros((4, 2))))
+    assert np.isnan(micro_auroc(scores, np.full((4, 2), NAN)))
+    assert np.isnan(macro_auroc(scores[:, []], scores[:, []]))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_accuracy_and_f1_are_scikit_learns(seed, threshold):
+    scores, target = case(seed)
+    probabilities = (scores + 1) / 3
+    hidden = masked(target, seed)
+    known = ~np.isnan(hidden)
+    called = probabilities >= threshold
+    assert accuracy(probabilities, hidden, threshold) == pytest.approx(accuracy_score(target[known], called[known]))
+    assert f1(probabilities, hidden, threshold) == pytest.approx(f1_score(target[known], called[known]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_accuracy_and_f1_at_their_ends():
+    high, low = np.full(3, 0.9), np.full(3, 0.1)
+    negative, positive, unknown = np.zeros(3), np.ones(3), np.full(3, NAN)
+    assert accuracy(high, positive) == f1(high, positive) == 1
+    assert accuracy(low, positive) == f1(low, positive) == 0
+    assert accuracy(low, negative) == 1 and np.isnan(f1(low, negative)) and np.isnan(f1(high, negative))
+    assert np.isnan(accuracy(high, unknown)) and np.isnan(f1(high, unknown))
+    assert accuracy(np.full(3, 0.5), positive) == 1  # the threshold itself counts as positive
