@@ -93,7 +93,8 @@ def bench_models(config: BenchModelsConfig) -> list[dict]:
         10^6 bytes. Each has its ``_ratio`` to the reference, the timed ones also the ratio's quartiles ``_ratio_iqr``.
 
     Raises:
-        InputError: a model is unknown, there is none, or ``batch_size`` is below 2 (batch norm cannot train on one).
+        InputError: a model is unknown, there is none, ``repeats`` is below 1, or ``batch_size`` is below 2 (batch norm
+            cannot train on one).
     """
     names = (*config.peers, *config.models)
     if not names or config.batch_size < 2:
@@ -248,6 +249,8 @@ def _memory(model: nn.Module, step: Callable[[], object], images: torch.Tensor, 
 
 def _alternate(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
     """Milliseconds per call, ``repeats`` rounds of one time per function, each round in another order."""
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, got {repeats}")
     synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
     def seconds(function: Callable[[], object], calls: int) -> float:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils.summary import trim_summary, update_summary
 from torch import nn
 from torch.utils.data import DataLoader
@@ -137,6 +138,8 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     Raises:
         InputError: bad input, or a loss that is not finite.
     """
+    if len(train_set) < 2:
+        raise InputError(f"training needs 2 images at least, got {len(train_set)}")
     run = Path(config.output)
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.labels)
@@ -156,16 +159,7 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
         val_loader = make_loader(val_set, create_transform(preprocessing), config.batch_size, config.workers)
 
     steps = len(loader)
-    optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        num_epochs=config.epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-        warmup_lr=config.lr / 100,
-        min_lr=min(config.min_lr, config.lr),
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
+    optimizer, scheduler = _optimizer(config, model, steps)
     first, best = 0, {"epoch": -1, "macro_auc": float("nan")}
     if config.resume and (saved := load_checkpoint(run)):
         _check_same_run(config, saved["config"])
@@ -197,14 +191,9 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
             mean_loss = float(torch.stack(losses).mean())
             if not math.isfinite(mean_loss):
                 raise InputError(f"the loss became {mean_loss} in epoch {epoch + 1}: lower --lr and start again")
-            scores = {}
-            if val_loader is not None:
-                logits = predict_logits(model, val_loader, config.amp)
-                targets = val_set.records.targets
-                loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
-                scores = {"loss": float(loss), "macro_auc": macro_auroc(logits, targets)}
+            scores = _validate(model, val_loader, config.amp) if val_loader else {}
             score = scores.get("macro_auc", float("nan"))
-            if val_loader is None or not score <= best["macro_auc"]:
+            if val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
                 best = {"epoch": epoch, "macro_auc": score}
                 _save_weights(model, run)
             update_summary(epoch, {"loss": mean_loss}, scores, str(run / "log.csv"), lr=lr)
@@ -223,12 +212,32 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
 
 
 def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
-    """Builds a run's model with named outputs; a model that is not ours is told to see whole images, as ours do."""
+    """Builds a run's model with named outputs; one that is not ours is told to see whole images too."""
     optional = {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(config, k))}
     model = create(config.model, config.img_size, num_classes=len(labels), **optional)
     model.pretrained_cfg.update(crop_pct=1.0, crop_mode="squash")
     set_label_names(model, labels)
     return model
+
+
+def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+    optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=config.epochs,
+        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+        warmup_lr=config.lr / 100,
+        min_lr=min(config.min_lr, config.lr),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return optimizer, scheduler
+
+
+def _validate(model: nn.Module, loader: DataLoader, amp: bool) -> dict[str, float]:
+    logits, targets = predict_logits(model, loader, amp), loader.dataset.records.targets
+    loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
+    return {"loss": float(loss), "macro_auc": macro_auroc(logits, targets)}
 
 
 def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:

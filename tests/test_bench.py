@@ -75,6 +75,7 @@ def test_saved_memory_grows_with_the_batch():
         ({"peers": ("nothing",)}, "unknown model 'nothing'.*timm.list_models"),
         ({"models": (), "peers": ()}, "at least one"),
         ({"batch_size": 1}, "batch_size"),
+        ({"repeats": 0}, "repeats"),
     ],
 )
 def test_wrong_configurations_are_named(change, message):

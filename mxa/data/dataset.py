@@ -147,22 +147,21 @@ def create_dataset(
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
-       Args:
-           source: ``"phantom"`` (drawn, no files), ``"nih"``, ``"chexpert"`` or ``"table"``.
-           root: The collection's folder; the CSV for ``"table"``.
-           split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
-               the test part where the collection has one, else everything. Train and val are cut from the training part
-               by patient.
-           labels: Names separated by commas or in a sequence, or ``"chexpert"``, ``"nih"``, ``"xrv"``; aligned by name,
-               masked where the collection lacks them. The collection's own by default.
-    The collection's own by default.
-           uncertain: Policy for uncertain labels in training: ``"U-Ones"``, ``"U-Zeros"``, ``"U-Ignore"``, ``"LSR"``, or
-               a mapping by label.
-           blank: Policy for blank cells: ``"negative"`` (CheXpert's default) or ``"ignore"`` (a table's).
-           views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed.
+    Args:
+        source: ``"phantom"`` (drawn, no files), ``"nih"``, ``"chexpert"`` or ``"table"``.
+        root: The collection's folder; the CSV for ``"table"``.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
+            the test part where the collection has one, else everything. Train and val are cut from the training part
+            by patient.
+        labels: Names separated by commas or in a sequence, or ``"chexpert"``, ``"nih"``, ``"xrv"``; aligned by name,
+            masked where the collection lacks them. The collection's own by default.
+        uncertain: Policy for uncertain labels in training: ``"U-Ones"``, ``"U-Zeros"``, ``"U-Ignore"``, ``"LSR"``, or
+            a mapping by label.
+        blank: Policy for blank cells: ``"negative"`` (CheXpert's default) or ``"ignore"`` (a table's).
+        views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed.
 
-       Raises:
-           InputError: unknown source, split, label, policy or view, a missing file or column, or an empty split.
+    Raises:
+        InputError: unknown source, split, label, policy or view, a missing file or column, or an empty split.
     """
     if source not in SOURCES:
         raise InputError(f"unknown data source {source!r}: give one of {', '.join(SOURCES)}")

@@ -134,7 +134,7 @@ def test_box_heads(roi_head, kind):
 
 
 def test_unknown_box_head_is_named():
-    with pytest.raises(ValueError, match="nothing.*softmax.*mean"):
+    with pytest.raises(ValueError, match=r"nothing.*softmax.*mean"):
         meta("efficientvit_ml_m0_mxa", mxa_roi_head="nothing")
 
 
