@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mxa.labels import CHEXPERT, LABEL_SPACES, NIH, XRV, align, canonical, resolve_labels
+from mxa.labels import CHEXPERT, LABEL_SPACES, NIH, XRV, align, canonical, check_known, resolve_labels
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_canonical(name, key):
 
 
 def test_distinct_findings_stay_distinct():
-    assert len({canonical(name) for name in (*CHEXPERT, *NIH, *XRV)}) == 22
+    assert len({canonical(name) for name in (*CHEXPERT, *NIH, *XRV)}) == 21
 
 
 def test_align_finds_names_not_places():
@@ -96,6 +96,7 @@ def test_align_refuses_two_columns_of_one_meaning(source):
         ("Edema, Mass", ("Edema", "Mass")),
         ("A finding of ours,", ("A finding of ours",)),
         ("Edema", ("Edema",)),
+        ("Scoliosis", ("Scoliosis",)),
         ("pleural_effusion", ("pleural_effusion",)),
         (["Mass", "Edema"], ("Mass", "Edema")),
         (("Edema",), ("Edema",)),
@@ -108,8 +109,7 @@ def test_resolve_labels(labels, names):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("chexprt", "unknown labels 'chexprt'"),
-        ("", "unknown labels ''"),
+        ("", "empty"),
         (",", "empty"),
         ([], "empty"),
         ("Edema,edema", "mean the same"),
@@ -119,3 +119,12 @@ def test_resolve_labels(labels, names):
 def test_resolve_labels_refuses(labels, message):
     with pytest.raises(ValueError, match=message):
         resolve_labels(labels)
+
+
+def test_check_known():
+    check_known(("edema", "Effusion", "Normal", "Hernia"))
+    check_known(("Edema", "scoliosis"), known=("Scoliosis",))
+    with pytest.raises(ValueError, match=r"unknown label chexprt, Scoliosis: .*chexpert"):
+        check_known(("Edema", "chexprt", "Scoliosis"))
+    with pytest.raises(ValueError, match="from Kyphosis"):
+        check_known(("Scoliosis",), known=("Kyphosis",))

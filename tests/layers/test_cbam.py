@@ -22,9 +22,7 @@ def channel_loop(x, attention):
     cells = [[v for row in c for v in row] for c in x]
     average = mlp_loop([sum(c) / len(c) for c in cells], w1, w2)
     largest = mlp_loop([max(c) for c in cells], w1, w2)
-    return [
-        [[v * sigmoid(a + m) for v in row] for row in c] for c, a, m in zip(x, average, largest, strict=True)
-    ]
+    return [[[v * sigmoid(a + m) for v in row] for row in c] for c, a, m in zip(x, average, largest, strict=True)]
 
 
 def spatial_loop(x, attention):

@@ -59,7 +59,7 @@ def adapter_loop(logits, teacher, no_finding):
     """Teacher logits in the order of CheXpert, looked up by name, and the mask."""
     rows = []
     for row in logits.double().tolist():
-        of = dict(zip(teacher, row, strict=True)) if "" not in teacher else {n: o for n, o in zip(teacher, row) if n}
+        of = {name: o for name, o in zip(teacher, row, strict=True) if name}
         out = [0.0 if IN_XRV[name] is None else of[IN_XRV[name]] for name in CHEXPERT]
         if no_finding != "mask":
             out[0] = none_of_loop(row if no_finding == "all" else of.values())

