@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
 
 from ..labels import CHEXPERT as LABELS
@@ -107,7 +108,8 @@ class _Scene:
     def texture(self, rng, cells: int) -> np.ndarray:
         """Smooth unit-variance noise with about `cells` independent cells along a side."""
         basis = _basis(self.size, cells)
-        return basis @ rng.standard_normal((cells, cells), dtype=np.float32) @ basis.T
+        coarse = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
+        return (basis @ coarse @ basis.T).numpy()  # by torch: a loader's workers hold it to one thread, not numpy
 
     def stroke(self, u: np.ndarray, v: np.ndarray, weight: np.ndarray | float, width: float) -> np.ndarray:
         """Image of thin lines through (lines, points) coordinates, `width` a fraction of the side."""
@@ -349,8 +351,8 @@ def _rib(phase: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _basis(size: int, cells: int) -> np.ndarray:
+def _basis(size: int, cells: int) -> torch.Tensor:
     """(size, cells) float32 interpolation that keeps the variance of white noise at 1."""
     at = np.linspace(0, cells - 1, size)[:, None] - np.arange(cells)
     kernel = np.exp(-0.5 * (at / 0.6) ** 2)
-    return (kernel / np.linalg.norm(kernel, axis=1, keepdims=True)).astype(np.float32)
+    return torch.from_numpy((kernel / np.linalg.norm(kernel, axis=1, keepdims=True)).astype(np.float32))
