@@ -134,4 +134,5 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     if model.in_chans != cfg["input_size"][0]:
         adapted.add(cfg["first_conv"] + ".weight")
     check_keys(state_dict, model, adapted)
-    return state_dict
+    fresh = {k: v for k, v in own.items() if ".mxa." in k and k not in state_dict}  # the loader may be strict
+    return {**state_dict, **fresh}

@@ -157,6 +157,14 @@ def test_mixer_adds_attention_and_mxa_to_its_input():
             assert (out - plus_mhsa).abs().max() > 0.01
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["max", ""])
+def test_pool_given_at_the_start(pool):
+    model = timm.create_model("efficientvit_ml_m0", global_pool=pool, num_classes=0).eval()
+    features = model.forward_features(images())
+    assert torch.equal(model(images()), features.amax((2, 3)) if pool else features)
+
+
 def test_pooling_is_what_its_name_says():
     x = images()
     model = randomise(timm.create_model("efficientvit_ml_m0")).eval()
@@ -174,6 +182,14 @@ def test_pooling_is_what_its_name_says():
 def test_a_head_needs_pooled_features():
     with pytest.raises(AssertionError, match="pooled"):
         meta("efficientvit_ml_m0", global_pool="")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(320, 320), (384, 384), (256, 192)])
+@pytest.mark.parametrize("name", PAIR)
+def test_size_given_at_the_start(name, size):
+    model = timm.create_model(name, img_size=size).eval()
+    assert model(images(1, size=size)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", PAIR)

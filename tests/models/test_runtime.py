@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from timm.layers import create_feature_extractor
-from timm.models import reinit_non_persistent_buffers
+from timm.models._manipulate import reinit_non_persistent_buffers
 from timm.utils import ModelEmaV3
 
 from mxa.layers import MXABlock, ROIHead
