@@ -74,7 +74,7 @@ def test_leaves_out(imported, module):
 
 PUBLIC = {
     "mxa": ["__version__", "label_names", "labels", "layers", "models", "set_label_names"],
-    "mxa.labels": ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "resolve_labels"],
+    "mxa.labels": ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "check_known", "resolve_labels"],
     "mxa.layers": [
         "CBAM",
         "ChannelAttention",

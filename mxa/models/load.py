@@ -76,6 +76,8 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | N
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
         raise InputError(f"{path} is no checkpoint: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             return clean_state_dict(content[key]), content.get("labels")

@@ -27,9 +27,8 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
 
     Works on every timm model: names come with the weights' configuration, or from ``set_label_names``.
     """
-    if hasattr(model, "label_names"):
-        return model.label_names
-    names = getattr(model, "pretrained_cfg", {}).get("label_names")
+    cfg = getattr(model, "pretrained_cfg", {})
+    names = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
     return tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
 
 
@@ -42,8 +41,11 @@ def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"{len(names)} label names for {model.num_classes} outputs")
     model.label_names = None if names is None else tuple(names)
-    if hasattr(model, "_model_args"):
-        model._model_args.pop("label_names", None)
+    cfg = getattr(model, "pretrained_cfg", {})
+    cfg.pop("label_names", None)
+    if names is not None:
+        cfg["label_names"] = model.label_names
+    getattr(model, "_model_args", {}).pop("label_names", None)
 
 
 def save_pretrained(model: nn.Module, directory: str | Path) -> None:
@@ -52,6 +54,7 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     ``timm.create_model("local-dir:DIR", pretrained=True)`` loads them.
     """
     names = label_names(model)
+    set_label_names(model, names)  # old ones of another head must not be saved
     save_for_hf(model, directory, model_config={"label_names": list(names)} if names else None, safe_serialization=True)
 
 

@@ -223,6 +223,16 @@ def test_mean_head_is_blind_to_where_things_are():
     assert (head(2 * spot(9, 12)) - first).abs().max() > 1e-4
 
 
+def test_mean_head_puts_its_corners_in_order():
+    torch.manual_seed(0)
+    head, x = MeanROIHead(8), torch.randn(2, 8, 5, 7)
+    boxes = head(x)
+    with torch.no_grad():
+        for p in head.conv2.parameters():
+            p.copy_(p[[2, 3, 0, 1]])
+    torch.testing.assert_close(head(x), boxes)
+
+
 def test_heat_map_is_a_distribution():
     head = perturbed(ROIHead(8, dtype=torch.bfloat16))
     heat = head.heat_map(torch.randn(3, 8, 5, 7, dtype=torch.bfloat16))

@@ -42,6 +42,7 @@ def test_second_backward_pass_in_eval_mode(name):
 def load_after_forward(name):
     """Logits of a model that loads weights after a forward in eval mode, and those expected."""
     model, other = create(name), create(name)
+    other.load_state_dict(model.state_dict())
     for key, value in other.named_parameters():
         if key.endswith("attention_biases"):
             value.add_(torch.arange(value.numel()).view_as(value) % 5)
