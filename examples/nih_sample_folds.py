@@ -2,8 +2,8 @@
 
     python examples/nih_sample_folds.py --root FOLDER --output runs/folds
 
-FOLDER holds NIH's ``Data_Entry_2017.csv`` and ``images/``. Nothing is chosen on the scored patients: folds and seed are fixed, the
-last epoch's weights are scored. A fold that is already done is not done again.
+FOLDER holds NIH's ``Data_Entry_2017.csv`` and ``images/``. Nothing is chosen on the scored patients: folds and seed are
+fixed, the last epoch's weights are scored. A fold that is already done is not done again.
 """
 
 import argparse
@@ -76,7 +76,9 @@ def main() -> None:
     ones = np.ones((1, len(records)), dtype=np.float32)
     weights = np.concatenate(list(patient_weights(records.patients, REPLICATES)))
     views = {"all": np.ones(len(records), dtype=bool), "AP": records.views == "AP", "PA": records.views == "PA"}
-    print(f"{len(records)} images, {len(np.unique(records.patients))} patients; torch threads: {torch.get_num_threads()}")
+    print(
+        f"{len(records)} images, {len(np.unique(records.patients))} patients, {torch.get_num_threads()} torch threads"
+    )
     results, replicates = {}, {}
     for model in args.models:
         logits = np.empty(records.targets.shape, dtype=np.float32)

@@ -26,8 +26,8 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
     no antialiasing. A box is axis-aligned, so the sampling is separable: two batched products with small matrices,
     which are deterministic in the backward pass, need no loop and no host sync, and export everywhere. Coordinates
-    are computed in float32 at least. ``grid_sample`` is faster on a CPU (``mxa bench layers``), by 2 % of M5's inference
-    and less of its training step, but its backward pass is not deterministic on CUDA.
+    are computed in float32 at least. ``grid_sample`` is faster on a CPU (``mxa bench layers``), by 2 % of M5's
+    inference and less of its training step, but its backward pass is not deterministic on CUDA.
 
     Args:
         x: Maps ``(B, C, H, W)``.

@@ -43,6 +43,7 @@ def load_after_forward(name):
     """Logits of a model that loads weights after a forward in eval mode, and those expected."""
     model, other = create(name), create(name)
     other.load_state_dict(model.state_dict())
+    other.load_state_dict(model.state_dict())
     for key, value in other.named_parameters():
         if key.endswith("attention_biases"):
             value.add_(torch.arange(value.numel()).view_as(value) % 5)

@@ -165,16 +165,18 @@ class TestNoWeights:
 BLOCK = "stages.0.blocks.0.mixer.mxa."
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return randomise(timm.create_model(M0)).state_dict()
+
+
+@pytest.fixture(scope="module")
+def with_mxa():
+    return randomise(timm.create_model(M0_MXA)).state_dict()
+
+
 class TestCheckedLoading:
     """timm loads partial files quietly; ours fit or say what does not."""
-
-    @pytest.fixture(scope="class")
-    def plain(self):
-        return randomise(timm.create_model(M0)).state_dict()
-
-    @pytest.fixture(scope="class")
-    def with_mxa(self):
-        return randomise(timm.create_model(M0_MXA)).state_dict()
 
     def load(self, name, state, **kwargs):
         overlay = {"state_dict": dict(state)}
