@@ -105,17 +105,18 @@ def test_a_closed_gate_is_the_plain_model_to_the_last_bit(size):
     assert all(".mxa." in k for k in missing)
     x = images()
     with torch.no_grad():
+        for gate in gates:
+            gate.zero_()
         for mode in (False, True):
             plain.train(mode)
             gated.train(mode)
-            for value, same in ((0.1, False), (0.0, True)):
-                for gate in gates:
-                    gate.fill_(value)
-                state = {k: v.clone() for k, v in plain.state_dict().items()}
-                assert torch.equal(gated(x), plain(x)) == same
-                plain.load_state_dict(state)
-                gated.load_state_dict(state, strict=False)
-                assert torch.equal(gated.forward_features(x), plain.forward_features(x)) == same
+            state = {k: v.clone() for k, v in plain.state_dict().items()}
+            assert torch.equal(gated(x), plain(x))
+            plain.load_state_dict(state)
+            gated.load_state_dict(state, strict=False)
+            assert torch.equal(gated.forward_features(x), plain.forward_features(x))
+        gates[-1].fill_(0.1)
+        assert not torch.equal(gated(x), plain(x))
 
 
 @pytest.mark.parametrize(("value", "gamma"), [({}, 1.0), ({"mxa_init_values": 0.0}, 0.0)])
@@ -237,6 +238,16 @@ def test_drop_path_rate(name, dtype):
         assert torch.equal(outputs[0], outputs[1])
         assert not torch.equal(outputs[0], outputs[2])
         assert not torch.equal(outputs[0], same.train()(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PAIR)
+def test_a_dropped_branch_leaves_its_input(name):
+    block = timm.create_model(name, drop_path_rate=0.5).stages[-1].blocks[-1]
+    x = torch.randn(2, 192, 4, 4)
+    for branch in (block.dw0, block.ffn0, block.mixer, block.dw1, block.ffn1):
+        branch.drop_path.drop_prob = 1.0
+        assert torch.equal(branch(x), x)
 
 
 @pytest.mark.parametrize("name", PAIR)

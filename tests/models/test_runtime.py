@@ -37,29 +37,33 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def with_mxa():
+    return randomise(timm.create_model("efficientvit_ml_m0_mxa")).eval()
+
+
 @torch.no_grad()
-def test_script(model):
-    x = images()
-    scripted = torch.jit.script(model)
-    assert_close(scripted(x), model(x))
+def test_script(with_mxa):
+    scripted = torch.jit.script(with_mxa)
+    assert_close(scripted(images()), with_mxa(images()))
     file = io.BytesIO()
     torch.jit.save(scripted, file)
     file.seek(0)
-    assert_close(torch.jit.load(file)(x), model(x))
+    assert_close(torch.jit.load(file)(images()), with_mxa(images()))
 
 
 @torch.no_grad()
-def test_script_of_a_model_in_training_trains(model):
-    model.set_grad_checkpointing()  # scripted code cannot checkpoint and must not try
-    scripted = torch.jit.script(copy.deepcopy(model).train())
-    torch.testing.assert_close(scripted(images()), model.train()(images()), atol=1e-3, rtol=1e-3)
+def test_script_of_a_model_in_training_trains(with_mxa):
+    with_mxa.set_grad_checkpointing()  # scripted code cannot checkpoint and must not try
+    scripted = torch.jit.script(copy.deepcopy(with_mxa).train())
+    torch.testing.assert_close(scripted(images()), with_mxa.train()(images()), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
-def test_export_with_any_batch_size(model):
-    program = torch.export.export(model, (images(2),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+def test_export_with_any_batch_size(with_mxa):
+    program = torch.export.export(with_mxa, (images(2),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
     for batch in (1, 3):
-        assert_close(program.module()(images(batch)), model(images(batch)))
+        assert_close(program.module()(images(batch)), with_mxa(images(batch)))
 
 
 @torch.no_grad()
