@@ -50,6 +50,8 @@ def _evaluate(config: Any) -> None:
     print(f"micro AUC {micro}, loss {loss}; intervals: patients resampled {metrics['replicates']} times")
     if metrics["undefined"]:
         print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(metrics['undefined'])}")
+    if config.split is None and metrics["split"] == "all":
+        print("there is no test part: every image was scored, any that the model was trained on included (--split)")
     print(f"written: {Path(config.output) / 'metrics.json'}, metrics.csv")
     _say_bad(metrics["bad_images"], "left out")
 
@@ -61,11 +63,8 @@ def _predict(config: Any) -> None:
     if config.format == "json":
         print(json.dumps(results, indent=2))
     else:
-        labels = next((tuple(r["probabilities"]) for r in results if "probabilities" in r), ())
-        rows = [
-            (label, *(_number(r["probabilities"][label]) for r in results if "probabilities" in r)) for label in labels
-        ]
-        _print_table(("finding", *(Path(r["file"]).name for r in results if "probabilities" in r)), rows)
+        rows = [(r["file"], name, _number(p)) for r in results for name, p in r.get("probabilities", {}).items()]
+        _print_table(("file", "finding", "probability"), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")
     if config.rois:
         print(f"written: {config.rois}", file=sys.stderr)
@@ -113,11 +112,12 @@ def _say_bad(names: Sequence[str], what: str) -> None:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    rich, table = require("rich", "train"), require("rich.table", "train")
+    table = require("rich.table", "train")
     shown = table.Table(*columns)
     for row in rows:
         shown.add_row(*row)
-    rich.print(shown)
+    console = require("rich.console", "train").Console()
+    console.print(shown) if console.is_terminal else console.print(shown, width=200, crop=False)
 
 
 def _usage() -> str:
@@ -127,6 +127,7 @@ def _usage() -> str:
 
 def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list[str]]:
     """Takes ``--config FILE`` out of the arguments and reads it: fields of the dataclass, as YAML."""
+    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     if "--config" not in arguments:
         return {}, arguments
     at = arguments.index("--config")
@@ -143,11 +144,21 @@ def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list
         raise InputError(
             f"{path}: unknown field {', '.join(map(str, unknown)) if isinstance(values, dict) else values}"
         )
-    values = {
-        k: Path(v) if v is not None and "Path" in str(known[k]) else tuple(v) if isinstance(v, list) else v
-        for k, v in values.items()
-    }
+    values = {k: _coerce(path, k, v, str(known[k])) for k, v in values.items()}
     return values, arguments[:at] + arguments[at + 2 :]
+
+
+def _coerce(path: Path, name: str, value: Any, kind: str) -> Any:
+    """Turns what YAML has into what a field wants: paths, tuples, numbers (YAML reads 1e-3 as text)."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return ",".join(map(str, value)) if kind.startswith("str") else tuple(value)
+    number = {"int": int, "float": float}.get(kind.partition(" ")[0])
+    try:
+        return number(value) if number else Path(value) if "Path" in kind else value
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: {name} must be a number, got {value!r}") from None
 
 
 def _parse(command: _Command, name: str, arguments: list[str]) -> Any:
@@ -180,6 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command.run(_parse(command, name, arguments[len(name.split()) :]))
     except InputError as error:
+        if os.environ.get("MXA_DEBUG"):
+            raise
+        sys.exit(f"mxa {name}: {error}")
+    except OSError as error:  # a folder that cannot be made, a full disk
         if os.environ.get("MXA_DEBUG"):
             raise
         sys.exit(f"mxa {name}: {error}")

@@ -54,9 +54,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
     """
+    if config.batch_size < 1 or config.workers < 0:
+        raise InputError("--batch-size must be at least 1 and --workers at least 0")
     model = load_model(config.model)
     labels = named_outputs(model)
     dataset = create_dataset(config.data, config.root, config.split, labels, views=config.views)
+    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
     logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp, config.skip_bad)
     good = ~dataset.bad.numpy()
@@ -67,6 +70,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     metrics = report(
         logits[good], rows.targets, labels, rows.patients, rows.views, float(loss), replicates=config.replicates
     )
+    metrics["split"] = rows.split
     metrics["bad_images"] = dataset.bad_paths()
     write_report(metrics, Path(config.output))
     return metrics

@@ -47,6 +47,10 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
     """
+    if config.rois and (config.rois.suffix.lower() != ".png" or not config.rois.absolute().parent.is_dir()):
+        raise InputError(f"--rois {config.rois}: give a .png file in a folder that exists")
+    if config.batch_size < 1:
+        raise InputError("--batch-size must be at least 1")
     model = load_model(config.model).to(pick_device(config.device))
     labels = named_outputs(model)
     transform = create_transform(model)
@@ -76,6 +80,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         if len(batch) == config.batch_size:
             flush()
     flush()
+    if not any("probabilities" in row for row in results):
+        raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
     return results
 
 
@@ -94,7 +100,7 @@ def list_images(files: tuple[Path, ...]) -> list[Path]:
     found = []
     for path in map(Path, files):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
                 raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
@@ -102,4 +108,6 @@ def list_images(files: tuple[Path, ...]) -> list[Path]:
             found.append(path)
         else:
             raise InputError(f"no such file or folder: {path}")
+    if not found:
+        raise InputError("no image to predict: name files or folders")
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from .data import CXRDataset, create_dataset, create_transform, data_config, make_loader
+from .data import CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
 from .errors import InputError
 from .inference import pick_device, predict_logits
 from .metrics import macro_auroc
@@ -109,21 +110,48 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return fit(config, train_set, val_set)
 
 
+_BOUNDS = {
+    "epochs": (1, 100_000),
+    "batch_size": (2, 100_000),
+    "workers": (0, 1000),
+    "seed": (0, 2**32 - 1),
+    "img_size": (32, 10_000),
+    "lr": (1e-12, 1000),
+    "min_lr": (0, 1000),
+    "warmup_epochs": (0, 100_000),
+    "weight_decay": (0, 1000),
+    "layer_decay": (0.01, 1),
+    "drop_rate": (0, 0.99),
+    "drop_path_rate": (0, 0.99),
+    "scale": (0.01, 1),
+    "ratio": (0.1, 10),
+    "rotation": (0, 180),
+    "hflip": (0, 1),
+}
+
+
 def _check(config: TrainConfig) -> None:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise InputError(f"--output {run} is a file: give a folder")
-    if (run / "config.yaml").exists() and not config.resume:
-        raise InputError(f"{run} holds a run: add --resume to go on with it, or give another --output")
+    held = [name for name in ("checkpoint.pt", "model.safetensors", "config.json") if (run / name).exists()]
+    if held and not config.resume:
+        raise InputError(f"{run} holds {held[0]}: add --resume to go on with a run, or give another --output")
     if config.resume and not (run / "config.yaml").exists():
         raise InputError(f"{run} holds no run to resume")
+    if "." in config.model and ":" not in config.model:
+        raise InputError(
+            f"--model {config.model} names weights: give --init {config.model} and --model without its tag"
+        )
     if config.freeze and not config.init:
         raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
     if config.opt not in list_optimizers():
         raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
-    for name, low in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
-        if getattr(config, name) < low:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(config, name)}")
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
 
 
 def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None = None) -> dict[str, Any]:
@@ -140,6 +168,9 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     """
     if len(train_set) < 2:
         raise InputError(f"training needs 2 images at least, got {len(train_set)}")
+    _check_labels(train_set)
+    if val_set is not None:
+        _check_files(val_set)
     run = Path(config.output)
     torch.manual_seed(config.seed)
     model = build_model(config, train_set.labels)
@@ -163,10 +194,15 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     first, best = 0, {"epoch": -1, "macro_auc": float("nan")}
     if config.resume and (saved := load_checkpoint(run)):
         _check_same_run(config, saved["config"])
+        if tuple(saved["labels"]) != train_set.labels or saved["images"] != len(train_set):
+            raise InputError(f"--resume: the run was trained on {saved['images']} images with other rows or labels")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"] + 1, saved["best"]
         train_set.bad[saved["bad"]] = True
+
+    elif config.resume:
+        _check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
 
     run.mkdir(parents=True, exist_ok=True)
     settings = _plain(config)
@@ -204,11 +240,34 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
                 "best": best,
                 "config": settings,
                 "labels": train_set.labels,
+                "images": len(train_set),
                 "bad": train_set.bad.nonzero().flatten().tolist(),
             }
             save_checkpoint(state, run)
             progress.epoch(epoch, mean_loss, scores)
     return {**best, "bad_images": train_set.bad_paths(), "output": run}
+
+
+def _check_labels(dataset: CXRDataset) -> None:
+    """Refuses targets that are all masked, and warns of labels that cannot be learnt."""
+    targets = dataset.records.targets
+    lacking = [
+        name
+        for name, column in zip(dataset.labels, targets.T, strict=True)
+        if not (column > 0.5).any() or not (column <= 0.5).any()
+    ]
+    if np.isnan(targets).all():
+        raise InputError("every label of the training part is masked: there is nothing to learn")
+    if lacking:
+        warnings.warn(f"no positive or no negative in the training part: {', '.join(lacking)}", stacklevel=3)
+
+
+def _check_files(dataset: CXRDataset) -> None:
+    """Says before the first epoch that a validation file is missing, not after it."""
+    if type(dataset.records) is Records:
+        for path in dataset.records.paths:
+            if not Path(path).is_file():
+                raise InputError(f"no image {path} (a validation image)")
 
 
 def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:

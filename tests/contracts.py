@@ -34,6 +34,12 @@ def meta(name: str, **kwargs) -> nn.Module:
     return timm.create_model(name, device="meta", **kwargs)
 
 
+def holds(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a model has these tensors, to the last bit."""
+    own = model.state_dict()
+    return bool(state) and all(torch.equal(own[k], v) for k, v in state.items())
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 

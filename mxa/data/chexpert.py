@@ -105,4 +105,4 @@ def read_chexpert(
         validation = in_validation(records.patients)
         records = records.subset(validation if split == "val" else ~validation)
     policy = uncertain if split == "train" else "U-Ignore"
-    return replace(records, targets=apply_policies(records.targets, CHEXPERT, policy, blank))
+    return replace(records, targets=apply_policies(records.targets, CHEXPERT, policy, blank), split=split)

@@ -188,5 +188,8 @@ def create_dataset(
         records = records.with_labels(wanted)
     records = records.with_views(views)
     if len(records) == 0:
-        raise InputError(f"{source} {root or ''}: split {split or 'default'} has no image (views: {views})")
+        raise InputError(
+            f"{source} {root or ''}: split {split or 'default'} has no image (views: {views}). "
+            "Validation is 10 % of the patients, by a hash; a table may say it in a column split"
+        )
     return CXRDataset(records)

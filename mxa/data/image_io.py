@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def read_image(path: str | Path) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"no image {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} does not decode as an image: {error}") from None
+        hint = "; DICOM is not read yet, convert it to PNG" if Path(path).suffix.lower() in (".dcm", ".dicom") else ""
+        raise InputError(f"{path} does not decode as an image: {error}{hint}") from None
     if image.mode in _GRAY_8:
         return image.convert("L")
     if image.mode not in _GRAY_DEEP:
@@ -45,4 +47,8 @@ def read_image(path: str | Path) -> Image.Image:
     values = np.asarray(image, dtype=np.float32)
     if not np.isfinite(values).all():
         raise InputError(f"{path} has pixel values that are not finite (NaN or infinite)")
+    if image.mode == "F" and (values.min() < 0 or values.max() > 1):
+        raise InputError(f"{path} has floating-point values outside 0 to 1: scale them")
+    if image.mode != "F" and 0 < values.max() < 4096:
+        warnings.warn(f"{path} is 16 bit but uses 12 bits or fewer: it will look dark; scale it to 65535", stacklevel=2)
     return Image.fromarray((values / _GRAY_DEEP[image.mode]).clip(0, 1) * 255)

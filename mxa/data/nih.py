@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def read_nih(root: Path, split: str | None = None) -> Records:
     lists = {part: _read_list(root / f"{part}_list.txt") for part in ("train_val", "test")}
     if split is None:
         split = "test" if lists["test"] is not None else "all"
+    records = replace(records, split=split)
     if split == "all":
         return records
     if split == "test":

@@ -6,7 +6,7 @@ It teaches nothing about patients: use it to exercise code and to compare method
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -132,6 +132,7 @@ def read_phantom(split: str | None = None) -> PhantomRecords:
         np.array([str(patient) for _, patient, _ in rows]),
         np.array([view for _, _, view in rows]),
     )
+    records = replace(records, split=split or "test")
     if split == "all":
         return records
     validation = in_validation(records.patients)

@@ -30,6 +30,7 @@ class Records:
         targets: ``(N, L)`` float32 in [0, 1], NaN where the label is unknown (masked).
         patients: Patient identifiers, ``(N,)`` str.
         views: ``"AP"``, ``"PA"``, ``"LATERAL"`` or ``""`` (unknown), ``(N,)`` str.
+        split: Part of the collection that the rows are, such as ``"test"`` or ``"all"``.
     """
 
     labels: tuple[str, ...]
@@ -37,6 +38,7 @@ class Records:
     targets: np.ndarray
     patients: np.ndarray
     views: np.ndarray
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -17,6 +17,7 @@ from .records import Records, in_validation, read_csv
 __all__ = ["read_table"]
 
 _NOT_LABELS = ("path", "patient", "study", "view", "split", "age", "sex")
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _VIEWS = {"AP": "AP", "PA": "PA", **dict.fromkeys(("LATERAL", "LAT", "LL", "L"), "LATERAL")}
 
 
@@ -58,10 +59,14 @@ def read_table(
         try:
             cells[:, i] = table[column].replace("", "nan").to_numpy(np.float32)
         except ValueError:
-            raise InputError(f"{path}: column {column!r} is no label (cells must be 1, 0, -1 or blank)") from None
+            raise InputError(
+                f"{path}: column {column!r} is no label (cells must be 1, 0, -1 or blank): name the labels, --labels"
+            ) from None
         values = cells[:, i]
         if ((values < -1) | (values > 1) | ((values < 0) & (values > -1))).any():
-            raise InputError(f"{path}: column {column!r} has values that are no label (1, 0, -1 or blank)")
+            raise InputError(
+                f"{path}: column {column!r} has values that are no label (1, 0, -1 or blank): name them, --labels"
+            )
     if "patient" not in table:
         warnings.warn(f"{path} has no column 'patient': every image counts as a patient of its own", stacklevel=2)
     records = Records(
@@ -73,7 +78,9 @@ def read_table(
     )
     validation = in_validation(records.patients)
     if "split" in table:
-        parts = table["split"].to_numpy(str)
+        parts = np.array([_SPLITS.get(v.strip().lower(), v) for v in table["split"]])
+        if unknown := sorted(set(parts) - set(_SPLITS.values())):
+            raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
         if not (parts == "val").any():
             parts = np.where((parts == "train") & validation, "val", parts)
     else:
@@ -83,5 +90,5 @@ def read_table(
     if split == "test" and not (parts == "test").any():
         raise InputError(f"{path} has no rows with split test: use --split all")
     policy = uncertain if split == "train" else "U-Ignore"
-    records = replace(records, targets=apply_policies(cells, records.labels, policy, blank))
+    records = replace(records, targets=apply_policies(cells, records.labels, policy, blank), split=split)
     return records if split == "all" else records.subset(parts == split)

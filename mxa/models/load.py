@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import safetensors.torch
@@ -35,7 +36,7 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
         raise InputError(f"unknown model {name!r}: {close}")
     try:
         return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
-    except (RuntimeError, TypeError, OSError, SafetensorError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError, ZeroDivisionError, OSError, SafetensorError) as error:
         raise InputError(f"{name}: {error}") from error
 
 
@@ -72,7 +73,9 @@ def named_outputs(model: nn.Module) -> tuple[str, ...]:
 def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path), None
+            config = path.with_name("config.json")
+            names = json.loads(config.read_text()).get("label_names") if config.is_file() else None
+            return safetensors.torch.load_file(path), names
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
         raise InputError(f"{path} is no checkpoint: {error}") from None

@@ -11,6 +11,8 @@ from timm.models._pretrained import PretrainedCfg
 from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
+from ..labels import align
+
 __all__ = [
     "check_keys",
     "checkpoint_filter_fn",
@@ -36,8 +38,11 @@ def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
     """Names a model's outputs, for ``label_names``, prediction, evaluation and saving; None makes them unknown.
 
     Raises:
-        ValueError: the number of names is not the number of outputs.
+        ValueError: the number of names is not the number of outputs, or two mean the same.
     """
+    if isinstance(names, str):
+        raise ValueError(f"label names must be a sequence of names, got the text {names!r}")
+    align(names or (), ())
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"{len(names)} label names for {model.num_classes} outputs")
     model.label_names = None if names is None else tuple(names)

@@ -51,8 +51,18 @@ def test_16_bit_is_scaled_not_cut(tmp_path, suffix):
 
 def test_float_tiff_is_taken_as_0_to_1(tmp_path):
     path = tmp_path / "x.tif"
-    Image.fromarray(np.float32([[0, 0.5, 1], [-3, 7, 0.25]])).save(path)
-    np.testing.assert_allclose(np.asarray(read_image(path)), [[0, 127.5, 255], [0, 255, 63.75]])
+    Image.fromarray(np.float32([[0, 0.5, 1], [0.1, 0.9, 0.25]])).save(path)
+    np.testing.assert_allclose(np.asarray(read_image(path)), [[0, 127.5, 255], [25.5, 229.5, 63.75]], rtol=1e-5)
+    Image.fromarray(np.float32([[0, 255]])).save(path)
+    with pytest.raises(InputError, match=r"x\.tif has floating-point values outside 0 to 1"):
+        read_image(path)
+
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.uint16([[0, 4000]])).save(path)
+    with pytest.warns(UserWarning, match="12 bits or fewer"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

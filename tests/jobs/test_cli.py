@@ -40,6 +40,12 @@ def test_config_file_with_overrides(table, tmp_path, capsys):
     written = (tmp_path / "run" / "config.yaml").read_text()
     assert "epochs: 1\n" in written
     assert "- 0.9\n" in written
+    recipe.write_text("lr: 1e-3\nlabels: [Edema, Bright]\n" + recipe.read_text())
+    run_cli(capsys, "train", f"--config={recipe}", "--epochs", 1, "--output", tmp_path / "second")
+    assert "lr: 0.001\n" in (tmp_path / "second" / "config.yaml").read_text()
+    recipe.write_text("epochs: two\n")
+    with pytest.raises(SystemExit, match="epochs must be a number, got 'two'"):
+        run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
     recipe.write_text("epoch: 3\n")
     with pytest.raises(SystemExit, match="unknown field epoch"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")

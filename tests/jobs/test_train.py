@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,12 +96,36 @@ def test_killed_and_resumed_equals_uninterrupted(config, table, tmp_path):
 
 
 def test_resume_needs_the_same_settings(config, run):
-    with pytest.raises(InputError, match="holds a run"):
+    with pytest.raises(InputError, match=r"holds checkpoint\.pt: add --resume"):
         train(config(output=run))
     with pytest.raises(InputError, match=r"epochs was 6"):
         train(config(output=run, resume=True, epochs=7))
     with pytest.raises(InputError, match="no run to resume"):
         train(config(resume=True))
+
+
+def test_resume_needs_the_same_rows(config, run, table, tmp_path):
+    renamed = shutil.copytree(table.parent, tmp_path / "renamed") / table.name
+    renamed.write_text(table.read_text().replace("Mass", "Nodule", 1))
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(InputError, match="other rows or labels"):
+        train(config(output=tmp_path / "copy", root=renamed, epochs=6, resume=True))
+
+
+def test_nothing_to_learn_is_refused(config, table, tmp_path):
+    blank = tmp_path / "blank.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    blank.write_text("\n".join(",".join(row[:4] + ([row[4]] if i == 0 else [""])) for i, row in enumerate(lines)))
+    with pytest.raises(InputError, match="nothing to learn"):
+        train(config(root=blank))
+
+
+def test_a_missing_validation_image_is_said_before_the_first_epoch(config, table, tmp_path):
+    elsewhere = tmp_path / "elsewhere.csv"
+    elsewhere.write_text(table.read_text())
+    with pytest.raises(InputError, match="a validation image"):
+        train(config(root=elsewhere))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -111,8 +136,12 @@ def test_resume_needs_the_same_settings(config, run):
         ({"freeze": "backbone"}, "needs --init"),
         ({"init": "efficientvit_ml_m0_mxa"}, "no weights are published"),
         ({"init": "nowhere.pt"}, "nowhere.pt"),
-        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"epochs": 0}, "--epochs must be between 1 and"),
         ({"opt": "nothing"}, "unknown optimizer 'nothing'"),
+        ({"model": "efficientvit_ml_m0.r224_in1k"}, "give --init efficientvit_ml_m0.r224_in1k"),
+        ({"lr": -1.0}, "--lr must be between"),
+        ({"scale": (2.0, 3.0)}, "--scale must be between"),
+        ({"labels": "Fracture"}, "has none of the labels Fracture"),
         ({"device": "nowhere"}, "--device nowhere"),
         ({"root": None}, "needs --root"),
     ],

@@ -12,7 +12,7 @@ from mxa.errors import InputError
 from mxa.models import save_pretrained
 from mxa.models.load import create, init_weights, load_model, named_outputs
 
-from ..contracts import images, randomise
+from ..contracts import holds, images, randomise
 
 M0, M0_MXA = "efficientvit_ml_m0", "efficientvit_ml_m0_mxa"
 ABC = ("Edema", "Mass", "Pleural Effusion")
@@ -47,11 +47,17 @@ class TestCreate:
             (f"{M0}.nothing", "nothing"),
             (f"{M0}.chexpert", "r224_in1k.*local-dir"),
             ("local-dir:/nowhere", "nowhere"),
+            ("nowhere:model", "nowhere:model"),
         ],
     )
     def test_what_cannot_be_had_is_an_input_error(self, name, message):
         with pytest.raises(InputError, match=message):
             create(name, pretrained=True)
+
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_an_impossible_size_is_an_input_error(self, size):
+        with pytest.raises(InputError, match=M0):
+            create(M0, size)
 
     def test_an_unknown_argument_is_an_input_error(self):
         with pytest.raises(InputError, match=r"test_resnet.*mxa_init_values"):
@@ -70,6 +76,12 @@ class TestLoadModel:
 
     def test_folder_without_a_run(self, tmp_path):
         with pytest.raises(InputError, match=r"is no run folder.*config\.json"):
+            load_model(tmp_path)
+
+    @pytest.mark.parametrize("config", ["", "{}", '{"architecture": "nothing", "pretrained_cfg": {}}'])
+    def test_run_with_a_broken_config(self, config, tmp_path):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(InputError, match=str(tmp_path)):
             load_model(tmp_path)
 
     def test_run_without_weights(self, run, tmp_path):
@@ -136,7 +148,7 @@ class TestInitWeights:
         head = {k: model.state_dict()[k].clone() for k in HEAD}
         filled = init_weights(model, str(saved(kind, source, tmp_path)))
         assert filled == set(source.state_dict()) - set(HEAD)
-        assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items() if k not in HEAD)
+        assert holds(model, {k: v for k, v in source.state_dict().items() if k not in HEAD})
         has_names = kind in ("run", "checkpoint")
         for key, fresh in head.items():
             assert torch.equal(model.state_dict()[key], source.state_dict()[key] if has_names else fresh)
@@ -151,6 +163,12 @@ class TestInitWeights:
             found, old = model.state_dict()[key], source.state_dict()[key]
             for row, expected in enumerate((old[2], fresh[key][1], old[0], fresh[key][3])):
                 assert torch.equal(found[row], expected)
+
+    def test_a_file_of_a_run_has_the_names_beside_it(self, run):
+        folder, source = run
+        model = named(seed=1)
+        init_weights(model, str(folder / "model.safetensors"))
+        assert holds(model, source.state_dict())
 
     def test_labels_without_names_start_fresh(self, run):
         model = randomise(timm.create_model(M0, num_classes=3), seed=1)
@@ -179,7 +197,7 @@ class TestInitWeights:
         assert path in str(error.value)
         with pytest.raises(InputError, match=r"of another shape: patch_embed\.conv1"):
             init_weights(named("efficientvit_ml_m1"), path)
-        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert holds(model, before)
 
     @pytest.mark.parametrize("kind", ["run", "safetensors"])
     def test_three_channels_into_one(self, kind, tmp_path):
@@ -205,8 +223,7 @@ class TestInitWeights:
         filled = init_weights(model, str(saved("run", source, tmp_path)))
         head = model.pretrained_cfg["classifier"]
         assert filled == {k for k in source.state_dict() if not k.startswith(f"{head}.")}
-        for k, v in source.state_dict().items():
-            assert torch.equal(model.state_dict()[k], v if k in filled else v.flip(0))
+        assert holds(model, {k: v if k in filled else v.flip(0) for k, v in source.state_dict().items()})
 
     def test_no_such_source(self):
         for source, message in (("nowhere.pt", "give the folder"), ("nowhere", "unknown model"), (M0, "no weights")):

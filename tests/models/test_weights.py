@@ -13,7 +13,7 @@ import mxa
 from mxa.labels import CHEXPERT
 from mxa.models import save_pretrained
 
-from ..contracts import images, meta, randomise
+from ..contracts import holds, images, meta, randomise
 
 NAMES = timm.list_models(module="efficientvit_ml")
 M0, M0_MXA = "efficientvit_ml_m0", "efficientvit_ml_m0_mxa"
@@ -63,6 +63,15 @@ class TestLabelNames:
         with pytest.raises(ValueError, match="3 label names for 2 outputs"):
             mxa.set_label_names(model, ABC)
 
+    @pytest.mark.parametrize(
+        ("names", "message"), [("abc", "the text 'abc'"), (("Effusion", "b", "Pleural Effusion"), "mean the same")]
+    )
+    def test_names_that_cannot_be(self, names, message):
+        with pytest.raises(ValueError, match=message):
+            mxa.set_label_names(meta("test_resnet", num_classes=3), names)
+        with pytest.raises(ValueError, match=message):
+            meta(M0, num_classes=3, label_names=names)
+
     def test_pruning_takes_them_away(self):
         model = meta(M0)
         model.prune_intermediate_layers([3])
@@ -95,14 +104,14 @@ class TestSaveAndLoad:
     def test_names_given_at_the_start(self, tmp_path):
         model = timm.create_model(M0, num_classes=3, label_names=ABC)
         assert mxa.label_names(reload(model, tmp_path / "a")) == ABC
-        mxa.set_label_names(model, "xyz")
+        mxa.set_label_names(model, ["x", "y", "z"])
         assert mxa.label_names(reload(model, tmp_path / "b")) == ("x", "y", "z")
 
     @pytest.mark.parametrize("kwargs", [{}, {"num_classes": 3, "label_names": ABC}])
     def test_another_head_while_loading(self, kwargs, tmp_path):
         model = timm.create_model(M0, **kwargs)
         assert mxa.label_names(reload(model, tmp_path, num_classes=5)) is None
-        assert mxa.label_names(reload(model, tmp_path, num_classes=2, label_names="xy")) == ("x", "y")
+        assert mxa.label_names(reload(model, tmp_path, num_classes=2, label_names=["x", "y"])) == ("x", "y")
 
     @pytest.mark.parametrize("num_classes", [3, 14])
     @pytest.mark.parametrize("name", [M0, "test_resnet"])
@@ -148,10 +157,10 @@ class TestNoWeights:
         safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
         overlay = {"file": str(tmp_path / "w.safetensors")}
         loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+        assert holds(loaded, model.state_dict())
         assert mxa.label_names(loaded) == CHEXPERT
         in_memory = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": model.state_dict()})
-        assert all(torch.equal(v, in_memory.state_dict()[k]) for k, v in model.state_dict().items())
+        assert holds(in_memory, model.state_dict())
 
     @torch.no_grad()
     def test_a_file_for_features(self, tmp_path):
@@ -189,8 +198,7 @@ class TestCheckedLoading:
             assert key in str(error.value)
 
     def test_all_of_mxa_may_be_missing(self, plain):
-        model = self.load(M0_MXA, plain)
-        assert all(torch.equal(v, model.state_dict()[k]) for k, v in plain.items())
+        assert holds(self.load(M0_MXA, plain), plain)
 
     # num_classes differs in one case of each pair: there timm's own loader checks nothing
     @pytest.mark.parametrize("kwargs", [{}, {"num_classes": 5}])
@@ -237,7 +245,7 @@ class TestCheckedLoading:
         model = self.load(M0, plain, num_classes=5)
         state = model.state_dict()
         head = {"head.linear.weight", "head.linear.bias"}
-        assert all(torch.equal(v, state[k]) for k, v in plain.items() if k not in head)
+        assert holds(model, {k: v for k, v in plain.items() if k not in head})
         assert state["head.linear.weight"].shape == (5, 192)
         assert state["head.linear.weight"].std() < 0.03  # drawn anew: the file's has noise of 0.05 added
         assert self.load(M0, plain, num_classes=0).num_classes == 0
