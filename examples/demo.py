@@ -18,7 +18,7 @@ def run(command: str) -> None:
 
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    run(f"train --model efficientvit_ml_m0_mxa --epochs 5 --output {FOLDER}/run")
+    run(f"train --model efficientvit_ml_m0_mxa --epochs 4 --output {FOLDER}/run")
     run(f"evaluate {FOLDER}/run --output {FOLDER}/evaluation")
 
     phantom = create_dataset("phantom").records.image(0)

@@ -110,3 +110,18 @@ def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(InputError, match=r"bomb\.png does not decode"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_a_png_with_one_damaged_byte_reads_or_is_an_error(tmp_path):
+    path = tmp_path / "damaged.png"
+    Image.fromarray(RAMP).save(path)
+    data = path.read_bytes()
+    refused = 0
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        try:
+            read_image(path)
+        except InputError as error:
+            assert "damaged.png" in str(error)
+            refused += 1
+    assert refused > len(data) / 2

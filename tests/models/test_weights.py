@@ -152,6 +152,17 @@ class TestNoWeights:
                 assert word in str(error.value)
 
     @pytest.mark.parametrize("name", [M0, M0_MXA])
+    def test_imagenet_weights_come_from_the_hub(self, name, monkeypatch):
+        stock = timm.create_model("efficientvit_m0").state_dict()
+        asked = []
+        monkeypatch.setattr(
+            "timm.models._builder.load_state_dict_from_hf", lambda hub_id, **_: asked.append(hub_id) or dict(stock)
+        )
+        model = timm.create_model(f"{name}.r224_in1k", pretrained=True, num_classes=14)
+        assert asked == ["timm/efficientvit_m0.r224_in1k"]
+        assert holds(model, {k: v for k, v in stock.items() if not k.startswith("head.linear.")})
+
+    @pytest.mark.parametrize("name", [M0, M0_MXA])
     def test_a_file_is_enough(self, name, tmp_path):
         model = randomise(timm.create_model(name))
         safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
