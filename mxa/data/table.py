@@ -79,7 +79,7 @@ def read_table(
     validation = in_validation(records.patients)
     if "split" in table:
         parts = np.array([_SPLITS.get(v.strip().lower(), v) for v in table["split"]])
-        if unknown := sorted(set(parts) - set(_SPLITS.values())):
+        if unknown := sorted(set(parts.tolist()) - set(_SPLITS.values())):
             raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
         if not (parts == "val").any():
             parts = np.where((parts == "train") & validation, "val", parts)

@@ -116,12 +116,13 @@ def test_a_png_with_one_damaged_byte_reads_or_is_an_error(tmp_path):
     path = tmp_path / "damaged.png"
     Image.fromarray(RAMP).save(path)
     data = path.read_bytes()
+    damages = [(i, value) for i in range(len(data)) for value in (0, data[i] ^ 1)]
     refused = 0
-    for i in range(len(data)):
-        path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+    for i, value in damages:
+        path.write_bytes(data[:i] + bytes([value]) + data[i + 1 :])
         try:
             read_image(path)
         except InputError as error:
             assert "damaged.png" in str(error)
             refused += 1
-    assert refused > len(data) / 2
+    assert refused > len(damages) / 4

@@ -282,6 +282,19 @@ def test_table_split_column(made_table):
     assert column(parts["train"], "Effusion").tolist() == [1] * 12
 
 
+def test_table_splits_in_other_spellings(made_table):
+    path = made_table()
+    expected = create_dataset("table", path, "val", views="all").filenames()
+    for word in ("valid", "Validation", " VAL"):
+        text = path.read_text()
+        edit(path, ",val,", f",{word},")
+        assert create_dataset("table", path, "val", views="all").filenames() == expected
+        path.write_text(text)
+    edit(path, ",val,", ",holdout,")
+    with pytest.raises(InputError, match=r"table\.csv: unknown split 'holdout': give train, val or test"):
+        create_dataset("table", path, "all")
+
+
 def test_table_without_val_rows_cuts_them_from_train(made_table):
     path = made_table()
     edit(path, ",val,", ",train,")
@@ -409,6 +422,19 @@ def test_the_validation_cut_is_a_tenth_of_the_patients_and_of_nothing_else():
     np.testing.assert_array_equal(in_validation(patients[order]), cut[order])
     np.testing.assert_array_equal(in_validation(np.repeat(patients, 2)), np.repeat(cut, 2))
     assert in_validation(patients, percent=20)[cut].all()
+
+
+def test_records_say_which_split_they_are(made_nih, made_chexpert, made_table):
+    for source, root, default in (
+        ("nih", made_nih(lists=True), "test"),
+        ("chexpert", made_chexpert(), "valid"),
+        ("table", made_table(), "test"),
+        ("phantom", None, "test"),
+    ):
+        for split in ("train", "val", "all", None):
+            assert create_dataset(source, root, split).records.split == (split or default)
+    (made_nih() / "test_list.txt").unlink()
+    assert create_dataset("nih", made_nih()).records.split == "all"
 
 
 # Real X-rays

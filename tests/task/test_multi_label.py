@@ -92,14 +92,14 @@ def test_ema_follows_the_model(model):
 def test_it_learns_around_the_mask(model):
     images, target = batch()
     task = MultiLabelTask(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
     losses = []
-    for _ in range(100):
+    for _ in range(40):
         loss = task(images, target)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
     known = ~target.isnan()
     assert ((model(images) > 0) == (target == 1))[known].all()
