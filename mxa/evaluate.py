@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
     model = load_model(config.model)
     labels = named_outputs(model)
-    dataset = create_dataset(config.data, config.root, config.split, labels, views=config.views)
+    dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", views=config.views)
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
     logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp, config.skip_bad)

@@ -295,6 +295,8 @@ def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch
 
 def _validate(model: nn.Module, loader: DataLoader, amp: bool) -> dict[str, float]:
     logits, targets = predict_logits(model, loader, amp), loader.dataset.records.targets
+    if not np.isfinite(logits).all():
+        raise InputError("the outputs on the validation part are not finite: lower --lr and start again")
     loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
     return {"loss": float(loss), "macro_auc": macro_auroc(logits, targets)}
 

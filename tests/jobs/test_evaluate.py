@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,3 +94,12 @@ def test_splits(config):
     assert counts == {"all": 48, "train": 24, "val": 12, "test": 12}
     with pytest.raises(InputError, match="unknown split 'valid'"):
         evaluate(config(split="valid"))
+
+
+def test_uncertain_labels_are_masked_in_every_split(config, table, tmp_path):
+    folder = shutil.copytree(table.parent, tmp_path / "uncertain")
+    lines = [line.split(",") for line in (folder / "table.csv").read_text().splitlines()]
+    text = "\n".join(",".join([*row[:4], "-1" if row[4] == "1" else row[4], *row[5:]]) for row in lines)
+    (folder / "table.csv").write_text(text)
+    metrics = evaluate(config(root=folder / "table.csv", split="train", replicates=5))
+    assert metrics["labels"]["Edema"]["n_pos"] == 0

@@ -240,3 +240,10 @@ def test_fit_without_validation_keeps_the_last_epoch(config, table, tmp_path):
 
 def test_config_defaults_are_the_phantom():
     assert TrainConfig(output="x").data == "phantom"
+
+
+def test_validation_outputs_that_are_not_finite_are_not_kept(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("mxa.train.predict_logits", lambda *args: np.full((12, 3), np.nan, dtype=np.float32))
+    with pytest.raises(InputError, match="validation part are not finite"):
+        train(config())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
