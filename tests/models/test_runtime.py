@@ -103,17 +103,19 @@ def test_compile_in_one_graph(model, fresh_dynamo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_compile_with_inductor(name, fresh_dynamo):
-    model = randomise(timm.create_model(name)).eval()
-    compiled_agrees(model, "inductor", 1e-3)
-    compiled = torch.compile(model, fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(images()), model(images()), atol=1e-3, rtol=1e-3)
-    compiled.train()
-    logits = compiled(images())
+def test_every_name_compiles_in_training(name, fresh_dynamo):
+    model = timm.create_model(name)
+    logits = torch.compile(model, fullgraph=True, backend="aot_eager")(images())
     logits.square().mean().backward()
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_compiles_with_inductor(name, fresh_dynamo):
+    compiled_agrees(randomise(timm.create_model(name)).eval(), "inductor", 1e-3)
 
 
 @pytest.mark.slow
