@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -63,8 +64,13 @@ def _predict(config: Any) -> None:
     if config.format == "json":
         print(json.dumps(results, indent=2))
     else:
-        rows = [(r["file"], name, _number(p)) for r in results for name, p in r.get("probabilities", {}).items()]
-        _print_table(("file", "finding", "probability"), rows)
+        uids = sorted({name for r in results for name in r.get("identifiers", ())})
+        rows = [
+            (r["file"], *(r.get("identifiers", {}).get(uid, "") for uid in uids), name, _number(p))
+            for r in results
+            for name, p in r.get("probabilities", {}).items()
+        ]
+        _print_table(("file", *uids, "finding", "probability"), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")
     if config.rois:
         print(f"written: {config.rois}", file=sys.stderr)
@@ -113,11 +119,13 @@ def _say_bad(names: Sequence[str], what: str) -> None:
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = require("rich.table", "train")
-    shown = table.Table(*columns)
+    shown = table.Table(*(table.Column(name, overflow="fold") for name in columns))
     for row in rows:
         shown.add_row(*row)
     console = require("rich.console", "train").Console()
-    console.print(shown) if console.is_terminal else console.print(shown, width=200, crop=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a file or a pipe: as wide as the rows are
+    console.print(shown)
 
 
 def _usage() -> str:
@@ -188,6 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage(), file=sys.stdout if wanted else sys.stderr)
         sys.exit(0 if wanted else 2)
     command = _COMMANDS[name]
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mxa").setLevel(logging.INFO)
     try:
         command.run(_parse(command, name, arguments[len(name.split()) :]))
     except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .data import create_dataset, create_transform, make_loader
+from .data import Collection, create_dataset, create_transform, make_loader
 from .errors import InputError
 from .inference import pick_device, predict_logits
 from .metrics import report, write_report
@@ -26,10 +26,14 @@ class EvaluateConfig:
     """Run folder, or a timm name with weights."""
     output: Path
     """Folder for metrics.json and metrics.csv."""
-    data: Literal["phantom", "nih", "chexpert", "table"] = "phantom"
+    data: Collection = "phantom"
     """Collection."""
     root: Path | None = None
-    """Folder of the collection; the CSV for "table"."""
+    """Folder of the collection; the CSV or Parquet file for "table"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    merge: bool = False
+    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
     split: Literal["all", "train", "val", "valid", "test"] | None = None
     """The collection's test list where it has one, else every image, by default."""
     views: str = "frontal"
@@ -58,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
     model = load_model(config.model)
     labels = named_outputs(model)
-    dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", views=config.views)
+    options = {k: getattr(config, k) for k in ("views", "merge", "columns")}
+    dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
     logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp, config.skip_bad)

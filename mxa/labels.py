@@ -6,11 +6,27 @@ space to another by position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from .errors import InputError
 
-__all__ = ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "check_known", "resolve_labels"]
+__all__ = [
+    "CHEXPERT",
+    "LABEL_SPACES",
+    "MERGES",
+    "NIH",
+    "PADCHEST",
+    "VINDR",
+    "XRV",
+    "align",
+    "apply_policies",
+    "canonical",
+    "check_known",
+    "merge",
+    "resolve_labels",
+]
 
 #: The 14 observations of CheXpert, in the order of its tables.
 CHEXPERT = (
@@ -71,9 +87,87 @@ XRV = (
     "Enlarged Cardiomediastinum",
 )
 
-LABEL_SPACES = {"chexpert": CHEXPERT, "nih": NIH, "xrv": XRV}
+#: PadChest's findings that other collections have too; what each is made of is in ``mxa.data.padchest``.
+PADCHEST = (
+    "No Finding",
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Fracture",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural Effusion",
+    "Pleural Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
 
-_ALIASES = {"effusion": "pleural effusion", "normal": "no finding"}
+#: VinDr-CXR: 22 local and 6 global labels, in the order of its published tables.
+VINDR = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Clavicle fracture",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Enlarged PA",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Lung cavity",
+    "Lung cyst",
+    "Mediastinal shift",
+    "Nodule/Mass",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+    "Rib fracture",
+    "Other lesion",
+    "COPD",
+    "Lung tumor",
+    "Pneumonia",
+    "Tuberculosis",
+    "Other disease",
+    "No finding",
+)
+
+#: MIMIC-CXR's tables have CheXpert's observations.
+LABEL_SPACES = {"chexpert": CHEXPERT, "mimic": CHEXPERT, "nih": NIH, "padchest": PADCHEST, "vindr": VINDR, "xrv": XRV}
+
+#: Spellings of one finding. A finding that is a part of another is no synonym of it: see ``MERGES``.
+_ALIASES = {
+    "airspace opacity": "lung opacity",
+    "effusion": "pleural effusion",
+    "infiltrate": "infiltration",
+    "infiltrates": "infiltration",
+    "nodule or mass": "nodule/mass",
+    "normal": "no finding",
+    "other diseases": "other disease",
+    "pulmonary edema": "edema",
+    "pulmonary fibrosis": "fibrosis",
+}
+
+#: What a label that a collection lacks may be merged from, if asked: each alternative is a set of findings of which any
+#: one is enough. They narrow or bend the label's meaning, so nothing is merged unasked.
+MERGES = {
+    "Lung Lesion": (("Nodule/Mass",), ("Nodule", "Mass")),
+    "Nodule/Mass": (("Nodule", "Mass"),),
+    "Pleural Other": (("Pleural Thickening", "Fibrosis"),),
+    "Fracture": (("Rib fracture", "Clavicle fracture"),),
+}
+
+#: What an uncertain cell may become, and a blank one.
+UNCERTAIN = ("U-Ones", "U-Zeros", "U-Ignore", "LSR")
+BLANK = ("negative", "ignore")
 
 
 def canonical(name: str) -> str:
@@ -145,3 +239,100 @@ def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
     if unknown := [name for name in names if canonical(name) not in every]:
         here = f", or from {', '.join(known)}" if known else ""
         raise InputError(f"unknown label {', '.join(unknown)}: give names of {', '.join(LABEL_SPACES)}{here}")
+
+
+def merge(cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, dict[str, tuple]]:
+    """Makes the columns of ``wanted`` that ``labels`` lacks but ``MERGES`` has an alternative for.
+
+    Of an alternative's findings, one positive makes a positive, else one uncertain an uncertain; a negative needs all
+    of them negative. What remains is blank.
+
+    Args:
+        cells: ``(N, L)``: 1 positive, 0 negative, -1 uncertain, NaN blank.
+        labels: Names of the L columns.
+        wanted: Names wanted.
+
+    Returns:
+        ``(N, M)`` float32 of the M columns made, and for each its name and what it was made from.
+
+    >>> merge(np.float32([[1, 0], [0, 0], [0, np.nan]]), ("Nodule", "Mass"), ("Lung Lesion", "Edema"))
+    (array([[ 1.],
+           [ 0.],
+           [nan]], dtype=float32), {'Lung Lesion': ('Nodule', 'Mass')})
+    """
+    merges = {canonical(name): alternatives for name, alternatives in MERGES.items()}
+    columns, made = [], {}
+    for name, held in zip(wanted, align(labels, wanted), strict=True):
+        for parts in merges.get(canonical(name), ()) if held is None else ():
+            found = [cells[:, i] for i in align(labels, parts) if i is not None]
+            if found:
+                part = np.stack(found)
+                zero = (part == 0).all(0) & (len(found) == len(parts))
+                rest = np.where((part == -1).any(0), -1, np.where(zero, 0, np.nan))
+                columns.append(np.where((part == 1).any(0), 1, rest))
+                made[name] = tuple(p for p, i in zip(parts, align(labels, parts), strict=True) if i is not None)
+                break
+    return np.array(columns, dtype=np.float32).reshape(len(columns), len(cells)).T, made
+
+
+def apply_policies(
+    cells: np.ndarray,
+    labels: Sequence[str],
+    uncertain: str | Mapping[str, str] = "U-Ones",
+    blank: str | Mapping[str, str] = "negative",
+) -> np.ndarray:
+    """Turns cells into targets.
+
+    Args:
+        cells: ``(N, L)``: 1 positive, 0 negative, -1 uncertain, NaN blank.
+        labels: Names of the L columns.
+        uncertain: What -1 becomes: ``"U-Ones"`` (the paper's U-1) 1, ``"U-Zeros"`` 0, ``"U-Ignore"`` masked,
+            ``"LSR"`` a value drawn from [0.55, 0.85] (label smoothing; seeded). By label in one line, the rest last:
+            ``"U-Ones: Atelectasis, Edema; U-Zeros"``; or a mapping from label to policy with a ``"default"``.
+        blank: What a blank becomes: ``"negative"`` 0, ``"ignore"`` masked; by label in the same way.
+
+    Returns:
+        ``(N, L)`` float32 in [0, 1], NaN where masked.
+
+    Raises:
+        InputError: unknown policy or label.
+    """
+    of_uncertain = _policy_of_each(uncertain, labels, UNCERTAIN, "uncertain")
+    of_blank = _policy_of_each(blank, labels, BLANK, "blank")
+    smooth = np.random.default_rng(0).uniform(0.55, 0.85, cells.shape) if "LSR" in of_uncertain else cells
+    targets = np.array(cells, dtype=np.float32)
+    for i in range(len(labels)):
+        one = {"U-Ones": 1.0, "U-Zeros": 0.0, "U-Ignore": np.nan, "LSR": smooth[:, i]}[of_uncertain[i]]
+        targets[:, i] = np.where(cells[:, i] == -1, one, cells[:, i])
+        if of_blank[i] == "negative":
+            targets[np.isnan(cells[:, i]), i] = 0
+    return targets
+
+
+def _policy_of_each(
+    policy: str | Mapping[str, str], labels: Sequence[str], known: Sequence[str], kind: str
+) -> list[str]:
+    """Finds the policy of every label."""
+    by_label: dict[str, str] = {}
+    if isinstance(policy, Mapping):
+        by_label.update(policy)
+        default = by_label.pop("default", known[0])
+    else:
+        default = ""
+        for clause in filter(str.strip, policy.split(";")):
+            name, colon, of = (part.strip() for part in clause.partition(":"))
+            if not colon and default:
+                raise InputError(f"{kind}: two policies for the rest, {default} and {name}, in {policy!r}")
+            default = default if colon else name
+            by_label |= dict.fromkeys((label.strip() for label in of.split(",") if label.strip()), name)
+        if not default:
+            raise InputError(f"{kind}: {policy!r} says nothing for the rest: end it with one of {', '.join(known)}")
+    index = align(labels, tuple(by_label))
+    if None in index:
+        raise InputError(f"{kind}: unknown label {list(by_label)[index.index(None)]!r}; known: {', '.join(labels)}")
+    policies = [default] * len(labels)
+    for i, name in zip(index, by_label.values(), strict=True):
+        policies[i] = name
+    if unknown := sorted(set(policies) - set(known)):
+        raise InputError(f"unknown policy {', '.join(unknown)} for {kind} labels: give one of {', '.join(known)}")
+    return policies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +10,15 @@ from typing import Any, Literal
 import torch
 
 from .data import create_transform
-from .data.image_io import IMAGE_SUFFIXES, read_image
+from .data.dicom import is_dicom, read_header, unusual
+from .data.image_io import IMAGE_SUFFIXES, list_images, read_image
 from .errors import InputError
 from .inference import pick_device
 from .models.load import load_model, named_outputs
 
 __all__ = ["PredictConfig", "predict"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +33,8 @@ class PredictConfig:
     """How the probabilities are printed."""
     rois: Path | None = None
     """Write a picture of the (first) image with the boxes of every MXA block."""
+    identifiers: bool = False
+    """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is ever read."""
     skip_bad: bool = False
     """Leave out images that do not read, instead of stopping."""
     batch_size: int = 32
@@ -42,7 +48,9 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
 
     Returns:
         ``{"file": name, "probabilities": {label: probability}}`` for each image, sigmoid of the logits, not
-        calibrated; with ``skip_bad`` an image that does not read has ``{"file": name, "error": reason}``.
+        calibrated; with ``skip_bad`` an image that does not read has ``{"file": name, "error": reason}``. A DICOM file
+        that is no frontal chest radiograph by its tags has a ``"warning"`` too, and with ``identifiers`` a DICOM file
+        its ``"identifiers"``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
@@ -64,10 +72,12 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
                 row["probabilities"] = dict(zip(labels, p, strict=True))
             batch.clear()
 
-    for path in list_images(config.files):
+    for path in find_images(config.files):
         row: dict[str, Any] = {"file": str(path)}
         try:
-            image = read_image(path)
+            if is_dicom(path):
+                row |= _about(path, config.identifiers)
+            image = read_image(path, transform.decode_size)
         except InputError as error:
             if not config.skip_bad:
                 raise
@@ -75,7 +85,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         else:
             batch.append((row, transform(image)))
             if config.rois and len(batch) == 1 and not any("probabilities" in r for r in results):
-                _draw(model, image, batch[0][1].to(device), path, config.rois)
+                _draw(model, read_image(path), batch[0][1].to(device), path, config.rois)
         results.append(row)
         if len(batch) == config.batch_size:
             flush()
@@ -85,13 +95,21 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     return results
 
 
+def _about(path: Path, identifiers: bool) -> dict[str, Any]:
+    header = read_header(path)
+    reason = unusual(header)
+    if reason:
+        _logger.warning("%s: %s", path, reason)
+    return ({"warning": reason} if reason else {}) | ({"identifiers": header.identifiers} if identifiers else {})
+
+
 def _draw(model: torch.nn.Module, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
     from .explain import draw_rois, predict_rois
 
     draw_rois(image, predict_rois(model, x[None]), output, title=f"{path.name}: regions of the MXA blocks")
 
 
-def list_images(files: tuple[Path, ...]) -> list[Path]:
+def find_images(files: tuple[Path, ...]) -> list[Path]:
     """Lists the images named and those in the folders named, sorted.
 
     Raises:
@@ -100,7 +118,7 @@ def list_images(files: tuple[Path, ...]) -> list[Path]:
     found = []
     for path in map(Path, files):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = list_images(path)
             if not inside:
                 raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             found += inside

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from .data import CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
+from .data import Collection, CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
 from .errors import InputError
 from .inference import pick_device, predict_logits
 from .metrics import macro_auroc
@@ -43,18 +43,22 @@ class TrainConfig:
     """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json."""
     model: str = "efficientvit_ml_m0_mxa"
     """Any timm model name."""
-    data: Literal["phantom", "nih", "chexpert", "table"] = "phantom"
+    data: Collection = "phantom"
     """Collection."""
     root: Path | None = None
-    """Folder of the collection; the CSV for "table"."""
+    """Folder of the collection; the CSV or Parquet file for "table"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
     labels: str | None = None
-    """"chexpert", "nih", "xrv" or names separated by commas; the collection's own by default."""
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
+    merge: bool = False
+    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
     views: str = "frontal"
     """frontal, lateral, all, AP or PA."""
-    uncertain: Literal["U-Ones", "U-Zeros", "U-Ignore", "LSR"] = "U-Ones"
-    """What an uncertain label becomes in training."""
-    blank: Literal["negative", "ignore"] | None = None
-    """What a blank label becomes; the collection's habit by default."""
+    uncertain: str = "U-Ones"
+    """What an uncertain label becomes in training: U-Ones, U-Zeros, U-Ignore or LSR; or "U-Ones: Edema; U-Zeros"."""
+    blank: str | None = None
+    """What a blank label becomes: negative or ignore, by label as above; the collection's habit by default."""
     init: str | None = None
     """Start from these weights: a timm name with weights, a run folder, or a file."""
     freeze: Literal["backbone"] | None = None
@@ -104,7 +108,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         InputError: bad input; nothing is written then.
     """
     _check(config)
-    options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views")}
+    options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views", "merge", "columns")}
     train_set = create_dataset(config.data, config.root, "train", **options)
     val_set = create_dataset(config.data, config.root, "val", **options)
     return fit(config, train_set, val_set)
@@ -223,6 +227,7 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
                 optimizer.step()
                 losses.append(loss.detach())
                 if step % 10 == 0 or step == steps - 1:
+                    _check_bad(train_set)
                     progress.step(epoch, step, loss.item(), lr := max(g["lr"] for g in optimizer.param_groups))
             mean_loss = float(torch.stack(losses).mean())
             if not math.isfinite(mean_loss):
@@ -265,9 +270,20 @@ def _check_labels(dataset: CXRDataset) -> None:
 def _check_files(dataset: CXRDataset) -> None:
     """Says before the first epoch that a validation file is missing, not after it."""
     if type(dataset.records) is Records:
-        for path in dataset.records.paths:
+        for path in map(dataset.records.path, range(len(dataset))):
             if not Path(path).is_file():
                 raise InputError(f"no image {path} (a validation image)")
+
+
+def _check_bad(dataset: CXRDataset) -> None:
+    """Ends a training in which more than 1 % of the images do not read: something is wrong with all of them."""
+    bad = int(dataset.bad.sum())
+    if bad > 0.01 * len(dataset):
+        first = dataset.bad_paths()[:3]
+        raise InputError(
+            f"{bad} of {len(dataset)} images do not read, more than 1 %: mend them or take them out of the table "
+            f"({', '.join(first)}{', ...' if bad > 3 else ''})"
+        )
 
 
 def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:

@@ -74,7 +74,32 @@ def test_leaves_out(imported, module):
 
 PUBLIC = {
     "mxa": ["__version__", "label_names", "labels", "layers", "models", "set_label_names"],
-    "mxa.labels": ["CHEXPERT", "LABEL_SPACES", "NIH", "XRV", "align", "canonical", "check_known", "resolve_labels"],
+    "mxa.labels": [
+        "CHEXPERT",
+        "LABEL_SPACES",
+        "MERGES",
+        "NIH",
+        "PADCHEST",
+        "VINDR",
+        "XRV",
+        "align",
+        "apply_policies",
+        "canonical",
+        "check_known",
+        "merge",
+        "resolve_labels",
+    ],
+    "mxa.data": [
+        "CXRDataset",
+        "Collection",
+        "Records",
+        "SOURCES",
+        "create_dataset",
+        "create_transform",
+        "data_config",
+        "from_xrv",
+        "make_loader",
+    ],
     "mxa.layers": [
         "CBAM",
         "ChannelAttention",

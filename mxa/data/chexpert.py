@@ -1,108 +1,124 @@
-"""CheXpert, in its published layout, and what its uncertain and blank cells become."""
+"""CheXpert (Irvin et al., 2019) in its published layouts, and CheXpert Plus."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError
-from ..labels import CHEXPERT, align
-from .records import Records, in_validation, read_csv
+from ..labels import CHEXPERT
+from .records import Records, normal_sex
+from .source import Source
+from .tables import find_table, label_cells, read_table_file
 
-__all__ = ["POLICIES", "apply_policies", "read_chexpert"]
+__all__ = ["CheXpert"]
 
-POLICIES = ("U-Ones", "U-Zeros", "U-Ignore", "LSR")
+_TABLES = {"train": ("train.csv",), "valid": ("valid.csv", "val_labels.csv"), "test": ("test.csv", "test_labels.csv")}
+_STUDY = re.compile(r"(patient[^/]*)(?:/study[^/]*)?")
+_SIDES = {"AP": "AP", "PA": "PA"}  # 17 frontals are called LL or RL
+_OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 
-def apply_policies(
-    cells: np.ndarray,
-    labels: tuple[str, ...],
-    uncertain: str | Mapping[str, str] = "U-Ones",
-    blank: str = "negative",
-) -> np.ndarray:
-    """Turns cells into targets.
+class CheXpert(Source):
+    """The folder that holds ``train.csv`` and ``valid.csv`` (v1.0 or v1.0-small), ``test.csv`` where present.
 
-    Args:
-        cells: ``(N, L)``: 1 positive, 0 negative, -1 uncertain, NaN blank.
-        labels: Names of the L columns.
-        uncertain: What -1 becomes: ``"U-Ones"`` (the paper's U-1) 1, ``"U-Zeros"`` 0, ``"U-Ignore"`` masked,
-            ``"LSR"`` a value drawn from [0.55, 0.85] (label smoothing; seeded). A mapping gives policies by label
-            name, ``"default"`` the rest.
-        blank: What a blank becomes: ``"negative"`` 0, ``"ignore"`` masked.
+    Paths in the tables begin with the collection's published name, which is not needed. ``"val"`` is cut from
+    ``train.csv``; ``"valid"`` is the official validation set; ``"all"`` is every row of ``train.csv``. The test table
+    lacks sex, age and view, and may lack labels: these are masked.
 
-    Returns:
-        ``(N, L)`` float32 in [0, 1], NaN where masked.
-
-    Raises:
-        InputError: unknown policy or label.
+    A folder without ``train.csv`` but with ``df_chexpert_plus*.csv`` is CheXpert Plus, its labels those of
+    ``chexbert_labels/impression_fixed.json``.
     """
-    by_label = dict(uncertain) if isinstance(uncertain, Mapping) else {"default": uncertain}
-    default = by_label.pop("default", "U-Ones")
-    index = align(labels, tuple(by_label))
-    if None in index:
-        raise InputError(f"uncertain: unknown label {list(by_label)[index.index(None)]!r}; known: {', '.join(labels)}")
-    policies = [default] * len(labels)
-    for i, policy in zip(index, by_label.values(), strict=True):
-        policies[i] = policy
-    if unknown := set(policies) - set(POLICIES):
-        raise InputError(f"unknown policy {', '.join(unknown)} for uncertain labels: give one of {', '.join(POLICIES)}")
-    if blank not in ("negative", "ignore"):
-        raise InputError(f"unknown policy {blank!r} for blank labels: give negative or ignore")
-    smooth = np.random.default_rng(0).uniform(0.55, 0.85, cells.shape)
-    targets = cells.astype(np.float32)
-    for column, policy in enumerate(policies):
-        value = {"U-Ones": 1.0, "U-Zeros": 0.0, "U-Ignore": np.nan, "LSR": smooth[:, column]}[policy]
-        targets[:, column] = np.where(cells[:, column] == -1, value, cells[:, column])
-    return np.where(np.isnan(cells), 0.0 if blank == "negative" else np.nan, targets).astype(np.float32)
+
+    splits = ("train", "val", "valid", "test", "all")
+
+    def read(self, root: Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        root = Path(root)
+        if not _has(root, "train") and any(root.glob("df_chexpert_plus*.csv*")):
+            return _read_plus(root, split)
+        if split is None:
+            split = "test" if _has(root, "test") else "valid"
+        part = split if split in ("valid", "test") else "train"
+        path = find_table(root, *_TABLES[part])
+        labels = CHEXPERT
+        if part == "test":
+            held = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+            labels = tuple(name for name in CHEXPERT if name in held) or CHEXPERT
+        table = read_table_file(path, ("Path",), labels, _OPTIONAL)
+        if part == "train":
+            _check_apart(root, table["Path"], path)
+        return _records(root, table, table["Path"], labels, table[list(labels)].to_numpy(), part)
 
 
-def read_chexpert(
+def _has(root: Path, part: str) -> bool:
+    return any((root / f"{name}{suffix}").is_file() for name in _TABLES[part] for suffix in ("", ".gz"))
+
+
+def _check_apart(root: Path, train: pd.Series, path: Path) -> None:
+    for part in filter(partial(_has, root), ("valid", "test")):
+        patients = {_study(p)[0] for p in train}
+        other = find_table(root, *_TABLES[part])
+        both = [p for p in read_table_file(other, ("Path",))["Path"] if _study(p)[0] in patients]
+        if both:
+            raise InputError(f"{path} has patients of {other}, such as the one of {both[0]}: divide by patient")
+
+
+def _study(path: str) -> tuple[str, str]:
+    """Returns the patient and the study, ``patient00001`` and ``patient00001/study1``, of a path."""
+    found = _STUDY.search(path)
+    return (found[1], found[0]) if found else (path, path)
+
+
+def _records(
     root: Path,
-    split: str | None = None,
-    uncertain: str | Mapping[str, str] = "U-Ones",
-    blank: str = "negative",
+    table: pd.DataFrame,
+    paths: np.ndarray,
+    labels: tuple[str, ...],
+    cells: np.ndarray,
+    part: str | np.ndarray,
 ) -> Records:
-    """Reads the folder that holds ``train.csv`` and ``valid.csv`` (and ``test.csv`` where present).
+    """Makes rows of a table in CheXpert's column names."""
+    lateral = np.fromiter((path.endswith(("lateral.jpg", "lateral.png")) for path in paths), bool)
+    lateral |= (table["Frontal/Lateral"] == "Lateral").to_numpy(bool)
+    ages = pd.to_numeric(table["Age"], errors="coerce").to_numpy(np.float32)
+    return Records(
+        labels,
+        (path.partition("/")[2] if path.startswith("CheXpert") else path for path in paths),
+        cells,
+        (_study(path)[0] for path in paths),
+        studies=(_study(path)[1] for path in paths),
+        views=(
+            "LATERAL" if other else _SIDES.get(side, "") for other, side in zip(lateral, table["AP/PA"], strict=True)
+        ),
+        sexes=map(normal_sex, table["Sex"]),
+        ages=np.where(ages > 0, ages, np.nan),  # 0 stands for unknown
+        parts=part,
+        root=str(root),
+    )
 
-    Args:
-        root: That folder; paths in the tables begin with its published name, which is not needed.
-        split: ``"train"`` and ``"val"`` (10 % of the patients, by a hash) of ``train.csv``; ``"valid"``, the official
-            validation set; ``"test"``; ``"all"``, every row of ``train.csv``; None, ``test.csv`` where present, else
-            ``valid.csv``.
-        uncertain: Policy for the training part (see ``apply_policies``). Elsewhere uncertain cells are masked, never
-            remapped.
-        blank: Policy for blank cells of ``train.csv``.
 
-    Raises:
-        InputError: a missing table or column, an unknown policy, or a cell that is not 1, 0, -1 or blank.
-    """
-    root = Path(root)
-    if split is None:
-        split = "test" if (root / "test.csv").is_file() else "valid"
-    path = root / f"{split if split in ('valid', 'test') else 'train'}.csv"
-    table = read_csv(path, ("Path", *CHEXPERT))
+def _read_plus(root: Path, split: str | None) -> Records:
+    path = find_table(root, "df_chexpert_plus*.csv")
+    names = {"sex": "Sex", "age": "Age", "frontal_lateral": "Frontal/Lateral", "ap_pa": "AP/PA"}
+    table = read_table_file(path, ("path_to_image", "split"), (), tuple(names)).rename(columns=names)
+    table = table[table["split"] == ("valid" if split in ("valid", None) else "train")]
+    label_file = root / "chexbert_labels" / "impression_fixed.json"
     try:
-        cells = table[list(CHEXPERT)].replace("", "nan").to_numpy(np.float32)
-    except ValueError as error:
-        raise InputError(f"{path}: a label cell is no number ({error})") from None
-    strange = ~(np.isnan(cells) | np.isin(cells, (-1, 0, 1)))
-    if strange.any():
-        row, column = np.argwhere(strange)[0]
-        raise InputError(
-            f"{path}: {CHEXPERT[column]} of {table['Path'].iloc[row]} is {cells[row, column]:g} (1, 0, -1 or blank)"
-        )
-    parts = [p.split("/") for p in table["Path"]]
-    inside = ["/".join(p[1:] if p[0].startswith("CheXpert") else p) for p in parts]
-    patients = [next((name for name in p if name.startswith("patient")), p[-1]) for p in parts]
-    lateral = np.array(["lateral" in p[-1].lower() for p in parts])
-    views = table["AP/PA"].to_numpy(str) if "AP/PA" in table else np.full(len(table), "")
-    views = np.where(lateral, "LATERAL", np.where(np.isin(views, ("AP", "PA")), views, "")).astype(str)
-    records = Records(CHEXPERT, np.array([str(root / p) for p in inside]), cells, np.array(patients), views)
-    if split in ("train", "val"):
-        validation = in_validation(records.patients)
-        records = records.subset(validation if split == "val" else ~validation)
-    policy = uncertain if split == "train" else "U-Ignore"
-    return replace(records, targets=apply_policies(records.targets, CHEXPERT, policy, blank), split=split)
+        with label_file.open(encoding="utf-8") as lines:
+            labelled = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        labelled = labelled.drop_duplicates("path_to_image").set_index("path_to_image")[list(CHEXPERT)]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{label_file}: CheXpert Plus' labels (chexbert_labels.zip) do not read: {error}") from None
+    labelled = labelled.reindex(table["path_to_image"])
+    cells = np.stack([label_cells(labelled[name], f"{label_file}: {name!r}") for name in CHEXPERT], axis=1)
+    folder = next((f for f in ("", "PNG/", "PNG/PNG/", "PNGs/") if (root / f / "train").is_dir()), "")
+    paths = folder + table["path_to_image"]
+    if len(paths) and not (root / paths.iloc[0]).is_file():
+        paths = paths.str.removesuffix(".jpg") + ".png"
+    return _records(root, table, paths, CHEXPERT, cells, table["split"].to_numpy(object))

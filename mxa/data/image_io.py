@@ -4,42 +4,49 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .dicom import is_dicom, read_dicom
 
-__all__ = ["IMAGE_SUFFIXES", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "list_images", "read_image"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
 _GRAY_8 = ("1", "L", "P", "LA", "PA", "RGB", "RGBA")
 _GRAY_DEEP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Reads a PNG, JPEG, BMP, TIFF or WebP file as one gray channel.
+def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None) -> Image.Image:
+    """Reads a PNG, JPEG, BMP, TIFF, WebP or DICOM file as one gray channel.
 
     Args:
-        path: The file. Palettes, alpha and RGB-stored gray are reduced to gray; 16-bit values are taken as 0 to 65535
-            and floating point as 0 to 1.
+        path: The file, or a binary stream of an image that is no DICOM. Palettes, alpha and RGB-stored gray are reduced
+            to gray; 16-bit values are taken as 0 to 65535 and floating point as 0 to 1.
+        size: Height and width that the caller will reduce the image to. A JPEG is then decoded at the smallest of its
+            full, half, quarter and eighth size that is no smaller.
 
     Returns:
-        A PIL image of mode ``"L"`` (8 bit), or ``"F"`` with values in [0, 255] where the file is deeper.
+        A PIL image of mode ``"L"`` (8 bit), or ``"F"`` with values in [0, 255] where the file is deeper or a DICOM.
 
     Raises:
-        InputError: no such file, not an image, cut short, a channel layout that is no gray, or values that are not
-            finite.
+        InputError: no such file, not an image, cut short, a channel layout that is no gray, values that are not
+            finite, or a DICOM that ``mxa.data.dicom.read_dicom`` refuses.
     """
+    if isinstance(path, (str, Path)) and is_dicom(path):
+        return read_dicom(path)
     try:
         with Image.open(path) as image:
+            if size is not None and image.format == "JPEG":
+                image.draft("L", (size[1], size[0]))
             image.load()
     except FileNotFoundError:
         raise InputError(f"no image {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        hint = "; DICOM is not read yet, convert it to PNG" if Path(path).suffix.lower() in (".dcm", ".dicom") else ""
-        raise InputError(f"{path} does not decode as an image: {error}{hint}") from None
+        raise InputError(f"{path} does not decode as an image: {error}") from None
     if image.mode in _GRAY_8:
         return image.convert("L")
     if image.mode not in _GRAY_DEEP:
@@ -52,3 +59,8 @@ def read_image(path: str | Path) -> Image.Image:
     if image.mode != "F" and 0 < values.max() < 4096:
         warnings.warn(f"{path} is 16 bit but uses 12 bits or fewer: it will look dark; scale it to 65535", stacklevel=2)
     return Image.fromarray((values / _GRAY_DEEP[image.mode]).clip(0, 1) * 255)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images below a folder, by their suffix, sorted."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

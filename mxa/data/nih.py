@@ -1,73 +1,134 @@
-"""NIH ChestX-ray14, in its published layout."""
+"""NIH ChestX-ray14 (Wang et al., 2017) in its published layout, its boxes, and Google's expert labels of it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError
-from ..labels import NIH
-from .records import Records, in_validation, read_csv
+from ..labels import NIH, canonical
+from .records import Records, normal_sex, normal_view
+from .source import Source
+from .tables import find_table, read_table_file
 
-__all__ = ["read_nih"]
+__all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
+
+_OPTIONAL = ("Patient ID", "View Position", "Follow-up #", "Patient Age", "Patient Gender")
+_BOX = ("Bbox [x", "y", "w", "h]")
 
 
-def read_nih(root: Path, split: str | None = None) -> Records:
-    """Reads a folder with ``Data_Entry_2017.csv`` and ``images/`` (or ``images_001/images/`` ... as downloaded).
+class NIHChestXray14(Source):
+    """A folder with ``Data_Entry_2017.csv`` (or ``_v2020``) and ``images/``, or ``images_001/images/`` and so on.
 
-    Args:
-        root: That folder. ``train_val_list.txt`` and ``test_list.txt`` beside the table give the split, where present.
-        split: ``"train"`` and ``"val"`` (10 % of the patients, by a hash) of the training list, or of everything
-            where there are no lists; ``"test"``, the test list; ``"all"``; None, the test list where there is one,
-            else everything.
+    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the parts, where present; an image in neither is
+    in none. Cells are 1 where the finding is named, else 0.
+    """
+
+    def read(self, root: Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        path = find_table(root, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+        table = read_table_file(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), (), _OPTIONAL)
+        index = {label: i for i, label in enumerate(NIH)}
+        targets = np.zeros((len(table), len(NIH)), dtype=np.float32)
+        for row, findings in enumerate(table["Finding Labels"]):
+            for finding in findings.split("|"):
+                if finding not in index:
+                    raise InputError(f"{path}: unknown finding {finding!r} of {table['Image Index'].iloc[row]}")
+                targets[row, index[finding]] = 1
+        names = table["Image Index"].astype(object)
+        lists = {part: Path(root) / name for part, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
+        parts = np.full(len(table), "train", dtype=object)
+        if any(file.is_file() for file in lists.values()):
+            parts[:] = "" if lists["train"].is_file() else "train"
+            for part, file in lists.items():
+                parts[names.isin(file.read_text().split() if file.is_file() else [])] = part
+        return _records(Path(root), table, NIH, targets, parts)
+
+
+class NIHGoogle(Source):
+    """Google's expert labels of 4,376 NIH images (Majkowska et al., 2020), adjudicated by radiologists.
+
+    The folder is NIH's; the tables ``four_findings_expert_labels_test_labels.csv`` and ``..._validation_labels.csv``
+    are read from it where they are, else from the copy that TorchXRayVision ships. There is no training part. Their
+    "Nodule or mass" is neither NIH's Nodule nor its Mass: see ``mxa.labels.MERGES``.
+    """
+
+    FINDINGS = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
+    LABELS = ("Fracture", "Pneumothorax", "Lung Opacity", "Nodule/Mass")
+
+    def read(self, root: Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        tables = []
+        for part in ("test", "validation"):
+            own = Path(root) / f"four_findings_expert_labels_{part}_labels.csv"
+            path = own if own.is_file() else _shipped_google_table()
+            table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
+            name = "val" if part == "validation" else part
+            tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(part=name))
+        table = pd.concat(tables, ignore_index=True)
+        answers = table[list(self.FINDINGS)].astype(object)
+        if not answers.isin(("YES", "NO")).all(axis=None):
+            raise InputError(f"{path}: a finding is neither YES nor NO")
+        targets = (answers == "YES").to_numpy(np.float32)
+        return _records(Path(root), table, self.LABELS, targets, table["part"])
+
+
+def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Reads ``BBox_List_2017.csv``: where radiologists saw a finding, in 983 of NIH's images.
 
     Returns:
-        Records with NIH's 15 labels: 1 where the finding is named, else 0.
+        File name -> label of NIH's -> ``(K, 4)`` float32 xyxy, normalised to [0, 1].
 
     Raises:
-        InputError: a missing table, column, list or image folder, or an unknown finding.
+        InputError: no such table, a missing column, or an unknown finding.
     """
-    root = Path(root)
-    columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
-    table = read_csv(root / "Data_Entry_2017.csv", columns)
-    names = table["Image Index"].to_numpy(str)
-    index = {label: i for i, label in enumerate(NIH)}
-    targets = np.zeros((len(table), len(NIH)), dtype=np.float32)
-    for row, findings in enumerate(table["Finding Labels"]):
-        for finding in findings.split("|"):
-            if finding not in index:
-                raise InputError(f"{root / 'Data_Entry_2017.csv'}: unknown finding {finding!r} of {names[row]}")
-            targets[row, index[finding]] = 1
-    records = Records(
-        NIH, _paths(root, names), targets, table["Patient ID"].to_numpy(str), table["View Position"].to_numpy(str)
+    path = find_table(root, "BBox_List_2017.csv")
+    table = read_table_file(path, ("Image Index", "Finding Label", *_BOX))
+    names = {canonical(label): label for label in NIH}
+    boxes: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for image, finding, *box in table[["Image Index", "Finding Label", *_BOX]].itertuples(index=False):
+        if canonical(finding) not in names:
+            raise InputError(f"{path}: unknown finding {finding!r} of {image}")
+        x, y, w, h = (float(v) / 1024 for v in box)  # pixels of the published 1024 x 1024 images
+        boxes[image][names[canonical(finding)]].append((x, y, x + w, y + h))
+    return {image: {k: np.float32(v) for k, v in found.items()} for image, found in boxes.items()}
+
+
+def _records(
+    root: Path, table: pd.DataFrame, labels: tuple[str, ...], targets: np.ndarray, parts: np.ndarray
+) -> Records:
+    names = list(table["Image Index"])
+    patients = [p or str(int(n.partition("_")[0])) for p, n in zip(table["Patient ID"], names, strict=True)]
+    return Records(
+        labels,
+        _paths(root, names),
+        targets,
+        patients,
+        studies=(f"{p}_{n}" for p, n in zip(patients, table["Follow-up #"], strict=True)),
+        views=map(normal_view, table["View Position"]),
+        sexes=map(normal_sex, table["Patient Gender"]),
+        ages=pd.to_numeric(table["Patient Age"].str.removesuffix("Y"), errors="coerce"),
+        parts=parts,
+        root=str(root),
     )
-    lists = {part: _read_list(root / f"{part}_list.txt") for part in ("train_val", "test")}
-    if split is None:
-        split = "test" if lists["test"] is not None else "all"
-    records = replace(records, split=split)
-    if split == "all":
-        return records
-    if split == "test":
-        if lists["test"] is None:
-            raise InputError(f"{root} has no test_list.txt: use --split all")
-        return records.subset(np.isin(names, lists["test"]))
-    if lists["train_val"] is not None:
-        records = records.subset(np.isin(names, lists["train_val"]))
-    validation = in_validation(records.patients)
-    return records.subset(validation if split == "val" else ~validation)
 
 
-def _read_list(path: Path) -> list[str] | None:
-    return path.read_text().split() if path.is_file() else None
-
-
-def _paths(root: Path, names: np.ndarray) -> np.ndarray:
+def _paths(root: Path, names: list[str]) -> list[str]:
     folders = [f for f in (root / "images", *sorted(root.glob("images_*/images"))) if f.is_dir()]
     if not folders:
         raise InputError(f"{root} has no folder images/")
-    if len(folders) == 1:
-        return np.array([str(folders[0] / name) for name in names])
-    where = {path.name: str(path) for folder in folders for path in folder.iterdir()}
-    return np.array([where.get(name, str(folders[0] / name)) for name in names])
+    inside = [str(f.relative_to(root)) for f in folders]
+    where = {}
+    if len(folders) > 1:
+        where = {file.name: name for folder, name in zip(folders, inside, strict=True) for file in folder.iterdir()}
+    return [f"{where.get(name, inside[0])}/{name}" for name in names]
+
+
+def _shipped_google_table() -> Path:
+    from importlib.util import find_spec
+
+    package = Path(find_spec("torchxrayvision").origin).parent  # not imported: that silences warnings for the process
+    return package / "data" / "google2019_nih-chest-xray-labels.csv.gz"

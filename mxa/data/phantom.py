@@ -6,16 +6,18 @@ It teaches nothing about patients: use it to exercise code and to compare method
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..labels import CHEXPERT as LABELS
 from .phantom_scene import OPACITIES, SceneParams, keyed_rng, render, sigmoid
-from .records import Records, in_validation
+from .records import Records
+from .source import Source
 
-__all__ = ["PhantomRecords", "PhantomSample", "describe", "draw", "read_phantom"]
+__all__ = ["Phantom", "PhantomRecords", "PhantomSample", "describe", "draw"]
 
 COUNT = 1600
 SIZE = 224
@@ -117,25 +119,23 @@ def draw(index: int, size: int = 224, seed: int = 0) -> PhantomSample:
 class PhantomRecords(Records):
     """Records whose images are drawn when they are read; ``paths`` name them by number."""
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Draws one image, gray, of ``SIZE`` pixels a side."""
         return Image.fromarray(draw(int(self.paths[index].rpartition("-")[2]), SIZE).image)
 
 
-def read_phantom(split: str | None = None) -> PhantomRecords:
-    """Describes ``COUNT`` phantoms: by patient, 10 % validation, a fifth of the rest test; None is the test part."""
-    rows = [describe(i) for i in range(COUNT)]
-    records = PhantomRecords(
-        LABELS,
-        np.array([f"phantom-{i:05d}" for i in range(COUNT)]),
-        np.stack([labels for labels, _, _ in rows]),
-        np.array([str(patient) for _, patient, _ in rows]),
-        np.array([view for _, _, view in rows]),
-    )
-    records = replace(records, split=split or "test")
-    if split == "all":
-        return records
-    validation = in_validation(records.patients)
-    test = in_validation(np.char.add("test-", records.patients), percent=20) & ~validation
-    part = {"val": validation, "test": test, None: test, "train": ~validation & ~test}[split]
-    return records.subset(part)
+class Phantom(Source):
+    """``COUNT`` drawn phantoms; 20 % of the patients test, 10 % validate."""
+
+    test_percent = 20
+
+    def read(self, root: Path | None = None, split: str | None = None) -> PhantomRecords:
+        """See ``Source.read``; there is no file."""
+        rows = [describe(i) for i in range(COUNT)]
+        return PhantomRecords(
+            LABELS,
+            [f"phantom-{i:05d}" for i in range(COUNT)],
+            np.stack([labels for labels, _, _ in rows]),
+            [str(patient) for _, patient, _ in rows],
+            views=[view for _, _, view in rows],
+        )

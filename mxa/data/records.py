@@ -2,55 +2,104 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import pandas as pd
+from numpy.dtypes import StringDType
 from PIL import Image
 
 from ..errors import InputError
-from ..labels import align
+from ..labels import align, merge
 from .image_io import read_image
 
-__all__ = ["Records", "in_validation", "read_csv"]
+__all__ = ["Records", "normal_sex", "normal_view", "text_column"]
 
-FRONTAL = ("AP", "PA", "")
+_GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", ""), "lateral": ("LATERAL",)}
+
+
+def text_column(values: Iterable[str] | str, count: int | None = None) -> np.ndarray:
+    """Packs text into one buffer, ``(N,)``: no Python object a row, so that worker processes share it.
+
+    Args:
+        values: The text of each row, or one for all.
+        count: Number of rows, for one text.
+    """
+    if isinstance(values, str):
+        return np.full(count, values, dtype=StringDType())
+    if isinstance(values, np.ndarray):
+        return values.astype(StringDType(), copy=False)
+    return np.fromiter(values, dtype=StringDType())
 
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a collection, as arrays of N.
+    """Rows of a collection, as arrays of N. What is not given is unknown; text may be given as any iterable.
 
     Attributes:
         labels: Names of the L columns of ``targets``.
-        paths: Image files, ``(N,)`` str.
-        targets: ``(N, L)`` float32 in [0, 1], NaN where the label is unknown (masked).
-        patients: Patient identifiers, ``(N,)`` str.
-        views: ``"AP"``, ``"PA"``, ``"LATERAL"`` or ``""`` (unknown), ``(N,)`` str.
-        split: Part of the collection that the rows are, such as ``"test"`` or ``"all"``.
+        paths: Image files below ``root``, ``(N,)`` text.
+        targets: ``(N, L)`` float32. As a source reads them 1 positive, 0 negative, -1 uncertain, NaN blank; in a
+            dataset in [0, 1], NaN where masked.
+        patients: Patient identifiers, ``(N,)`` text.
+        studies: Identifiers of the studies (one visit, one or more images), ``(N,)`` text; the path by default.
+        views: ``"AP"``, ``"PA"``, ``"LATERAL"``, ``"OTHER"`` or ``""`` (unknown), ``(N,)`` text.
+        sexes: ``"F"``, ``"M"`` or ``""``, ``(N,)`` text.
+        ages: Years, ``(N,)`` float32, NaN where unknown.
+        parts: Part of the collection, ``(N,)`` text: ``"train"``, ``"val"``, ``"test"``, ``"valid"`` or ``""``.
+        blank: What a blank cell means by the collection's habit: ``"negative"`` or ``"ignore"``.
+        root: Folder of the paths.
+        split: The part that all rows are, such as ``"test"`` or ``"all"``.
     """
 
     labels: tuple[str, ...]
     paths: np.ndarray
     targets: np.ndarray
     patients: np.ndarray
-    views: np.ndarray
+    studies: np.ndarray | None = None
+    views: np.ndarray | None = None
+    sexes: np.ndarray | None = None
+    ages: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    blank: str = "negative"
+    root: str = ""
     split: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "paths", text_column(self.paths))
+        defaults = {"studies": self.paths, "views": "", "sexes": "", "parts": "train"}
+        for name in ("patients", *defaults):
+            values = getattr(self, name)
+            values = defaults[name] if values is None else values
+            object.__setattr__(self, name, text_column(values, len(self.paths)))
+        ages = np.full(len(self.paths), np.nan) if self.ages is None else self.ages
+        object.__setattr__(self, "ages", np.asarray(ages, dtype=np.float32))
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, index: int) -> Image.Image:
-        """Reads one image, gray (see ``read_image``)."""
-        return read_image(self.paths[index])
+    def path(self, index: int) -> str:
+        """Returns the file of one image."""
+        return os.path.join(self.root, self.paths[index])
+
+    def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """Reads one image, gray; not much larger than ``size`` (height, width) needs, if the file allows it."""
+        return read_image(self.path(index), size)
 
     def subset(self, rows: np.ndarray) -> Records:
         """Keeps rows, given as indices or as a mask."""
-        columns = {name: getattr(self, name)[rows] for name in ("paths", "targets", "patients", "views")}
-        return replace(self, **columns)
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    def with_merged(self, labels: Sequence[str]) -> tuple[Records, dict[str, tuple]]:
+        """Adds those labels that the collection lacks and ``mxa.labels.MERGES`` makes from others; says which.
+
+        Returns:
+            The records, and for each label added what it was made from.
+        """
+        cells, made = merge(self.targets, self.labels, labels)
+        targets = np.concatenate([self.targets, cells], axis=1)
+        return replace(self, labels=(*self.labels, *made), targets=targets), made
 
     def with_labels(self, labels: Sequence[str]) -> Records:
         """Re-orders the targets by name; labels that the collection lacks are masked.
@@ -67,43 +116,42 @@ class Records:
                 targets[:, column] = self.targets[:, i]
         return replace(self, labels=tuple(labels), targets=targets)
 
-    def with_views(self, views: str | Sequence[str]) -> Records:
-        """Keeps ``"frontal"`` (AP, PA and unknown), ``"lateral"``, ``"all"``, or the views listed.
+    def in_views(self, views: str | Sequence[str]) -> np.ndarray:
+        """Says which rows are ``"frontal"`` (AP, PA and unknown), ``"lateral"``, ``"all"``, or of the views listed.
 
         Raises:
             InputError: unknown view.
         """
-        groups = {"all": (*FRONTAL, "LATERAL"), "frontal": FRONTAL, "lateral": ("LATERAL",)}
         names = [views] if isinstance(views, str) else list(views)
-        wanted = {v for name in names for v in groups.get(name.lower(), (name.upper(),))}
-        if unknown := wanted - set(groups["all"]):
+        wanted = {v for name in names for v in _GROUPS.get(name.lower(), (name.upper(),))}
+        if unknown := wanted - set(_GROUPS["all"]):
             raise InputError(f"unknown view {', '.join(unknown)}: give frontal, lateral, all, AP or PA")
-        return self.subset(np.isin(self.views, list(wanted)))
+        return np.isin(self.views, text_column(wanted))
 
 
-def in_validation(patients: np.ndarray, percent: int = 10) -> np.ndarray:
-    """Says which rows belong to validation patients: those whose identifier hashes below ``percent``.
+_COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split"))
 
-    The cut depends on nothing else, so that it is the same in every run and for every subset.
+_UNKNOWN = ("", "UNK", "UNKNOWN", "NAN", "NONE")
+_LATERAL = ("L", "LL", "RL", "LAT", "XTABLE LATERAL", "LATERAL")
+
+
+def normal_view(text: str) -> str:
+    """Returns ``"AP"``, ``"PA"``, ``"LATERAL"``, ``""`` (unknown) or ``"OTHER"`` for what a table calls a view.
+
+    >>> [normal_view(v) for v in ("AP_horizontal", "pa", "LL", "LATERAL", "COSTAL", "UNK")]
+    ['AP', 'PA', 'LATERAL', 'LATERAL', 'OTHER', '']
     """
-    of = {p: int(hashlib.sha256(str(p).encode()).hexdigest()[:8], 16) % 100 < percent for p in np.unique(patients)}
-    return np.array([of[p] for p in patients], dtype=bool)
+    name = text.strip().upper().replace("_", " ")
+    if name[:2] in ("AP", "PA") and name[2:3] in ("", " "):
+        return name[:2]
+    return "" if name in _UNKNOWN else "LATERAL" if name in _LATERAL else "OTHER"
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads a table as text (blank cells as ``""``) and checks its columns.
+def normal_sex(text: str) -> str:
+    """Returns ``"F"``, ``"M"`` or ``""`` for what a table calls a patient's sex.
 
-    Raises:
-        InputError: no such file, no rows, or a column is missing.
+    >>> [normal_sex(s) for s in ("Female", "m", "O", "")]
+    ['F', 'M', '', '']
     """
-    if not path.is_file():
-        raise InputError(f"no table {path}: --root must name the folder that holds it")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a CSV table: {error}") from None
-    if missing := [c for c in columns if c not in table.columns]:
-        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(table.columns)}")
-    if table.empty:
-        raise InputError(f"{path} has no rows")
-    return table
+    first = text.strip()[:1].upper()
+    return first if first in ("F", "M") else ""

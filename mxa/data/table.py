@@ -1,94 +1,118 @@
-"""Any CSV table of one's own."""
+"""Any CSV or Parquet table of one's own."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError
 from ..labels import align
-from .chexpert import apply_policies
-from .records import Records, in_validation, read_csv
+from .records import Records, normal_sex, normal_view
+from .source import Source
+from .tables import label_cells, read_table_file
 
-__all__ = ["read_table"]
+__all__ = ["COLUMNS", "Table", "parse_columns"]
 
-_NOT_LABELS = ("path", "patient", "study", "view", "split", "age", "sex")
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_VIEWS = {"AP": "AP", "PA": "PA", **dict.fromkeys(("LATERAL", "LAT", "LL", "L"), "LATERAL")}
+#: What a table's columns may be called; case, spaces, hyphens and underscores do not count.
+COLUMNS = {
+    "path": ("path", "file", "filename", "file path", "image", "image path", "image file", "image index", "dicom path"),
+    "patient": ("patient", "patient id", "subject", "subject id"),
+    "study": ("study", "study id", "study instance uid", "accession number"),
+    "view": ("view", "view position", "projection"),
+    "split": ("split", "fold", "part", "subset"),
+    "sex": ("sex", "gender", "patient sex", "patient gender"),
+    "age": ("age", "patient age", "age years"),
+}
+_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def read_table(
-    path: Path,
-    split: str | None = None,
-    labels: Sequence[str] | None = None,
-    uncertain: str | Mapping[str, str] = "U-Ones",
-    blank: str = "ignore",
-) -> Records:
-    """Reads a CSV with a column ``path`` and one column a label: 1, 0, -1 (uncertain) or blank.
+class Table(Source):
+    """A CSV or Parquet file: a column of paths, and one column a label with 1, 0, -1 (uncertain) or blank.
 
-    Args:
-        path: The CSV. Image paths are relative to its folder. Optional columns: ``patient``, ``view``, ``split``
-            (train, val, test).
-        split: ``"train"``, ``"val"``, ``"test"`` by the column ``split``, or without it train and val by a hash of
-            the patient; ``"all"``; None, the test rows where there are any, else everything.
-        labels: Label columns; every column but the named ones (and ``study``, ``age``, ``sex``) by default.
-        uncertain: Policy for the training part (see ``apply_policies``); elsewhere uncertain cells are masked.
-        blank: Policy for blank cells.
+    Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
+    val, test), ``sex`` and ``age``, under any of the names of ``COLUMNS`` or that of ``Source.columns``. Every other
+    column is a label, unless ``Source.labels`` names them. Without a column ``split``, validation patients are cut.
+    """
+
+    def read(self, root: Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        path = Path(root)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: --root must name the CSV or Parquet file of a table")
+        table = read_table_file(path, ())
+        names = _find_columns(path, table.columns, self.columns or {})
+        held = [c for c in table.columns if c not in names.values() and not c.startswith("Unnamed: ")]  # pandas' own
+        if not held:
+            raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
+        labels = held
+        if self.labels is not None:
+            labels = [held[i] for i in align(held, self.labels) if i is not None]
+            if not labels:
+                raise InputError(f"{path} has none of the labels {', '.join(self.labels)}; it has {', '.join(held)}")
+        cells = [
+            label_cells(table[c], f"{path}: column {c!r} is no label (name the labels, --labels), it") for c in labels
+        ]
+        if "patient" not in names:
+            warnings.warn(f"{path} has no column 'patient': every image counts as a patient of its own", stacklevel=2)
+
+        def column(name: str) -> list[str]:
+            return table[names[name]].astype(str).tolist() if name in names else [""] * len(table)
+
+        paths = column("path")
+        parts = [_PARTS.get(v.strip().lower(), v) if "split" in names else "train" for v in column("split")]
+        if unknown := sorted(set(parts) - set(_PARTS.values())):
+            raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
+        return Records(
+            tuple(labels),
+            paths,
+            np.stack(cells, axis=1),
+            column("patient") if "patient" in names else paths,
+            studies=column("study") if "study" in names else None,
+            views=[normal_view(v) for v in column("view")],
+            sexes=[normal_sex(s) for s in column("sex")],
+            ages=pd.to_numeric(pd.Series(column("age")).str.removesuffix("Y"), errors="coerce"),
+            parts=parts,
+            blank="ignore",
+            root=str(path.parent),
+        )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parses ``"path=file,patient=MRN"``.
 
     Raises:
-        InputError: a missing column, a label cell that is no number in [-1, 1], or an empty split.
+        InputError: it is not of that form.
+
+    >>> parse_columns("path=file, patient=MRN")
+    {'path': 'file', 'patient': 'MRN'}
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: --root must name the CSV of a table")
-    table = read_csv(path, ("path",))
-    columns = [c for c in table.columns if c not in _NOT_LABELS and not c.startswith("Unnamed: ")]  # pandas' own
-    if not columns:
-        raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
-    if labels is not None:
-        wanted = [columns[i] for i in align(columns, labels) if i is not None]
-        if not wanted:
-            raise InputError(f"{path} has none of the labels {', '.join(labels)}; it has {', '.join(columns)}")
-        columns = wanted
-    cells = np.empty((len(table), len(columns)), dtype=np.float32)
-    for i, column in enumerate(columns):
-        try:
-            cells[:, i] = table[column].replace("", "nan").to_numpy(np.float32)
-        except ValueError:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(equals and name.strip() in COLUMNS and own.strip() for name, equals, own in pairs):
+        raise InputError(f"--columns {text!r}: give NAME=COLUMN pairs, NAME one of {', '.join(COLUMNS)}")
+    return {name.strip(): own.strip() for name, _, own in pairs}
+
+
+def _find_columns(path: Path, header: pd.Index, given: dict[str, str]) -> dict[str, str]:
+    """Finds what each of ``COLUMNS`` is called in the table."""
+    if missing := [own for own in given.values() if own not in header]:
+        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(header)}")
+    names = dict(given)
+    for name, spellings in COLUMNS.items():
+        keys = {_key(s) for s in spellings}
+        found = [c for c in header if _key(c) in keys and c not in given.values()]
+        if len(found) > 1 and name not in given:
             raise InputError(
-                f"{path}: column {column!r} is no label (cells must be 1, 0, -1 or blank): name the labels, --labels"
-            ) from None
-        values = cells[:, i]
-        if ((values < -1) | (values > 1) | ((values < 0) & (values > -1))).any():
-            raise InputError(
-                f"{path}: column {column!r} has values that are no label (1, 0, -1 or blank): name them, --labels"
+                f"{path}: {' and '.join(map(repr, found))} could both be the {name}: say --columns {name}=..."
             )
-    if "patient" not in table:
-        warnings.warn(f"{path} has no column 'patient': every image counts as a patient of its own", stacklevel=2)
-    records = Records(
-        tuple(columns),
-        np.array([str(path.parent / p) for p in table["path"]]),
-        cells,
-        table["patient" if "patient" in table else "path"].to_numpy(str),
-        np.array([_VIEWS.get(v.upper(), "") for v in table["view"]] if "view" in table else [""] * len(table)),
-    )
-    validation = in_validation(records.patients)
-    if "split" in table:
-        parts = np.array([_SPLITS.get(v.strip().lower(), v) for v in table["split"]])
-        if unknown := sorted(set(parts.tolist()) - set(_SPLITS.values())):
-            raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
-        if not (parts == "val").any():
-            parts = np.where((parts == "train") & validation, "val", parts)
-    else:
-        parts = np.where(validation, "val", "train")
-    if split is None:
-        split = "test" if (parts == "test").any() else "all"
-    if split == "test" and not (parts == "test").any():
-        raise InputError(f"{path} has no rows with split test: use --split all")
-    policy = uncertain if split == "train" else "U-Ignore"
-    records = replace(records, targets=apply_policies(cells, records.labels, policy, blank), split=split)
-    return records if split == "all" else records.subset(parts == split)
+        if found and name not in given:
+            names[name] = found[0]
+    if "path" not in names:
+        raise InputError(f"{path} has no column 'path' (or --columns path=...); it has {', '.join(header)}")
+    return names
+
+
+def _key(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

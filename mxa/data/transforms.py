@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -80,6 +81,10 @@ def create_transform(
         rotation: Largest angle, in degrees, either way.
         hflip: Probability of a horizontal flip. It mirrors the heart: off by default.
 
+    Returns:
+        The transform; its ``decode_size`` (height, width) is what an image must have for the smallest part kept to be
+        no smaller than the input (see ``read_image``).
+
     Raises:
         InputError: the model takes neither 1 nor 3 channels.
     """
@@ -98,4 +103,7 @@ def create_transform(
             steps.append(transforms.RandomRotation(rotation, transforms.InterpolationMode.BILINEAR))
         if hflip:
             steps.append(transforms.RandomHorizontalFlip(hflip))
-    return transforms.Compose([*steps, ToXrayTensor(mean, std)])
+    transform = transforms.Compose([*steps, ToXrayTensor(mean, std)])
+    least = scale[0] * min(ratio[0], 1 / ratio[1]) if is_training else 1.0
+    transform.decode_size = tuple(math.ceil(side / math.sqrt(least)) for side in size)
+    return transform

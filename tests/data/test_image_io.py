@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,12 +28,56 @@ def test_png_modes_give_the_gray_plane(tmp_path, mode):
     np.testing.assert_array_equal(np.asarray(gray), RAMP)
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", [s for s in IMAGE_SUFFIXES if s not in (".dcm", ".dicom")])
 def test_every_suffix_reads(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     Image.fromarray(RAMP).save(path)
     assert read_image(path).mode == "L"
     np.testing.assert_allclose(np.asarray(read_image(str(path))).astype(int), RAMP, atol=8)  # lossy kinds
+
+
+def scene(width: int = 640, height: int = 512) -> Image.Image:
+    """A smooth picture with edges, so that a wrong size or shift shows."""
+    y, x = np.mgrid[:height, :width]
+    values = 128 + 90 * np.sin(x / 37) * np.cos(y / 23) + 30 * ((x // 64 + y // 64) % 2)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [
+        (None, (640, 512)),
+        ((512, 640), (640, 512)),
+        ((257, 300), (640, 512)),  # half would be too small
+        ((256, 320), (320, 256)),
+        ((224, 224), (320, 256)),
+        ((129, 128), (320, 256)),
+        ((128, 160), (160, 128)),
+        ((128, 128), (160, 128)),
+        ((64, 64), (80, 64)),
+        ((8, 8), (80, 64)),
+        ((2000, 2000), (640, 512)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpegs_decode_at_the_nearest_size_that_is_no_smaller(tmp_path, size, decoded, mode):
+    scene().convert(mode).save(tmp_path / "x.jpg", quality=95)
+    image = read_image(tmp_path / "x.jpg", size)
+    assert image.mode == "L" and image.size == decoded
+    full = read_image(tmp_path / "x.jpg").resize(decoded, Image.Resampling.BOX)
+    difference = np.abs(np.asarray(image, float) - np.asarray(full, float))
+    assert difference.mean() < 1.5
+
+
+def test_other_files_do_not_change_with_the_size_asked_for(tmp_path):
+    scene().save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", (64, 64)).size == (640, 512)
+
+
+def test_a_stream_reads_as_its_file_does(tmp_path):
+    scene().save(tmp_path / "x.jpg")
+    stream = io.BytesIO((tmp_path / "x.jpg").read_bytes())
+    np.testing.assert_array_equal(np.asarray(read_image(stream)), np.asarray(read_image(tmp_path / "x.jpg")))
 
 
 def test_one_bit_png(tmp_path):

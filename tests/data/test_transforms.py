@@ -11,6 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import functional as F
 
 from mxa.data import create_transform, data_config
+from mxa.data.image_io import read_image
 from mxa.errors import InputError
 
 PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "rotation": 0.0, "hflip": 0.0}
@@ -190,3 +191,34 @@ def test_bicubic_overshoot_of_deep_images_is_cut():
 def test_other_channel_counts_are_an_error(channels):
     with pytest.raises(InputError, match=f"takes {channels} channels; an X-ray gives 1 or 3"):
         create_transform(cfg((channels, 32, 32)))
+
+
+def test_what_is_decoded_is_enough_for_the_smallest_part():
+    fields = {"scale": (0.3, 1.0), "ratio": (0.8, 1.5)}
+    transform = create_transform(cfg((3, 96, 64)), is_training=True, **{**PLAIN, **fields})
+    height, width = transform.decode_size
+    assert (height, width) == (215, 144)  # 96 and 64 over the square root of 0.3 / 1.5
+    image = Image.new("L", (2 * width, height))
+    part = transform.transforms[0]
+    torch.manual_seed(0)
+    smallest = np.min([part.get_params(image, part.scale, part.ratio)[2:] for _ in range(3000)], axis=0)
+    assert smallest[0] >= 96 and smallest[1] >= 2 * 64
+    assert smallest[0] < 110 and smallest[1] < 2 * 90  # not much more than needed
+    assert create_transform(cfg((3, 96, 64))).decode_size == (96, 64)
+
+
+def test_golden_tensor_of_a_jpeg(tmp_path):
+    """Decoding, draft mode, resizing and normalisation together, pinned."""
+    y, x = np.mgrid[:128, :160]
+    Image.fromarray(((x * 3 + y * 5) % 256 // 2 + 40).astype(np.uint8)).save(tmp_path / "x.jpg", quality=90)
+    transform = create_transform(cfg((3, 32, 40)))
+    tensor = transform(read_image(tmp_path / "x.jpg", transform.decode_size))
+    expected = [
+        [-1.3302, 0.0056, -0.8507, 0.4679],
+        [0.3823, -0.4739, -1.3302, 0.0056],
+        [-0.0972, -0.9534, 0.3823, -0.4739],
+        [-0.5767, -0.3369, -0.0972, -0.9534],
+    ]
+    torch.testing.assert_close(tensor[0, ::10, ::13], torch.tensor(expected), atol=0.05, rtol=0)  # decoders differ by 1
+    assert tensor.shape == (3, 32, 40)
+    assert tensor.mean() == pytest.approx(-0.1813, abs=0.005) and tensor.std() == pytest.approx(0.6015, abs=0.005)

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 
+from mxa import cli
 from mxa.data import create_transform
 from mxa.data.image_io import read_image
 from mxa.errors import InputError
@@ -87,3 +89,58 @@ def test_a_cell_of_a_map_lies_where_the_boxes_say():
     box = _to_image(cell, torch.Size((14, 14)), torch.Size((224, 224)))[0] * 224
     assert ((box[:2] + box[2:]) / 2 - centre).abs().max() < 1
     assert (box[2:] - box[:2] - 16).abs().max() < 1e-3
+
+
+def write_dicom(path, view: str, body_part: str = "CHEST", modality: str = "DX"):
+    """A small radiograph, with what must never come out."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Secret^Name", "SECRET-ID", "19330101"
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{len(view)}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.100", "1.2.3.101"
+    ds.Modality, ds.BodyPartExamined, ds.ViewPosition = modality, body_part, view
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 40, 48, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PixelData = np.random.default_rng(0).integers(0, 4096, (40, 48)).astype("<u2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom_files_and_their_identifiers(run, tmp_path, capsys, caplog):
+    frontal, lateral = write_dicom(tmp_path / "a.dcm", "PA"), write_dicom(tmp_path / "b", "LL")
+    with caplog.at_level("WARNING", logger="mxa"):
+        plain = predict(PredictConfig(files=(frontal, lateral), model=str(run)))
+    assert [set(row) for row in plain] == [{"file", "probabilities"}, {"file", "probabilities", "warning"}]
+    assert "view LL is lateral" in plain[1]["warning"]
+    assert f"{lateral}: view LL is lateral" in caplog.text
+    asked = predict(PredictConfig(files=(tmp_path,), model=str(run), identifiers=True))  # by suffix: b has none
+    assert asked[0]["identifiers"] == {
+        "SOPInstanceUID": "1.2.3.2",
+        "StudyInstanceUID": "1.2.3.100",
+        "SeriesInstanceUID": "1.2.3.101",
+    }
+    cli.main(
+        ["predict", str(frontal), str(lateral), "--model", str(run), "--identifiers", "--rois", str(tmp_path / "r.png")]
+    )
+    shown = capsys.readouterr()
+    everything = shown.out + shown.err + caplog.text + str(plain) + str(asked)
+    assert "1.2.3.100" in shown.out and "SOPInstanceUID" in shown.out
+    for secret in ("Secret", "SECRET", "19330101"):
+        assert secret not in everything
+    assert predict(PredictConfig(files=(write_dicom(tmp_path / "c.dcm", "AP", "KNEE"),), model=str(run)))[0]["warning"]
+
+
+def test_a_dicom_and_the_same_image_as_png_agree(run, tmp_path):
+    import pydicom
+
+    path = write_dicom(tmp_path / "a.dcm", "PA")
+    pixels = pydicom.dcmread(path).pixel_array.astype(np.float64)
+    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 65535
+    Image.fromarray(scaled.round().astype(np.uint16)).save(tmp_path / "a.png")
+    one, other = predict(PredictConfig(files=(path, tmp_path / "a.png"), model=str(run)))
+    assert list(one["probabilities"].values()) == pytest.approx(list(other["probabilities"].values()), abs=1e-4)

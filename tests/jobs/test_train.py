@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import mxa
@@ -217,16 +219,36 @@ def test_any_timm_model(config, tmp_path):
     assert model.pretrained_cfg["crop_mode"] == "squash"
 
 
-def test_bad_training_image_is_replaced_and_named(config, table, tmp_path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in table.parent.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes() if path.name != "0.png" else b"not an image")
-    summary = train(config(root=broken / "table.csv", epochs=1, workers=1))
-    assert summary["bad_images"] == [str(broken / "0.png")]
-    (broken / "4.png").write_bytes(b"not an image")  # a validation image
-    with pytest.raises(InputError, match=r"4\.png does not decode"):
-        train(config(root=broken / "table.csv", output=tmp_path / "run2", epochs=1))
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A table of 200 training and 10 validation images, of which the first is broken."""
+    rows = ["path,patient,split,Edema"]
+    pixels = np.random.default_rng(0).integers(0, 256, (210, 24, 24), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,p{i},{'train' if i < 200 else 'val'},{i % 2}")
+    (tmp_path / "many.csv").write_text("\n".join(rows))
+    (tmp_path / "0.png").write_bytes(b"not an image")
+    return tmp_path / "many.csv"
+
+
+def test_bad_training_image_is_replaced_and_named(config, many, tmp_path):
+    small = {"root": many, "img_size": 32, "batch_size": 50, "model": "resnet10t", "epochs": 1}
+    summary = train(config(**small, workers=1))
+    assert summary["bad_images"] == [str(tmp_path / "0.png")]
+    (tmp_path / "204.png").write_bytes(b"not an image")  # a validation image
+    with pytest.raises(InputError, match=r"204\.png does not decode"):
+        train(config(**small, output=tmp_path / "run2"))
+
+
+def test_more_than_one_in_a_hundred_bad_images_end_the_training(config, many, tmp_path):
+    small = {"root": many, "img_size": 32, "batch_size": 50, "model": "resnet10t", "epochs": 1}
+    (tmp_path / "5.png").unlink()  # two of 200 are just one in a hundred
+    assert len(train(config(**small))["bad_images"]) == 2
+    (tmp_path / "7.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"3 of 200 images do not read, more than 1 %.*0\.png, .*5\.png, .*7\.png\)"):
+        train(config(**small, output=tmp_path / "run2"))
+    assert not (tmp_path / "run2" / "model.safetensors").exists()
 
 
 def test_fit_without_validation_keeps_the_last_epoch(config, table, tmp_path):

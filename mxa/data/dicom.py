@@ -1,0 +1,333 @@
+"""Reading one DICOM radiograph as gray. No identity tag is loaded, and no error quotes what pydicom says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError, require
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.pixels.decoders.base import Decoder
+
+__all__ = ["DicomHeader", "is_dicom", "read_dicom", "read_header", "unusual"]
+
+_T = TypeVar("_T")
+_SUFFIXES = (".dcm", ".dicom")
+_INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
+
+_IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_WORDS = ("Modality", "BodyPartExamined", "ViewPosition", "PresentationIntentType")
+_REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
+_REQUIRED = (*_REQUIRED, "PhotometricInterpretation")
+_LAYOUT = ("SOPClassUID", "Modality", "NumberOfFrames", "PlanarConfiguration", "PixelData")
+_GRAYS = ("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+_GRAYS = (*_GRAYS, "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+_COLOURS = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+_COLOURS = [f"{c}Descriptor" for c in _COLOURS] + [f"{kind}{c}Data" for c in _COLOURS for kind in ("", "Segmented")]
+
+_RADIOGRAPHS = ("", "CR", "DX", "DR", "RG", "OT", "SC")
+_CHEST = re.compile("CHEST|THORA|TORA[XC]|LUNG|RIB")
+_VIEWS = {  # in this order: a "LEFT LATERAL DECUBITUS" is no lateral
+    "decubitus": re.compile(r"\b[LR]LD\b|DECUB"),
+    "lateral": re.compile(r"\b(LL|RL|[LR]?LAT)\b|LATERAL|SWIMMER"),
+    "oblique": re.compile(r"\b([LR]AO|[LR]PO|[LR]LO)\b|OBL"),
+}
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a DICOM file says of its image, without anything about the patient.
+
+    Args:
+        modality, body_part, view, intent: Modality, BodyPartExamined, ViewPosition and PresentationIntentType in upper
+            case, ``""`` where missing.
+        identifiers: SOPInstanceUID, StudyInstanceUID and SeriesInstanceUID, those that are present.
+    """
+
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    intent: str = ""
+    identifiers: dict[str, str] = field(default_factory=dict)
+
+
+def is_dicom(path: str | Path) -> bool:
+    """True for a name that ends in .dcm or .dicom and for a file with ``DICM`` at byte 128; a missing file is False."""
+    if Path(path).suffix.lower() in _SUFFIXES:
+        return True
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(128)
+        return file.read(4) == b"DICM"
+    return False
+
+
+def read_header(path: str | Path) -> DicomHeader:
+    """Reads the modality, body part, view and identifiers of a DICOM file, and no pixels.
+
+    Raises:
+        InputError: no such file, not DICOM, damaged, or pydicom is not installed.
+    """
+
+    def read() -> DicomHeader:
+        ds = _load(path, ["SOPClassUID", *_WORDS, *_IDENTIFIERS])
+        identifiers = {keyword: str(ds.get(keyword)) for keyword in _IDENTIFIERS if ds.get(keyword)}
+        return DicomHeader(*(_text(ds, keyword) for keyword in _WORDS), identifiers)
+
+    return _sealed(path, read)
+
+
+def unusual(header: DicomHeader) -> str | None:
+    """Says in one sentence why a file is no frontal chest radiograph, or None where nothing speaks against it.
+
+    Radiographs are CR, DX, DR, RG and, as exports use them, OT, SC and no modality. A body part counts as the chest
+    where it holds chest, thorax, torax, lung or rib. Lateral, oblique and decubitus views are named; a missing or
+    unknown body part tag or view passes.
+    """
+    if header.modality not in _RADIOGRAPHS:
+        seen = f"modality {header.modality} is not a radiograph"
+    elif header.body_part and not _CHEST.search(header.body_part):
+        seen = f"body part {header.body_part} is not the chest"
+    elif kind := next((k for k, p in _VIEWS.items() if p.search(header.view.replace("_", " "))), None):
+        seen = f"view {header.view} is {kind}"
+    elif header.intent == "FOR PROCESSING":
+        seen = "the pixels are FOR PROCESSING, raw detector values"
+    else:
+        return None
+    return f"{seen}; the models expect frontal chest X-rays"
+
+
+def read_dicom(path: str | Path) -> Image.Image:
+    """Reads a single-frame DICOM file as one gray channel, as a viewer shows it.
+
+    Stored values go through the modality LUT or rescale, then the first VOI LUT, else the first window (LINEAR_EXACT,
+    SIGMOID or, for any other function, LINEAR) of positive width, else their own minimum to maximum; MONOCHROME1 is
+    inverted at the end. Padding pixels take no part in minimum and maximum and come out black. Colour is reduced as
+    PIL's ``convert("L")`` does.
+
+    Returns:
+        A PIL image of mode ``"F"``, Rows x Columns, with values in [0, 255]; a constant image without a window is 0.
+
+    Raises:
+        InputError: no such file, not DICOM, cut short, no pixels, several frames, a required tag missing, a compression
+            without a decoder, more pixels than ``Image.MAX_IMAGE_PIXELS`` or than the tags say, values that are not
+            finite, or pydicom is not installed.
+    """
+    return Image.fromarray(_sealed(path, lambda: _read_pixels(path)).astype(np.float32))
+
+
+def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
+    """Calls ``read`` and lets no warning, log line or exception of pydicom out: they can quote tag values."""
+    require("pydicom", "dicom")
+    require("pydicom.pixels", "dicom")  # now, so that its loggers exist and are muted too
+    thread = threading.get_ident()
+
+    def mute(record: logging.LogRecord) -> bool:
+        return record.thread not in (thread, None)
+
+    every = [logger for logger in list(logging.root.manager.loggerDict.values()) if isinstance(logger, logging.Logger)]
+    loggers = [logger for logger in every if logger.name.split(".")[0] == "pydicom"]
+    for logger in loggers:
+        logger.addFilter(mute)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        failure = f"no image {path}"
+    except Exception as error:
+        failure = f"{path} does not read as DICOM, it is damaged or cut short ({type(error).__name__}): export it again"
+    finally:
+        for logger in loggers:
+            logger.removeFilter(mute)
+    raise InputError(failure)  # outside the except clause, so that no __context__ keeps the original text
+
+
+def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
+    """The tags ``keywords`` of a file, with a transfer syntax; a deflated file is inflated here, within a limit."""
+    from pydicom import dcmread, uid
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.tag import Tag
+
+    tags = [Tag(keyword) for keyword in keywords]
+    with open(path, "rb") as file:
+        bare = read_preamble(file, force=True) is None
+        if bare and Path(path).suffix.lower() not in _SUFFIXES:
+            raise InputError(f"{path} is not a DICOM file")
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+            data = BytesIO(inflater.decompress(file.read(), _INFLATED_LIMIT))
+            if not inflater.eof:
+                raise InputError(f"{path} is cut short, or inflates to more than {_INFLATED_LIMIT >> 20} MB: not read")
+            ds = read_dataset(data, False, True, specific_tags=tags)
+            ds.file_meta = FileMetaDataset()
+        else:
+            file.seek(0)
+            ds = dcmread(file, force=True, specific_tags=tags, stop_before_pixels="PixelData" not in keywords)
+    if bare and "SOPClassUID" not in ds:
+        raise InputError(f"{path} is not a DICOM file")
+    if not ds.file_meta.get("TransferSyntaxUID"):
+        little = ds.original_encoding[1]
+        ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    return ds
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    value = ds.get(keyword) or ""
+    value = value if isinstance(value, str) else str(next(iter(value), ""))
+    return "".join(c for c in value.strip().upper() if c.isprintable())[:32]
+
+
+def _read_pixels(path: str | Path) -> np.ndarray:
+    """Gray values in [0, 255], (Rows, Columns)."""
+    from pydicom.pixels import apply_color_lut, convert_color_space
+    from pydicom.pixels.utils import as_pixel_options
+    from pydicom.uid import RLELossless
+
+    ds = _load(path, (*_LAYOUT, *_REQUIRED, *_GRAYS, *_COLOURS))
+    decoder = _checked_decoder(path, ds)
+    run_length = ds.file_meta.TransferSyntaxUID == RLELossless
+    plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, which is no Exception
+    stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
+    kind = str(properties["photometric_interpretation"])
+    if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
+        return _gray(path, ds, stored) * 255
+    bits = ds.BitsStored
+    if kind == "PALETTE COLOR":
+        stored, bits = apply_color_lut(stored, ds), ds.RedPaletteColorLookupTableDescriptor[2]
+    elif kind != "RGB":
+        stored = convert_color_space(stored, kind, "RGB")
+    rgb = (stored / (2**bits - 1)).clip(0, 1) * 255
+    return np.asarray(Image.fromarray(np.rint(rgb).astype(np.uint8)).convert("L"))
+
+
+def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
+    """Pydicom's decoder for the file, once everything that can be known without decoding is known to be right."""
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import get_decoder
+    from pydicom.pixels.utils import get_expected_length
+    from pydicom.uid import RLELossless
+
+    if "PixelData" not in ds:
+        modality = _text(ds, "Modality") or "unknown"
+        raise InputError(f"{path} has no pixel data (modality {modality}), is no image or cut short: export it again")
+    if missing := [keyword for keyword in _REQUIRED if ds.get(keyword) in (None, "")]:
+        raise InputError(f"{path} lacks {', '.join(missing)}: export it again")
+    if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
+        raise InputError(f"{path} has {frames} frames; expected one image: export the frame you want")
+    rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel)
+    if not 0 < rows * columns <= (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise InputError(
+            f"{path} says {rows} x {columns} pixels; expected 1 to {Image.MAX_IMAGE_PIXELS}: export it smaller"
+        )
+    syntax, decoder = ds.file_meta.TransferSyntaxUID, None
+    with contextlib.suppress(NotImplementedError):
+        decoder = get_decoder(syntax)
+    if decoder is None or not decoder.is_available:
+        name = syntax.name if syntax.type else "an unknown transfer syntax"
+        raise InputError(f'{path} is stored as {name}, with no decoder: pip install "mxa[dicom]" or convert it to PNG')
+    if syntax.is_encapsulated != ds["PixelData"].is_undefined_length:
+        raise InputError(f"{path} does not store its pixels as its transfer syntax says: export it again")
+    if not syntax.is_encapsulated:
+        expected = get_expected_length(ds)
+        if len(ds.PixelData) < expected:
+            raise InputError(f"{path} is cut short: {len(ds.PixelData)} of {expected} bytes of pixels: export it again")
+    elif syntax != RLELossless:
+        frame = get_frame(ds.PixelData, 0, number_of_frames=1)
+        if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-10:]:  # decoders fill the rest with gray
+            raise InputError(f"{path} is cut short: its JPEG data has no end: export it again")
+        if (size := _coded_size(frame)) != (rows, columns, samples):
+            said = "no JPEG header" if size is None else "a header of {} x {}, {} channels".format(*size)
+            raise InputError(
+                f"{path} says {rows} x {columns}, {samples} channels; its data has {said}: export it again"
+            )
+    return decoder
+
+
+def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and samples from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it has none."""
+    if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:  # SOC, SIZ
+        x1, y1, x0, y0 = struct.unpack_from(">4I", frame, 8)
+        return y1 - y0, x1 - x0, struct.unpack_from(">H", frame, 40)[0]
+    at = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        if marker in (0xDE, 0xF7) or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # DHP, SOFn
+            return (*struct.unpack_from(">2H", frame, at + 5), frame[at + 9])
+        at += 1 if marker == 0xFF else 2 + length  # a run of 0xFF is fill
+    return None
+
+
+def _gray(path: str | Path, ds: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Modality, VOI and polarity: (Rows, Columns) of stored values to gray in [0, 1]."""
+    padding = np.zeros(stored.shape, bool)
+    if (low := ds.get("PixelPaddingValue")) is not None:
+        limit = ds.get("PixelPaddingRangeLimit")
+        low, high = np.sort(np.array([low, low if limit is None else limit]).astype(stored.dtype))
+        padding = (stored >= low) & (stored <= high)
+    values = stored.astype(np.float64)
+    if modality := ds.get("ModalityLUTSequence"):
+        values = _look_up(ds, modality[0], values)[0].astype(np.float64)
+    else:
+        slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+        values = values * float(1 if slope is None else slope) + float(intercept or 0)
+    if not np.isfinite(values).all():
+        raise InputError(f"{path} has pixel values that are not finite (NaN or infinite)")
+    if voi := ds.get("VOILUTSequence"):
+        table, bits = _look_up(ds, voi[0], values)
+        gray = table / (2**bits - 1)
+    elif window := _window(ds):
+        gray = _windowed(values, *window)
+    else:
+        inside = values[~padding]
+        if not inside.size or not np.ptp(inside):
+            return np.zeros(values.shape)
+        gray = (values - inside.min()) / np.ptp(inside)
+    gray = gray.clip(0, 1)
+    gray = 1 - gray if ds.PhotometricInterpretation == "MONOCHROME1" else gray
+    return np.where(padding, 0, gray)
+
+
+def _look_up(ds: Dataset, item: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """The values through one LUT item, and its bits; pydicom's own wraps where a table is longer than its bits."""
+    entries, first, bits = item.LUTDescriptor
+    entries = entries or 65536
+    data = item.LUTData
+    if isinstance(data, bytes):
+        word = "u1" if len(data) < 2 * entries else "<u2" if ds.original_encoding[1] else ">u2"
+        data = np.frombuffer(data, word)
+    table = np.ravel(data)
+    return table[np.rint(values - first).clip(0, entries - 1).astype(np.intp)], bits
+
+
+def _window(ds: Dataset) -> tuple[str, float, float] | None:
+    """Function, centre and width of the first window; None where there is none that can be applied."""
+    center, width = (np.ravel(np.asarray(ds.get(tag), float))[0] for tag in ("WindowCenter", "WindowWidth"))
+    return (_text(ds, "VOILUTFunction"), center, width) if np.isfinite([center, width]).all() and width > 0 else None
+
+
+def _windowed(values: np.ndarray, function: str, center: float, width: float) -> np.ndarray:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3 with an output range of 0 to 1, not yet cut off there."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function != "LINEAR_EXACT" and width >= 1:  # LINEAR, the default, is not defined for less
+        center, width = center - 0.5, max(width - 1, 1e-6)
+    return (values - center) / width + 0.5
