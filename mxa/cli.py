@@ -18,6 +18,16 @@ from .errors import InputError, require
 __all__ = ["main"]
 
 
+def _prepare(config: Any) -> None:
+    from .prepare import prepare
+
+    manifest = prepare(config)
+    rows = [(name, f"{part['images']:,}", f"{part['patients']:,}") for name, part in manifest["parts"].items()]
+    _print_table(("part", "images", "patients"), rows)
+    print(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
+    _say_bad(manifest["bad"], "left out")
+
+
 def _train(config: Any) -> None:
     from .train import train
 
@@ -100,6 +110,7 @@ class _Command:
 
 
 _COMMANDS = {
+    "prepare": _Command("mxa.prepare", "PrepareConfig", _prepare, "Write a collection as shards of small images."),
     "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model."),
     "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score a model on a collection.", "model"),
     "predict": _Command("mxa.predict", "PredictConfig", _predict, "Findings of images, and where it looked.", "files"),

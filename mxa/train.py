@@ -45,8 +45,8 @@ class TrainConfig:
     """Any timm model name."""
     data: Collection = "phantom"
     """Collection."""
-    root: Path | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
     columns: str | None = None
     """What a table's columns are called: path=file,patient=MRN."""
     labels: str | None = None

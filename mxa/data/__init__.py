@@ -1,6 +1,7 @@
 """Chest X-ray collections: an image and its labels become a sample ``(image, target)``."""
 
-from .dataset import SOURCES, Collection, CXRDataset, create_dataset, from_xrv
+from .create import SOURCES, Collection, create_dataset, from_xrv
+from .dataset import CXRDataset
 from .loader import make_loader
 from .records import Records
 from .transforms import create_transform, data_config

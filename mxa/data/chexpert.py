@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import CHEXPERT
-from .records import Records, normal_sex
+from .records import Records, concatenate, normal_sex
 from .source import Source
 from .tables import find_table, label_cells, read_table_file
 
@@ -37,7 +37,7 @@ class CheXpert(Source):
 
     splits = ("train", "val", "valid", "test", "all")
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
         if not _has(root, "train") and any(root.glob("df_chexpert_plus*.csv*")):
@@ -54,6 +54,12 @@ class CheXpert(Source):
         if part == "train":
             _check_apart(root, table["Path"], path)
         return _records(root, table, table["Path"], labels, table[list(labels)].to_numpy(), part)
+
+    def read_all(self, root: str | Path) -> Records:
+        """See ``Source.read_all``."""
+        plus = not _has(Path(root), "train")
+        parts = [part for part in _TABLES if plus and part != "test" or _has(Path(root), part)]
+        return concatenate([self.read(root, part).with_labels(CHEXPERT) for part in parts])
 
 
 def _has(root: Path, part: str) -> bool:

@@ -25,7 +25,7 @@ class Folder(Source):
     own.
     """
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
         parts = {f: _PARTS[f.name.lower()] for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in _PARTS}

@@ -8,6 +8,7 @@ from timm.data import create_loader
 from torch.utils.data import DataLoader
 
 from .dataset import CXRDataset
+from .shards import ShardDataset
 
 __all__ = ["make_loader"]
 
@@ -18,7 +19,12 @@ def make_loader(
     """Creates timm's loader over a dataset and gives the dataset its transform.
 
     In training the order is random and an incomplete last batch is dropped.
+
+    Raises:
+        InputError: fewer shards than nodes.
     """
+    if isinstance(dataset, ShardDataset):
+        workers = dataset.plan(batch_size, workers, is_training)
     loader = create_loader(
         dataset, input_size=1, batch_size=batch_size, is_training=is_training, num_workers=workers, use_prefetcher=False
     )

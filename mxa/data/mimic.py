@@ -27,7 +27,7 @@ class Mimic(Source):
 
     labeler: ClassVar[str] = "chexpert"
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         keys = ["subject_id", "study_id"]
         label_path = find_table(root, f"mimic-cxr-*-{self.labeler}.csv")

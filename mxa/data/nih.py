@@ -27,7 +27,7 @@ class NIHChestXray14(Source):
     in none. Cells are 1 where the finding is named, else 0.
     """
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         path = find_table(root, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
         table = read_table_file(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), (), _OPTIONAL)
@@ -59,7 +59,7 @@ class NIHGoogle(Source):
     FINDINGS = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
     LABELS = ("Fracture", "Pneumothorax", "Lung Opacity", "Nodule/Mass")
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         tables = []
         for part in ("test", "validation"):

@@ -91,7 +91,7 @@ class PadChest(Source):
 
     test_percent = 10
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
         path = find_table(root, "PADCHEST*.csv", "padchest*.csv")

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..labels import align, merge
 from .image_io import read_image
 
-__all__ = ["Records", "normal_sex", "normal_view", "text_column"]
+__all__ = ["Records", "concatenate", "normal_sex", "normal_view", "text_column"]
 
 _GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", ""), "lateral": ("LATERAL",)}
 
@@ -127,6 +127,11 @@ class Records:
         if unknown := wanted - set(_GROUPS["all"]):
             raise InputError(f"unknown view {', '.join(unknown)}: give frontal, lateral, all, AP or PA")
         return np.isin(self.views, text_column(wanted))
+
+
+def concatenate(pieces: Sequence[Records]) -> Records:
+    """Joins records of the same labels and root."""
+    return replace(pieces[0], **{name: np.concatenate([getattr(p, name) for p in pieces]) for name in _COLUMNS})
 
 
 _COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split"))

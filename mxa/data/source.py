@@ -20,6 +20,7 @@ class Source:
         labels: Names wanted, for a source whose tables may hold any; every label by default.
         columns: For a table: what its columns are called, by the name that they have here.
         splits: Parts that can be asked for.
+        reads_urls: The root may be a URL.
         test_percent: Share of the patients to cut for a test part where the collection names none.
     """
 
@@ -28,8 +29,9 @@ class Source:
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
     test_percent: ClassVar[int] = 0
+    reads_urls: ClassVar[bool] = False
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """Reads every row with its part, cells as they stand: 1, 0, -1 (uncertain), NaN (blank).
 
         Args:
@@ -40,3 +42,11 @@ class Source:
             InputError: a missing file or column, or a cell that means nothing.
         """
         raise NotImplementedError
+
+    def read_all(self, root: str | Path) -> Records:
+        """Reads every row of every table there is, official validation and test parts included.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        return self.read(root)

@@ -37,7 +37,7 @@ class Table(Source):
     column is a label, unless ``Source.labels`` names them. Without a column ``split``, validation patients are cut.
     """
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         path = Path(root)
         if path.is_dir():

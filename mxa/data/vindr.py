@@ -25,7 +25,7 @@ class VinDr(Source):
     every image counts as one of its own.
     """
 
-    def read(self, root: Path, split: str | None = None) -> Records:
+    def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
         folder = root / "annotations" if (root / "annotations").is_dir() else root

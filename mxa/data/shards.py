@@ -1,0 +1,248 @@
+"""Prepared shards: tar files of small gray images in the WebDataset layout, on a disk or behind a URL.
+
+``mxa prepare`` writes them. A shard is read whole and in one go, which is what slow disks and networks like; what is in
+it stands in ``rows.csv.gz``, so that parts, labels, views and policies are chosen as for any other collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import distributed
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..errors import InputError, require
+from .dataset import CXRDataset
+from .image_io import read_image
+from .records import Records
+from .source import Source
+from .tables import read_table_file
+
+__all__ = ["MANIFEST", "ROWS", "ROW_COLUMNS", "ShardDataset", "ShardRecords", "Shards", "is_url"]
+
+MANIFEST, ROWS = "manifest.json", "rows.csv.gz"
+ROW_COLUMNS = ("shard", "key", "file", "patient", "study", "view", "sex", "age", "part")
+MIXED = 4  # shards whose images a training process mixes: some 60 MB in memory at 1,000 images a shard
+
+
+def is_url(root: str | Path) -> bool:
+    """True for what webdataset opens and a disk does not: ``https://...``, ``gs://...``, ``hf://...``, ``pipe:...``."""
+    return re.match(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://", str(root)) is not None
+
+
+def _fetch(root: str, name: str, sha256: str | None = None) -> bytes:
+    """Reads a file of the folder or URL whole, and checks what it should be.
+
+    Raises:
+        InputError: it does not open or is not what the manifest says.
+    """
+    where = f"{root.rstrip('/')}/{name}"
+    try:
+        if is_url(root):
+            with require("webdataset", "data").gopen(where) as stream:
+                data = stream.read()
+        else:
+            data = Path(where).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} does not open: {error}") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(
+            f"{where} is not what the manifest says ({len(data)} bytes, another SHA-256): prepare it again"
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class ShardRecords(Records):
+    """Records whose images lie in shards; ``paths`` are ``SHARD/KEY``, ``checksums`` the SHA-256 of each shard."""
+
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    def load(self, shard: str) -> dict[str, bytes]:
+        """Reads a shard; returns the encoded image of every key.
+
+        Raises:
+            InputError: it does not open or is not what the manifest says.
+        """
+        with tarfile.open(fileobj=BytesIO(_fetch(self.root, shard, self.checksums[shard]))) as tar:
+            return {
+                member.name.partition(".")[0]: tar.extractfile(member).read()
+                for member in tar
+                if not member.name.endswith(".json")
+            }
+
+    def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """Reads one image, and for that its whole shard."""
+        shard, _, key = self.paths[index].partition("/")
+        return self.decode(index, self.load(shard)[key], size)
+
+    def decode(self, index: int, data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+        """Decodes one image of a shard.
+
+        Raises:
+            InputError: it does not decode.
+        """
+        try:
+            return read_image(BytesIO(data), size)
+        except InputError:
+            raise InputError(f"{self.path(index)} does not decode as an image") from None
+
+
+class Shards(Source):
+    """The folder or URL that ``mxa prepare`` has filled: ``manifest.json``, ``rows.csv.gz`` and the shards."""
+
+    splits = ("train", "val", "valid", "test", "all")
+    reads_urls = True
+
+    def read(self, root: str | Path, split: str | None = None) -> ShardRecords:
+        """See ``Source.read``."""
+        manifest = _read_manifest(str(root))
+        labels = tuple(manifest["labels"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / ROWS
+            path.write_bytes(_fetch(str(root), ROWS, manifest["rows_sha256"]))
+            table = read_table_file(path, ROW_COLUMNS, labels)
+        return ShardRecords(
+            labels,
+            (f"{shard}/{key}" for shard, key in zip(table["shard"], table["key"], strict=True)),
+            table[list(labels)].to_numpy(np.float32),
+            table["patient"],
+            studies=table["study"],
+            views=table["view"],
+            sexes=table["sex"],
+            ages=pd.to_numeric(table["age"], errors="coerce"),
+            parts=table["part"],
+            blank=manifest["blank"],
+            root=str(root),
+            checksums={name: shard["sha256"] for name, shard in manifest["shards"].items()},
+        )
+
+
+def _read_manifest(root: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_fetch(root, MANIFEST))
+        if {"labels", "rows_sha256", "blank", "shards"} <= set(manifest):
+            return manifest
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise InputError(f"{error}; `mxa prepare` writes it when all shards are done") from None
+    raise InputError(f"{root}/{MANIFEST} is no manifest of `mxa prepare`")
+
+
+class ShardDataset(CXRDataset, IterableDataset):
+    """The samples of shards, streamed: what ``CXRDataset`` gives, in the loader's order.
+
+    ``plan`` says for which loader. In training the shards are dealt out anew in every epoch, each to one worker of one
+    node, and a worker mixes the images of ``MIXED`` shards at a time; every worker gives its share of whole batches,
+    repeating images where its shards hold fewer than others'. Otherwise the images come in the order of the records,
+    whatever the number of workers. The order is a function of (seed, epoch, number of workers).
+    """
+
+    batch_size, is_training = 1, False
+
+    def plan(self, batch_size: int, workers: int, is_training: bool) -> int:
+        """Prepares for a loader.
+
+        Returns:
+            The number of workers to use: no more than there are shards for this node.
+
+        Raises:
+            InputError: there are more nodes than shards.
+        """
+        self.batch_size, self.is_training = batch_size, is_training
+        _, nodes = _node()
+        shards = len(self._rows)
+        if shards < nodes:
+            raise InputError(
+                f"{nodes} nodes need {nodes} shards at least; {self.records.root} has {shards}: prepare more"
+            )
+        return min(workers, shards // nodes) if is_training else workers
+
+    def __len__(self) -> int:
+        """Images that this node's loader gives in an epoch."""
+        rows = len(self.records)
+        return rows // (_node()[1] * self.batch_size) * self.batch_size if self.is_training else rows
+
+    def __iter__(self) -> Iterator[tuple]:
+        """Goes through this worker's samples of the epoch."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        return self._train(worker, workers) if self.is_training else self._in_order(worker, workers)
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Rows of each shard; they follow each other in the records."""
+        names = (path.partition("/")[0] for path in self.records.paths)
+        runs = ((name, [row for row, _ in run]) for name, run in groupby(enumerate(names), key=lambda pair: pair[1]))
+        return {name: np.array(rows) for name, rows in runs}
+
+    def _in_order(self, worker: int, workers: int) -> Iterator[tuple]:
+        """A loader takes batches from its workers in turn: every workers-th batch is this worker's."""
+        for shard, rows in self._rows.items():
+            mine = rows[rows // self.batch_size % workers == worker]
+            images = self.records.load(shard) if len(mine) else {}
+            for row in mine.tolist():
+                yield self._sample(row, self._decode(row, images))
+
+    def _train(self, worker: int, workers: int) -> Iterator[tuple]:
+        node, nodes = _node()
+        batches = len(self) // self.batch_size
+        wanted = (batches // workers + (worker < batches % workers)) * self.batch_size
+        turn = 0
+        while wanted > 0:
+            before = wanted
+            for row, image in self._mixed(node * workers + worker, nodes * workers, turn):
+                if image is not None or not self.replace_bad:
+                    yield self._sample(row, image)
+                    wanted -= 1
+                    if wanted == 0:
+                        return
+            if wanted == before:
+                self.check()
+                raise InputError(f"{self.records.root}: a worker's shards hold no image of this part")
+            turn += 1
+
+    def _mixed(self, reader: int, readers: int, turn: int) -> Iterator[tuple[int, Image.Image | None]]:
+        """Gives the images of every readers-th shard, mixed; another ``turn`` mixes anew."""
+        key = (self.seed or 0, int(self._epoch))
+        dealt = np.random.default_rng(key).permutation(list(self._rows))[reader::readers]
+        rng = np.random.default_rng((*key, reader, turn))
+        for start in range(0, len(dealt), MIXED):
+            held = [
+                (row, images)
+                for shard in dealt[start : start + MIXED]
+                if (images := self.records.load(shard))
+                for row in self._rows[shard].tolist()
+            ]
+            for i in rng.permutation(len(held)):
+                yield held[i][0], self._decode(*held[i])
+
+    def _decode(self, row: int, images: dict[str, bytes]) -> Image.Image | None:
+        """Decodes an image of a shard; remembers one that does not."""
+        try:
+            key = self.records.paths[row].partition("/")[2]
+            return self.records.decode(row, images[key], getattr(self.transform, "decode_size", None))
+        except InputError:
+            self.bad[row] = True
+            return None
+
+
+def _node() -> tuple[int, int]:
+    """Returns this process's rank, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
