@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import timm
@@ -284,7 +285,7 @@ def _timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
     return {key: median(times[i] for times in rounds), f"{key}_ratio": middle, f"{key}_ratio_iqr": [low, high]}
 
 
-def _write(config: BenchModelsConfig | BenchLayersConfig, rows: list[dict], device: torch.device) -> None:
+def _write(config: Any, rows: list[dict], device: torch.device) -> None:
     if config.output is None:
         return
     environment = {
@@ -292,7 +293,7 @@ def _write(config: BenchModelsConfig | BenchLayersConfig, rows: list[dict], devi
         "timm": timm.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-        "threads": config.threads or torch.get_num_threads(),
+        "threads": getattr(config, "threads", None) or torch.get_num_threads(),
     }
     record = {"config": asdict(config), "environment": environment, "rows": rows}
     Path(config.output).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")

@@ -28,6 +28,16 @@ def _prepare(config: Any) -> None:
     _say_bad(manifest["bad"], "left out")
 
 
+def _data_summary(config: Any) -> None:
+    from .summary import summarize, summary_lines
+
+    columns, rows, lines = summary_lines(summarize(config))
+    _print_table(columns, rows)
+    print("\n".join(lines))
+    if config.output is not None:
+        print(f"written: {Path(config.output) / 'summary.json'}, summary.png")
+
+
 def _train(config: Any) -> None:
     from .train import train
 
@@ -98,6 +108,13 @@ def _bench_layers(config: Any) -> None:
     print_table(bench_layers(config))
 
 
+def _bench_data(config: Any) -> None:
+    from .bench import print_table
+    from .bench_data import bench_data
+
+    print_table(bench_data(config))
+
+
 @dataclass(frozen=True)
 class _Command:
     """A subcommand: its dataclass, by name so that nothing is imported before it is needed, and what runs it."""
@@ -111,10 +128,12 @@ class _Command:
 
 _COMMANDS = {
     "prepare": _Command("mxa.prepare", "PrepareConfig", _prepare, "Write a collection as shards of small images."),
+    "data summary": _Command("mxa.summary", "SummaryConfig", _data_summary, "What a collection's tables hold."),
     "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model."),
     "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score a model on a collection.", "model"),
     "predict": _Command("mxa.predict", "PredictConfig", _predict, "Findings of images, and where it looked.", "files"),
     "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
+    "bench data": _Command("mxa.bench_data", "BenchDataConfig", _bench_data, "Loading, beside TorchXRayVision."),
     "bench layers": _Command("mxa.bench", "BenchLayersConfig", _bench_layers, "The ROI crop beside grid_sample."),
 }
 
@@ -125,7 +144,8 @@ def _number(value: float | None) -> str:
 
 def _say_bad(names: Sequence[str], what: str) -> None:
     if names:
-        print(f"{len(names)} image(s) did not read and were {what}: {', '.join(names)}", file=sys.stderr)
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        print(f"{len(names)} image(s) did not read and were {what}: {', '.join(names[:20])}{more}", file=sys.stderr)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

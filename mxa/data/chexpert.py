@@ -58,7 +58,7 @@ class CheXpert(Source):
     def read_all(self, root: str | Path) -> Records:
         """See ``Source.read_all``."""
         plus = not _has(Path(root), "train")
-        parts = [part for part in _TABLES if plus and part != "test" or _has(Path(root), part)]
+        parts = [part for part in _TABLES if (plus and part != "test") or _has(Path(root), part)]
         return concatenate([self.read(root, part).with_labels(CHEXPERT) for part in parts])
 
 

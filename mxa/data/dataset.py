@@ -30,6 +30,8 @@ class CXRDataset(ImageDataset):
         transform: From ``create_transform``.
         seed: With a seed the transform's randomness is a function of (seed, epoch, index) alone; call ``set_epoch``.
         replace_bad: Let another image stand in for a bad one.
+        input_img_mode: Mode of the images given to the transform: gray as they are read (``"L"``, ``"F"`` where the
+            file is deeper), or ``"RGB"`` for timm's own transforms and its prefetcher.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class CXRDataset(ImageDataset):
         transform: Callable | None = None,
         seed: int | None = None,
         replace_bad: bool = False,
+        input_img_mode: str = "",
     ):
-        super().__init__(root="", reader=_RecordsReader(records), transform=transform)
+        super().__init__(root="", reader=_RecordsReader(records), transform=transform, input_img_mode=input_img_mode)
         self.records = records
         self.seed = seed
         self.replace_bad = replace_bad
+        self.as_planes = False  # while a loader of ours goes through it: gray planes, normalised by the loader
         self.bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -79,9 +83,11 @@ class CXRDataset(ImageDataset):
         target = torch.from_numpy(self.records.targets[index].copy())
         if image is None:
             image, target = Image.new("L", (64, 64)), torch.full_like(target, torch.nan)
+        if self.input_img_mode:
+            image = image.convert("L").convert(self.input_img_mode)
         if self.transform is not None:
             with seeded(self.seed, int(self._epoch), index):
-                image = self.transform(image)
+                image = self.transform.plane(image) if self.as_planes else self.transform(image)
         return image, target
 
     def _image(self, index: int) -> Image.Image | None:

@@ -89,6 +89,8 @@ class Records:
 
     def subset(self, rows: np.ndarray) -> Records:
         """Keeps rows, given as indices or as a mask."""
+        if rows.dtype == bool and rows.all():
+            return self
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
     def with_merged(self, labels: Sequence[str]) -> tuple[Records, dict[str, tuple]]:

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from ..errors import InputError
 
-__all__ = ["ToXrayTensor", "create_transform", "data_config"]
+__all__ = ["ToXrayTensor", "XrayTransform", "create_transform", "data_config"]
 
 
 def data_config(model: nn.Module, img_size: int | None = None) -> dict:
@@ -54,10 +54,36 @@ class ToXrayTensor:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Converts one image."""
-        x = (
-            np.asarray(image, dtype=np.float32).clip(0, 255) / 255
-        )  # in numpy: torch's threads cost more than they bring
+        x = np.asarray(image, dtype=np.float32).clip(0, 255) / 255  # numpy: torch's threads cost more than they bring
         return torch.from_numpy((x[None] - self.mean) / self.std)
+
+    def normalize(self, planes: torch.Tensor) -> torch.Tensor:
+        """Converts the gray planes of a batch, ``(B, 1, H, W)`` in [0, 255], to ``(B, C, H, W)``."""
+        x = planes.float().clamp(0, 255) / 255
+        mean, std = (torch.from_numpy(v).to(x.device) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+class XrayTransform(transforms.Compose):
+    """What ``create_transform`` returns: steps from image to image, then ``to_tensor``.
+
+    Attributes:
+        decode_size: Height and width that an image must have for the smallest part kept to be no smaller than the
+            input (see ``read_image``).
+    """
+
+    def __init__(self, steps: list, to_tensor: ToXrayTensor, decode_size: tuple[int, int]):
+        super().__init__([*steps, to_tensor])
+        self.to_tensor, self.decode_size = to_tensor, decode_size
+
+    def plane(self, image: Image.Image) -> torch.Tensor:
+        """Does every step but the last: the gray plane ``(1, H, W)``, uint8, or float32 for a deeper image.
+
+        A loader sends this between processes, a twelfth of the normalised tensor, and calls ``to_tensor.normalize``.
+        """
+        for step in self.transforms[:-1]:
+            image = step(image)
+        return torch.from_numpy(np.array(image))[None]
 
 
 def create_transform(
@@ -67,7 +93,7 @@ def create_transform(
     ratio: tuple[float, float] = (0.9, 1.1),
     rotation: float = 10.0,
     hflip: float = 0.0,
-) -> transforms.Compose:
+) -> XrayTransform:
     """Creates the transform from a gray PIL image to a model's input ``(C, H, W)``.
 
     Without training the whole image is resized to the input size: an X-ray is never cropped, so ``crop_pct`` does not
@@ -80,10 +106,6 @@ def create_transform(
         ratio: Range of the change of the aspect ratio.
         rotation: Largest angle, in degrees, either way.
         hflip: Probability of a horizontal flip. It mirrors the heart: off by default.
-
-    Returns:
-        The transform; its ``decode_size`` (height, width) is what an image must have for the smallest part kept to be
-        no smaller than the input (see ``read_image``).
 
     Raises:
         InputError: the model takes neither 1 nor 3 channels.
@@ -103,7 +125,6 @@ def create_transform(
             steps.append(transforms.RandomRotation(rotation, transforms.InterpolationMode.BILINEAR))
         if hflip:
             steps.append(transforms.RandomHorizontalFlip(hflip))
-    transform = transforms.Compose([*steps, ToXrayTensor(mean, std)])
     least = scale[0] * min(ratio[0], 1 / ratio[1]) if is_training else 1.0
-    transform.decode_size = tuple(math.ceil(side / math.sqrt(least)) for side in size)
-    return transform
+    decode_size = tuple(math.ceil(side / math.sqrt(least)) for side in size)
+    return XrayTransform(steps, ToXrayTensor(mean, std), decode_size)

@@ -21,7 +21,7 @@ from .helpers import NAN, column, counts, edit
 def write(path: Path, header: str, rows: list[str], quoted: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join([header, *rows]) + "\n"
-    (gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w")).write(text)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
 
@@ -293,7 +293,7 @@ def test_vindr_in_chexperts_labels(vindr, caplog):
 def test_vindr_errors(vindr):
     edit(vindr / "annotations/image_labels_train.csv", "a1,R0,0", "a1,R0,7")
     with pytest.raises(
-        InputError, match="column 'Aortic enlargement' is '7.0' in row 1: a label cell is 1, 0, -1 or blank"
+        InputError, match=r"column 'Aortic enlargement' is '7\.0' in row 1: a label cell is 1, 0, -1 or blank"
     ):
         create_dataset("vindr", vindr, "train")
     shutil.rmtree(vindr / "annotations")

@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from timm.data import ImageDataset, create_loader
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
+from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms.functional import pil_to_tensor
 
 from mxa.data import CXRDataset, Records, create_dataset, create_transform, make_loader
@@ -261,3 +263,64 @@ def test_phantom_source():
     few = create_dataset("phantom", split="val", labels=["Edema"], views="AP")
     assert few.labels == ("Edema",) and set(few.records.views) == {"AP"}
     assert few[0][0].size == (224, 224)
+
+
+# Planes: what a loader of ours sends between processes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("deep", [(), (3,), range(24)])
+def test_a_loader_gives_what_the_dataset_gives(made_nih, workers, deep):
+    dataset = create_dataset("nih", made_nih())
+    for i in deep:
+        values = np.random.default_rng(i).integers(0, 65536, (40, 44)).astype(np.uint16)
+        Image.fromarray(values).save(dataset.filename(i))
+    cfg = {"input_size": (3, 24, 24), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+    for transform in (create_transform(cfg), create_transform(cfg, is_training=True, hflip=0.5)):
+        dataset.seed = 0
+        images, _ = collect(dataset, transform, workers)
+        assert not dataset.as_planes
+        assert images.shape == (24, 3, 24, 24) and images.dtype == torch.float32
+        torch.testing.assert_close(images, torch.stack([dataset[i][0] for i in range(24)]), rtol=0, atol=0)
+
+
+def test_a_loader_that_is_left_early_leaves_the_dataset_as_it_was(made_nih):
+    dataset = create_dataset("nih", made_nih())
+    loader = make_loader(dataset, create_transform(CFG), 5)
+    next(iter(loader))
+    assert dataset[0][0].shape == (1, 24, 24) and dataset[0][0].dtype == torch.float32
+    assert len(loader) == 5 and loader.dataset is dataset
+
+
+def test_timms_own_transform_and_prefetcher(made_nih):
+    dataset = create_dataset("nih", made_nih())
+    dataset.input_img_mode = "RGB"
+    loader = create_loader(dataset, (3, 24, 24), 5, use_prefetcher=True, device=torch.device("cpu"), crop_pct=1.0)
+    batches = list(loader)
+    images, targets = (torch.cat([b[i] for b in batches]) for i in (0, 1))
+    np.testing.assert_array_equal(targets, dataset.records.targets)
+    gray = (
+        images * torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None] + torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
+    )
+    assert images.shape == (24, 3, 24, 24) and gray.std(1).max() < 1e-5
+    assert dataset.filename(0)  # what timm's scripts ask for
+
+
+def test_a_distributed_sampler_deals_the_images_out(made_nih):
+    dataset = create_dataset("nih", made_nih())
+    dataset.transform = create_transform(CFG)
+    samplers = [DistributedSampler(dataset, 2, rank, shuffle=False) for rank in range(2)]
+    halves = [torch.cat([y for _, y in DataLoader(dataset, 5, sampler=s)]) for s in samplers]
+    assert torch.equal(torch.stack(halves, 1).flatten(0, 1), torch.from_numpy(dataset.records.targets))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("transform", [pil_to_tensor, create_transform(CFG)])
+def test_bad_input_in_a_worker_is_one_line(made_nih, workers, transform):
+    root = made_nih()
+    dataset = create_dataset("nih", root)
+    dataset.replace_bad = True
+    shutil.rmtree(root / "images")
+    with pytest.raises(InputError) as error:
+        list(make_loader(dataset, transform, 5, workers))
+    assert str(error.value).startswith("no image ") and "\n" not in str(error.value)

@@ -172,3 +172,11 @@ def test_a_png_with_one_damaged_byte_reads_or_is_an_error(tmp_path):
             assert "damaged.png" in str(error)
             refused += 1
     assert refused > len(damages) / 4
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (3000, 3000)).save(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size < 5000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    with pytest.raises(InputError, match=r"x\.png does not decode as an image: .*decompression bomb"):
+        read_image(tmp_path / "x.png")

@@ -165,7 +165,7 @@ def test_an_image_that_does_not_decode(shards, workers):
     name = spoil(shards, lambda data: data.replace(b"\x89PNG", b"\x89PIG", 1))
     dataset = create_dataset("shards", shards, "train", views="all")
     dataset.records.targets[:, 0] = np.arange(len(dataset))
-    images, targets = collect(dataset, create_transform(CFG), workers)
+    _images, targets = collect(dataset, create_transform(CFG), workers)
     assert dataset.bad.nonzero().flatten().tolist() == [0] and targets[0].isnan().all()
     assert dataset.bad_paths()[0].startswith(f"{shards}/{name}/0")
     with pytest.raises(InputError, match=rf"{name}/\d+ does not decode as an image"):
@@ -290,7 +290,7 @@ def test_two_nodes_read_disjoint_shards(shards):
 
 def test_more_nodes_than_shards_is_an_error(shards, monkeypatch):
     monkeypatch.setattr("mxa.data.shards._node", lambda: (0, 7))
-    with pytest.raises(InputError, match="7 nodes need 7 shards at least; .* has 6"):
+    with pytest.raises(InputError, match=r"7 nodes need 7 shards at least; .* has 6"):
         make_loader(create_dataset("shards", shards, "train"), create_transform(CFG), 2, is_training=True)
 
 

@@ -142,7 +142,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert 2 <= len(before) < 5 and not (out / "manifest.json").exists()
-    with pytest.raises(InputError, match="does not open: .*`mxa prepare` writes it when all shards are done"):
+    with pytest.raises(InputError, match=r"does not open: .*`mxa prepare` writes it when all shards are done"):
         create_dataset("shards", out)
     (out / ".train-000004.tar.tmp").write_bytes(b"what a kill left")
     first = sorted(before)[0]
@@ -182,14 +182,14 @@ def test_errors(made_nih, tmp_path):
         prepare(config)
     with pytest.raises(InputError, match="--size must be between"):
         prepare(PrepareConfig(tmp_path / "x", size=4))
-    with pytest.raises(InputError, match="has no image .views: lateral"):
+    with pytest.raises(InputError, match=r"has no image .views: lateral"):
         prepare(PrepareConfig(tmp_path / "x", "nih", str(root), views="lateral"))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file: give a folder"):
         prepare(PrepareConfig(tmp_path / "file", "nih", str(root)))
     for path in (root / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="none of the 24 images reads, such as .*does not decode"):
+    with pytest.raises(InputError, match=r"none of the 24 images reads, such as .*does not decode"):
         prepare(PrepareConfig(tmp_path / "y", "nih", str(root)))
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mxa import summary as job
-from mxa.data.dataset import read_source
+from mxa.data.create import read_source
 from mxa.errors import InputError
 from mxa.labels import CHEXPERT
 from mxa.summary import SummaryConfig, draw_summary, summarize, summary_lines
@@ -103,6 +103,14 @@ def test_quartiles(tmp_path):
     assert ages["decades"]["10-19"] == {"unknown": 1} and ages["decades"]["50-59"] == {"unknown": 0}
 
 
+def test_an_age_that_is_no_number_is_unknown_and_unknown_stands_last(tmp_path):
+    rows = [(f"{i}.png", f"p{i}", age, view, 1) for i, (age, view) in enumerate((("inf", ""), ("50", "PA"), ("?", "")))]
+    summary = of("table", write_table(tmp_path / "t.csv", ("path", "patient", "age", "view", "Edema"), rows))
+    assert (summary["ages"]["known"], summary["ages"]["unknown"], summary["ages"]["max"]) == (1, 2, 50)
+    assert list(summary["views"].items()) == [("PA", 1), ("unknown", 2)]
+    json.dumps(summary, allow_nan=False)
+
+
 def test_a_table_by_hand(made_table):
     summary = of("table", made_table())
     assert kinds(summary, "Edema") == (12, 12, 0, 0)
@@ -180,10 +188,11 @@ def test_no_patient_study_or_file_is_named(made_chexpert, tmp_path):
         assert str(tmp_path) not in text
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("count", [1, 2, 15, 28])
 def test_pictures_of_any_number_of_labels(tmp_path, count):
     rng = np.random.default_rng(count)
-    names = [f"Label ${i}$ with a name that is too long to be shown" for i in range(count)]
+    names = [rf"Label $\{i}$ with a name that is too long to be shown" for i in range(count)]
     cells = rng.choice(["", "0", "1", "-1"], (40, count))
     cells[:, -1] = "0"  # nothing is positive: a row of the heat map without a number
     rows = [(f"{i}.png", f"p{i}", *row) for i, row in enumerate(cells)]
