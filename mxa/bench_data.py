@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from .bench import _alternate, _timed, _write
 from .data import create_dataset, create_transform, make_loader
 from .data.phantom import LABELS, draw
+from .data.xrv import shipped_table
 from .errors import InputError
 from .prepare import PrepareConfig, prepare
 
@@ -127,8 +128,6 @@ def _xrv_loader(root: Path, size: int) -> DataLoader:
 
 
 def _import_xrv() -> Any:
-    import warnings
-
     with warnings.catch_warnings():  # importing it silences every warning of the process
         import torchxrayvision.datasets
     return torchxrayvision.datasets
@@ -141,8 +140,7 @@ def _exhaust(loader: DataLoader) -> int:
 def _table_cost(package: str) -> dict[str, float]:
     """Start-up and worker memory on the real table, each measured in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        shipped = Path(find_spec("torchxrayvision").origin).parent / "data" / "chexpert_train.csv.gz"
-        (Path(folder) / "train.csv.gz").symlink_to(shipped)
+        (Path(folder) / "train.csv.gz").symlink_to(shipped_table("chexpert_train.csv.gz"))
         code = "import sys; from mxa.bench_data import _measure_table; _measure_table(*sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", code, package, folder], stdout=subprocess.PIPE, text=True, check=True

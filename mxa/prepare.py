@@ -105,8 +105,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     _write_json(done / "settings.json", settings)
     shards = list(_plan(records, config.shard_size))
     results = _write_all(config, folder, shards, len(records))
-    good = [name for name, result in results.items() if result["keys"]]
-    if not good:
+    if not any(result["keys"] for result in results.values()):
         raise InputError(f"none of the {len(records)} images reads, such as {next(iter(results.values()))['bad'][0]}")
     rows_sha256 = _write_rows(folder, shards, results)
     manifest = _manifest(records, settings, shards, results, rows_sha256)
@@ -206,7 +205,7 @@ def _encode(image: Image.Image, size: int, kind: str) -> bytes:
     if image.mode != "L":
         image = Image.fromarray(np.asarray(image).round().clip(0, 255).astype(np.uint8))
     stream = io.BytesIO()
-    image.save(stream, "JPEG" if kind == "jpg" else "PNG", **({"quality": 95} if kind == "jpg" else {}))
+    image.save(stream, {"jpg": "JPEG", "png": "PNG"}[kind], quality=95)  # which a PNG does not know
     return stream.getvalue()
 
 

@@ -61,8 +61,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         require("matplotlib", "explain")
         Path(config.output).mkdir(parents=True, exist_ok=True)
     records = read_source(config.data, config.root, config.split, columns=config.columns)
-    inside = (records.parts == config.split) | (config.split == "all")
-    records = records.subset(inside & records.in_views(config.views))
+    records = records.subset(records.in_split(config.split) & records.in_views(config.views))
     if len(records) == 0:
         where = f"{config.data} {config.root}" if config.root else config.data
         raise InputError(f"{where}: split {config.split} has no image (views: {config.views}): give another")

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..labels import CHEXPERT
 from .records import Records, concatenate, normal_sex
 from .source import Source
-from .tables import find_table, label_cells, read_table_file
+from .tables import find_table, has_table, label_cells, read_header, read_table_file
 
 __all__ = ["CheXpert"]
 
@@ -48,7 +48,7 @@ class CheXpert(Source):
         path = find_table(root, *_TABLES[part])
         labels = CHEXPERT
         if part == "test":
-            held = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+            held = read_header(path)
             labels = tuple(name for name in CHEXPERT if name in held) or CHEXPERT
         table = read_table_file(path, ("Path",), labels, _OPTIONAL)
         if part == "train":
@@ -63,7 +63,7 @@ class CheXpert(Source):
 
 
 def _has(root: Path, part: str) -> bool:
-    return any((root / f"{name}{suffix}").is_file() for name in _TABLES[part] for suffix in ("", ".gz"))
+    return has_table(root, *_TABLES[part])
 
 
 def _check_apart(root: Path, train: pd.Series, path: Path) -> None:

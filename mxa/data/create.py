@@ -165,7 +165,7 @@ def read_source(
 
 def _keep(records: Records, split: str, views: str | Sequence[str], where: str) -> Records:
     """Keeps one part and the views asked for; logs how many images that is and how many other views it leaves out."""
-    inside, shown = (records.parts == split) | (split == "all"), records.in_views(views)
+    inside, shown = records.in_split(split), records.in_views(views)
     views = views if isinstance(views, str) else ", ".join(views)
     kept = replace(records.subset(inside & shown), split=split)
     if len(kept) == 0:

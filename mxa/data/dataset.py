@@ -90,10 +90,10 @@ class CXRDataset(ImageDataset):
                 image = self.transform.plane(image) if self.as_planes else self.transform(image)
         return image, target
 
-    def _image(self, index: int) -> Image.Image | None:
-        """Reads an image; remembers one that does not read."""
+    def _image(self, index: int, read: Callable | None = None) -> Image.Image | None:
+        """Reads an image, with ``records.image`` or as it; remembers one that does not read."""
         try:
-            return self.records.image(index, getattr(self.transform, "decode_size", None))
+            return (read or self.records.image)(index, getattr(self.transform, "decode_size", None))
         except InputError:
             self.bad[index] = True
             return None

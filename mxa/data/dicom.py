@@ -32,13 +32,20 @@ _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
 
 _IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _WORDS = ("Modality", "BodyPartExamined", "ViewPosition", "PresentationIntentType")
-_REQUIRED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
-_REQUIRED = (*_REQUIRED, "PhotometricInterpretation")
+_REQUIRED = (
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel"),
+    "PhotometricInterpretation",
+)
 _LAYOUT = ("SOPClassUID", "Modality", "NumberOfFrames", "PlanarConfiguration", "PixelData")
-_GRAYS = ("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
-_GRAYS = (*_GRAYS, "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
-_COLOURS = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
-_COLOURS = [f"{c}Descriptor" for c in _COLOURS] + [f"{kind}{c}Data" for c in _COLOURS for kind in ("", "Segmented")]
+_GRAYS = (
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+)
+_COLOURS = tuple(
+    f"{before}{colour}PaletteColorLookupTable{after}"
+    for colour in ("Red", "Green", "Blue")
+    for before, after in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+)
 
 _RADIOGRAPHS = ("", "CR", "DX", "DR", "RG", "OT", "SC")
 _CHEST = re.compile("CHEST|THORA|TORA[XC]|LUNG|RIB")

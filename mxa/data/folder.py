@@ -9,12 +9,10 @@ import numpy as np
 
 from ..errors import InputError
 from .image_io import list_images
-from .records import Records
+from .records import PART_NAMES, Records
 from .source import Source
 
 __all__ = ["Folder"]
-
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Folder(Source):
@@ -28,7 +26,9 @@ class Folder(Source):
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
-        parts = {f: _PARTS[f.name.lower()] for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in _PARTS}
+        parts = {
+            f: PART_NAMES[f.name.lower()] for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in PART_NAMES
+        }
         rows = [
             (str(path.relative_to(root)), findings.name.split("|"), part)
             for folder, part in (parts or {root: "train"}).items()

@@ -13,6 +13,7 @@ from ..labels import NIH, canonical
 from .records import Records, normal_sex, normal_view
 from .source import Source
 from .tables import find_table, read_table_file
+from .xrv import shipped_table
 
 __all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
 
@@ -64,7 +65,7 @@ class NIHGoogle(Source):
         tables = []
         for part in ("test", "validation"):
             own = Path(root) / f"four_findings_expert_labels_{part}_labels.csv"
-            path = own if own.is_file() else _shipped_google_table()
+            path = own if own.is_file() else shipped_table("google2019_nih-chest-xray-labels.csv.gz")
             table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
             name = "val" if part == "validation" else part
             tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(part=name))
@@ -125,10 +126,3 @@ def _paths(root: Path, names: list[str]) -> list[str]:
     if len(folders) > 1:
         where = {file.name: name for folder, name in zip(folders, inside, strict=True) for file in folder.iterdir()}
     return [f"{where.get(name, inside[0])}/{name}" for name in names]
-
-
-def _shipped_google_table() -> Path:
-    from importlib.util import find_spec
-
-    package = Path(find_spec("torchxrayvision").origin).parent  # not imported: that silences warnings for the process
-    return package / "data" / "google2019_nih-chest-xray-labels.csv.gz"

@@ -14,7 +14,10 @@ from ..errors import InputError
 from ..labels import align, merge
 from .image_io import read_image
 
-__all__ = ["Records", "concatenate", "normal_sex", "normal_view", "text_column"]
+__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "normal_view", "text_column"]
+
+#: What people call the parts, in lower case.
+PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", ""), "lateral": ("LATERAL",)}
 
@@ -31,6 +34,11 @@ def text_column(values: Iterable[str] | str, count: int | None = None) -> np.nda
     if isinstance(values, np.ndarray):
         return values.astype(StringDType(), copy=False)
     return np.fromiter(values, dtype=StringDType())
+
+
+def hash_keys(text: np.ndarray) -> np.ndarray:
+    """Returns an int64 for each text, ``(N,)``, equal for equal ones in this process: a tenth of the text's memory."""
+    return np.fromiter(map(hash, text), np.int64, len(text))
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,10 @@ class Records:
             if i is not None:
                 targets[:, column] = self.targets[:, i]
         return replace(self, labels=tuple(labels), targets=targets)
+
+    def in_split(self, split: str) -> np.ndarray:
+        """Says which rows are of one part; all of them are of ``"all"``."""
+        return (self.parts == split) | (split == "all")
 
     def in_views(self, views: str | Sequence[str]) -> np.ndarray:
         """Says which rows are ``"frontal"`` (AP, PA and unknown), ``"lateral"``, ``"all"``, or of the views listed.

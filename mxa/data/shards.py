@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -87,17 +87,21 @@ class ShardRecords(Records):
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Reads one image, and for that its whole shard."""
-        shard, _, key = self.paths[index].partition("/")
-        return self.decode(index, self.load(shard)[key], size)
+        return self.decode(self.load(self.place(index)[0]), index, size)
 
-    def decode(self, index: int, data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
-        """Decodes one image of a shard.
+    def place(self, index: int) -> tuple[str, str]:
+        """Returns the shard and the key of one image."""
+        shard, _, key = self.paths[index].partition("/")
+        return shard, key
+
+    def decode(self, images: dict[str, bytes], index: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """Decodes one image of a shard that is loaded.
 
         Raises:
             InputError: it does not decode.
         """
         try:
-            return read_image(BytesIO(data), size)
+            return read_image(BytesIO(images[self.place(index)[1]]), size)
         except InputError:
             raise InputError(f"{self.path(index)} does not decode as an image") from None
 
@@ -186,9 +190,8 @@ class ShardDataset(CXRDataset, IterableDataset):
     @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
         """Rows of each shard; they follow each other in the records."""
-        names = (path.partition("/")[0] for path in self.records.paths)
-        runs = ((name, [row for row, _ in run]) for name, run in groupby(enumerate(names), key=lambda pair: pair[1]))
-        return {name: np.array(rows) for name, rows in runs}
+        runs = groupby(range(len(self.records)), key=lambda row: self.records.place(row)[0])
+        return {shard: np.array(list(rows)) for shard, rows in runs}
 
     def _in_order(self, worker: int, workers: int) -> Iterator[tuple]:
         """A loader takes batches from its workers in turn: every workers-th batch is this worker's."""
@@ -196,7 +199,7 @@ class ShardDataset(CXRDataset, IterableDataset):
             mine = rows[rows // self.batch_size % workers == worker]
             images = self.records.load(shard) if len(mine) else {}
             for row in mine.tolist():
-                yield self._sample(row, self._decode(row, images))
+                yield self._sample(row, self._image(row, partial(self.records.decode, images)))
 
     def _train(self, worker: int, workers: int) -> Iterator[tuple]:
         node, nodes = _node()
@@ -229,16 +232,8 @@ class ShardDataset(CXRDataset, IterableDataset):
                 for row in self._rows[shard].tolist()
             ]
             for i in rng.permutation(len(held)):
-                yield held[i][0], self._decode(*held[i])
-
-    def _decode(self, row: int, images: dict[str, bytes]) -> Image.Image | None:
-        """Decodes an image of a shard; remembers one that does not."""
-        try:
-            key = self.records.paths[row].partition("/")[2]
-            return self.records.decode(row, images[key], getattr(self.transform, "decode_size", None))
-        except InputError:
-            self.bad[row] = True
-            return None
+                row, images = held[i]
+                yield row, self._image(row, partial(self.records.decode, images))
 
 
 def _node() -> tuple[int, int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
-import pandas as pd
 
 from ..errors import InputError
-from .records import Records
+from .records import Records, hash_keys
 
 __all__ = ["check_disjoint", "check_unique", "cut", "divide"]
 
@@ -29,8 +29,7 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: int, salt: str = "")
     Returns:
         ``(N,)`` bool, True for the rows cut. It depends on the rows alone, neither on their order nor on the process.
     """
-    keys = np.fromiter(map(hash, patients), np.int64, len(patients))  # a tenth of the memory of the text
-    _, first, of = np.unique(keys, return_index=True, return_inverse=True)
+    _, first, of = np.unique(hash_keys(patients), return_index=True, return_inverse=True)
     names = patients[first]
     rank = np.argsort([hashlib.sha256(f"{salt}{name}".encode()).digest() for name in names]).argsort()
     positive = np.zeros((len(names), targets.shape[1]), dtype=bool)
@@ -65,20 +64,15 @@ def check_disjoint(records: Records, where: str) -> None:
     Raises:
         InputError: there is one. The message names two of the patient's images, not the patient.
     """
-    inside = records.parts != ""
-    if not inside.any() or (records.parts[inside] == records.parts[inside.argmax()]).all():
-        return
-    table = pd.DataFrame(
-        {"patient": records.patients[inside].astype(object), "part": records.parts[inside].astype(object)}
-    )
-    first = table.drop_duplicates()
-    twice = first[first.duplicated("patient")]
-    if len(twice):
-        patient, part = twice.iloc[0]
-        files = [
-            records.paths[(records.patients == patient) & (records.parts == p)][0]
-            for p in (first[first.patient == patient].part.iloc[0], part)
-        ]
+    names = [part for part in dict.fromkeys(records.parts.tolist()) if part]
+    twice: dict[str, tuple[str, str]] = {}
+    for pair in combinations(names, 2):
+        one, other = (set(records.patients[records.parts == part].tolist()) for part in pair)
+        twice |= dict.fromkeys(one & other, pair)
+    if twice:
+        patient = min(twice)
+        of = records.patients == patient
+        files = [records.paths[of & (records.parts == part)][0] for part in twice[patient]]
         raise InputError(
             f"{where}: {len(twice)} patient(s) are in more than one part, such as the one of {' and '.join(files)}: "
             "divide by patient"
@@ -91,10 +85,9 @@ def check_unique(records: Records, where: str) -> None:
     Raises:
         InputError: there is one.
     """
-    keys = np.fromiter(map(hash, records.paths), np.int64, len(records))
-    _, counts = np.unique(keys, return_counts=True)
-    if (counts > 1).any():
-        names, counts = np.unique(records.paths, return_counts=True)
-        if (counts > 1).any():
-            twice = names[counts > 1]
-            raise InputError(f"{where}: {len(twice)} image(s) have more than one row, such as {twice[0]}")
+    _, counts = np.unique(hash_keys(records.paths), return_counts=True)
+    if (counts == 1).all():
+        return
+    names, counts = np.unique(records.paths, return_counts=True)
+    if len(twice := names[counts > 1]):
+        raise InputError(f"{where}: {len(twice)} image(s) have more than one row, such as {twice[0]}")

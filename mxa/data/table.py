@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import align
-from .records import Records, normal_sex, normal_view
+from .records import PART_NAMES, Records, normal_sex, normal_view
 from .source import Source
 from .tables import label_cells, read_table_file
 
@@ -26,7 +26,6 @@ COLUMNS = {
     "sex": ("sex", "gender", "patient sex", "patient gender"),
     "age": ("age", "patient age", "age years"),
 }
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Table(Source):
@@ -62,8 +61,8 @@ class Table(Source):
             return table[names[name]].astype(str).tolist() if name in names else [""] * len(table)
 
         paths = column("path")
-        parts = [_PARTS.get(v.strip().lower(), v) if "split" in names else "train" for v in column("split")]
-        if unknown := sorted(set(parts) - set(_PARTS.values())):
+        parts = [PART_NAMES.get(v.strip().lower(), v) if "split" in names else "train" for v in column("split")]
+        if unknown := sorted(set(parts) - set(PART_NAMES.values())):
             raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
         return Records(
             tuple(labels),

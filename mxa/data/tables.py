@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import InputError, require
 
-__all__ = ["find_table", "label_cells", "read_table_file"]
+__all__ = ["find_table", "has_table", "label_cells", "read_header", "read_table_file"]
 
 _BLANK = ("", "nan", "NaN", "NA")
 
@@ -21,11 +21,35 @@ def find_table(root: Path, *patterns: str) -> Path:
     Raises:
         InputError: there is none.
     """
+    found = next(_tables(root, patterns), None)
+    if found is None:
+        raise InputError(f"no table {Path(root) / patterns[0]}: --root must name the folder that holds it")
+    return found
+
+
+def has_table(root: Path, *patterns: str) -> bool:
+    """Says whether ``find_table`` would find one."""
+    return next(_tables(root, patterns), None) is not None
+
+
+def _tables(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
     for pattern in patterns:
         for suffix in ("", ".gz"):
-            if found := sorted(p for p in Path(root).glob(pattern + suffix) if p.is_file()):
-                return found[0]
-    raise InputError(f"no table {Path(root) / patterns[0]}: --root must name the folder that holds it")
+            yield from sorted(p for p in Path(root).glob(pattern + suffix) if p.is_file())
+
+
+def read_header(path: Path) -> list[str]:
+    """Returns the names of a table's columns."""
+    if _is_parquet(path):
+        require("pyarrow", "data")
+        from pyarrow import parquet
+
+        return parquet.read_schema(path).names
+    return pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns.tolist()
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in (".parquet", ".pq")
 
 
 def read_table_file(
@@ -45,12 +69,9 @@ def read_table_file(
     if not path.is_file():
         raise InputError(f"no table {path}: --root must name the folder that holds it")
     wanted = {*columns, *cells, *optional} if columns else None
-    if path.suffix.lower() in (".parquet", ".pq"):
-        table = _read_parquet(path, wanted)
-    else:
-        table = _read_csv(path, wanted, cells)
+    table = _read_parquet(path, wanted) if _is_parquet(path) else _read_csv(path, wanted, cells)
     if missing := [c for c in (*columns, *cells) if c not in table.columns]:
-        held = ", ".join(map(str, _header(path)))
+        held = ", ".join(map(str, read_header(path)))
         raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {held}")
     if table.empty:
         raise InputError(f"{path} has no rows")
@@ -95,10 +116,10 @@ def _read_csv(path: Path, wanted: set[str] | None, cells: Sequence[str]) -> pd.D
 
 def _read_parquet(path: Path, wanted: set[str] | None) -> pd.DataFrame:
     require("pyarrow", "data")
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowInvalid
 
     try:
-        held = parquet.read_schema(path).names
+        held = read_header(path)
         table = pd.read_parquet(path, columns=held if wanted is None else [c for c in held if c in wanted])
     except (ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a Parquet table: {error}") from None
@@ -106,9 +127,3 @@ def _read_parquet(path: Path, wanted: set[str] | None) -> pd.DataFrame:
         if table[column].dtype.kind not in "fiub":
             table[column] = table[column].astype(object).where(table[column].notna(), "").map(str)
     return table
-
-
-def _header(path: Path) -> list[str]:
-    if path.suffix.lower() in (".parquet", ".pq"):
-        return _read_parquet(path, None).columns.tolist()
-    return pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns.tolist()

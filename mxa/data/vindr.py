@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..labels import VINDR, align, canonical
 from .records import Records
 from .source import Source
-from .tables import find_table, read_table_file
+from .tables import find_table, has_table, read_header, read_table_file
 
 __all__ = ["VinDr"]
 
@@ -29,11 +29,9 @@ class VinDr(Source):
         """See ``Source.read``."""
         root = Path(root)
         folder = root / "annotations" if (root / "annotations").is_dir() else root
-        tables = {part: folder / f"image_labels_{part}.csv" for part in ("train", "test")}
-        found = {part: path for part, path in tables.items() if path.is_file() or Path(f"{path}.gz").is_file()}
-        if found:
-            votes = {part: _physionet(find_table(folder, path.name)) for part, path in found.items()}
-        else:
+        names = {part: f"image_labels_{part}.csv" for part in ("train", "test")}
+        votes = {p: _physionet(find_table(folder, name)) for p, name in names.items() if has_table(folder, name)}
+        if not votes:
             votes = {"train": _kaggle(find_table(root, "train.csv"))}
         cells = pd.concat(votes.values())
         parts = [part for part, rows in votes.items() for _ in range(len(rows))]
@@ -44,7 +42,7 @@ class VinDr(Source):
 
 
 def _physionet(path: Path) -> pd.DataFrame:
-    header = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+    header = read_header(path)
     labels = {name: VINDR[i] for name, i in zip(header, align(VINDR, header), strict=True) if i is not None}
     if not labels:
         raise InputError(f"{path} has none of VinDr's labels")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,12 @@ from PIL import Image
 from ..errors import InputError
 from .records import Records, normal_view
 
-__all__ = ["XrvRecords", "read_xrv"]
+__all__ = ["XrvRecords", "read_xrv", "shipped_table"]
+
+
+def shipped_table(name: str) -> Path:
+    """Returns a table of those that TorchXRayVision ships; it is not imported: that silences the process's warnings."""
+    return Path(find_spec("torchxrayvision").origin).parent / "data" / name
 
 
 @dataclass(frozen=True)
