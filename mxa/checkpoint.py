@@ -16,12 +16,19 @@ NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` on a temporary file beside ``path``, flushes it to the disk and moves it into place."""
+    """Calls ``write`` on a temporary file beside ``path``, flushes it to the disk and moves it into place.
+
+    Where that fails (a full disk), what was at ``path`` is still there and the temporary file is not.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -235,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("MXA_DEBUG"):
             raise
         sys.exit(f"mxa {name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"mxa {name}: stopped")
     except OSError as error:  # a folder that cannot be made, a full disk
         if os.environ.get("MXA_DEBUG"):
             raise

@@ -34,6 +34,8 @@ class EvaluateConfig:
     """What a table's columns are called: path=file,patient=MRN."""
     merge: bool = False
     """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
+    blank: str | None = None
+    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
     split: Literal["all", "train", "val", "valid", "test"] | None = None
     """The collection's test list where it has one, else every image, by default."""
     views: str = "frontal"
@@ -62,11 +64,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
     model = load_model(config.model)
     labels = named_outputs(model)
-    options = {k: getattr(config, k) for k in ("views", "merge", "columns")}
+    options = {k: getattr(config, k) for k in ("views", "merge", "columns", "blank")}
     dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
-    logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp, config.skip_bad)
+    dataset.on_bad = "mask" if config.skip_bad else "raise"
+    logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp)
     good = ~dataset.bad.numpy()
     if not good.any():
         raise InputError(f"none of the {len(good)} images reads")

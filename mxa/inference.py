@@ -27,27 +27,24 @@ def pick_device(name: str | None) -> torch.device:
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, loader: DataLoader, amp: bool = False, skip_bad: bool = False) -> np.ndarray:
+def predict_logits(model: nn.Module, loader: DataLoader, amp: bool = False) -> np.ndarray:
     """Runs a model, in eval mode and on its own device, over every image in order.
 
     Args:
         model: ``(B, C, H, W)`` to logits ``(B, L)``.
         loader: Over a ``CXRDataset``, not shuffled.
         amp: bfloat16 autocast.
-        skip_bad: Go on after an image that does not read; the dataset remembers it.
 
     Returns:
         ``(N, L)`` float32.
 
     Raises:
-        InputError: an image does not read.
+        InputError: an image does not read, unless the dataset masks such images.
     """
     device = next(model.parameters()).device
     model.eval()
     logits = []
     for images, _ in loader:
-        if not skip_bad:
-            loader.dataset.check()
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             logits.append(model(images.to(device)).float().cpu())
     return torch.cat(logits).numpy()

@@ -6,6 +6,7 @@ space to another by position.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -173,14 +174,15 @@ BLANK = ("negative", "ignore")
 def canonical(name: str) -> str:
     """Returns the key under which two spellings of one finding compare equal.
 
-    Case, underscores and surrounding space do not count, and synonyms are folded.
+    Case, underscores, hyphens and space do not count, nor how an accent is encoded; synonyms are folded.
 
     >>> canonical("Effusion") == canonical("Pleural Effusion")
     True
     >>> canonical("Pleural_Thickening")
     'pleural thickening'
     """
-    key = " ".join(name.replace("_", " ").lower().split())
+    text = unicodedata.normalize("NFC", name).lower().replace("_", " ").replace("-", " ").replace("/", " / ")
+    key = " ".join(text.split()).replace(" / ", "/")
     return _ALIASES.get(key, key)
 
 
@@ -241,7 +243,9 @@ def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
         raise InputError(f"unknown label {', '.join(unknown)}: give names of {', '.join(LABEL_SPACES)}{here}")
 
 
-def merge(cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, dict[str, tuple]]:
+def merge(
+    cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]
+) -> tuple[np.ndarray, dict[str, tuple], list[str]]:
     """Makes the columns of ``wanted`` that ``labels`` lacks but ``MERGES`` has an alternative for.
 
     Of an alternative's findings, one positive makes a positive, else one uncertain an uncertain; a negative needs all
@@ -253,15 +257,16 @@ def merge(cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]) -> tu
         wanted: Names wanted.
 
     Returns:
-        ``(N, M)`` float32 of the M columns made, and for each its name and what it was made from.
+        ``(N, M)`` float32 of the M columns made; for each its name and what it was made from; and the names of those
+        made of some of their parts only, which have no negative.
 
     >>> merge(np.float32([[1, 0], [0, 0], [0, np.nan]]), ("Nodule", "Mass"), ("Lung Lesion", "Edema"))
     (array([[ 1.],
            [ 0.],
-           [nan]], dtype=float32), {'Lung Lesion': ('Nodule', 'Mass')})
+           [nan]], dtype=float32), {'Lung Lesion': ('Nodule', 'Mass')}, [])
     """
     merges = {canonical(name): alternatives for name, alternatives in MERGES.items()}
-    columns, made = [], {}
+    columns, made, halves = [], {}, []
     for name, held in zip(wanted, align(labels, wanted), strict=True):
         for parts in merges.get(canonical(name), ()) if held is None else ():
             found = [cells[:, i] for i in align(labels, parts) if i is not None]
@@ -271,8 +276,9 @@ def merge(cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]) -> tu
                 rest = np.where((part == -1).any(0), -1, np.where(zero, 0, np.nan))
                 columns.append(np.where((part == 1).any(0), 1, rest))
                 made[name] = tuple(p for p, i in zip(parts, align(labels, parts), strict=True) if i is not None)
+                halves += [name] if len(found) < len(parts) else []
                 break
-    return np.array(columns, dtype=np.float32).reshape(len(columns), len(cells)).T, made
+    return np.array(columns, dtype=np.float32).reshape(len(columns), len(cells)).T, made, halves
 
 
 def apply_policies(

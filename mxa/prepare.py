@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from . import __version__
@@ -31,7 +32,7 @@ from .labels import resolve_labels
 
 __all__ = ["PrepareConfig", "prepare"]
 
-_PROGRESS = ".prepare"  # folder of what is done so far; gone when all is
+_PROGRESS = ".prepare"  # folder of what is done so far: a file a shard, the settings and the lock
 
 
 @dataclass
@@ -39,7 +40,8 @@ class PrepareConfig:
     """What is written as shards."""
 
     output: Path
-    """Folder for the shards, rows.csv.gz and manifest.json; the same command goes on after an interruption."""
+    """Folder for the shards, rows.csv.gz and manifest.json; the same command goes on after an interruption, and
+    mends a folder in which a file was lost or damaged."""
     data: Collection = "phantom"
     """Collection."""
     root: str | None = None
@@ -47,7 +49,7 @@ class PrepareConfig:
     columns: str | None = None
     """What a table's columns are called: path=file,patient=MRN."""
     labels: str | None = None
-    """Names separated by commas, for a table or for PadChest's own labels; the collection's own by default."""
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
     views: str = "frontal"
     """frontal, lateral, all, AP or PA."""
     size: int = 256
@@ -73,7 +75,7 @@ class _Shard:
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Writes every part of a collection as shards, whichever are not written yet.
+    """Writes every part of a collection as shards, whichever are not there whole.
 
     Images are in an order of chance (seeded) in the training part. Cells are kept as they stand: uncertain stays
     uncertain. The same rows and settings give the same bytes, interrupted or not.
@@ -82,27 +84,36 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         The manifest, as in ``manifest.json``: counts, labels, checksums, settings, and the images that did not read.
 
     Raises:
-        InputError: bad input, another collection or other settings in ``output``, or no image that reads.
+        InputError: bad input, another collection or other settings in ``output``, another process at work in it, or no
+            image that reads.
     """
     if not (16 <= config.size <= 10_000 and config.shard_size >= 1 and (config.workers or 1) >= 1):
         raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
     labels = None if config.labels is None else resolve_labels(config.labels)
     records = read_source(config.data, config.root, "every", labels, config.columns)
+    records = records if labels is None else records.with_labels(labels)
     records = records.subset(records.in_views(config.views))
     if len(records) == 0:
         raise InputError(f"{config.data} {config.root or ''} has no image (views: {config.views})")
     folder, settings = Path(config.output), _settings(config, records)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
-    if (folder / MANIFEST).is_file():
-        manifest = json.loads((folder / MANIFEST).read_text())
-        _check_same(folder, manifest["settings"], settings)
-        return manifest
     done = folder / _PROGRESS
     done.mkdir(parents=True, exist_ok=True)
-    if (done / "settings.json").is_file():
-        _check_same(folder, json.loads((done / "settings.json").read_text()), settings)
-    _write_json(done / "settings.json", settings)
+    try:
+        with FileLock(done / "lock", timeout=0):
+            return _prepare(config, records, folder, settings)
+    except Timeout:
+        raise InputError(f"another `mxa prepare` is writing to {folder}") from None
+
+
+def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    held = folder / _PROGRESS / "settings.json"
+    if held.is_file():
+        _check_same(folder, json.loads(held.read_text()), settings)
+    elif any(folder.glob("*.tar")) or (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds shards of something else (no {held.name}): give another --output")
+    _write_json(held, settings)
     shards = list(_plan(records, config.shard_size))
     results = _write_all(config, folder, shards, len(records))
     if not any(result["keys"] for result in results.values()):
@@ -111,14 +122,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     manifest = _manifest(records, settings, shards, results, rows_sha256)
     _write_json(folder / "_info.json", {"name": config.data, "splits": _timm_splits(manifest)})
     _write_json(folder / MANIFEST, manifest)
-    shutil.rmtree(done)
     return manifest
 
 
 def _settings(config: PrepareConfig, records: Records) -> dict[str, Any]:
     names = ("data", "views", "size", "format", "shard_size")
     digest = hashlib.sha256(records.targets.tobytes())
-    for column in (records.paths, records.patients, records.studies, records.views, records.parts):
+    digest.update(records.ages.tobytes())
+    for column in (records.paths, records.patients, records.studies, records.views, records.sexes, records.parts):
         digest.update("\n".join(column).encode())
     table = {"images": len(records), "labels": list(records.labels), "rows": digest.hexdigest()}
     return {name: value for name, value in asdict(config).items() if name in names} | table
@@ -151,7 +162,7 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
     bar = rich.Progress(
         rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     )
-    with bar, ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
+    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_leave_interrupts) as pool:
         task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
         jobs = [(folder, shard, config.size, config.format) for shard in left]
         try:
@@ -160,7 +171,15 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
                 bar.advance(task, len(shard.records))
         except BrokenProcessPool:
             raise InputError("a worker process was killed (out of memory?): the same command goes on") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return {shard.name: results[shard.name] for shard in shards}
+
+
+def _leave_interrupts() -> None:
+    """Leaves Ctrl-C to the main process; a worker ends its shard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:

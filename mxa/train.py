@@ -184,7 +184,7 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     task = MultiLabelTask(model.to(device), device=device)
 
     preprocessing = data_config(model, config.img_size)
-    train_set.seed, train_set.replace_bad = config.seed, True
+    train_set.seed, train_set.on_bad = config.seed, "replace"
     augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip")}
     transform = create_transform(preprocessing, is_training=True, **augment)
     loader = make_loader(train_set, transform, min(config.batch_size, len(train_set)), config.workers, is_training=True)
@@ -287,10 +287,11 @@ def _check_bad(dataset: CXRDataset) -> None:
 
 
 def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
-    """Builds a run's model with named outputs; one that is not ours is told to see whole images too."""
+    """Builds a run's model with named outputs; one that is not ours is told to see whole images too, of this size."""
     optional = {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(config, k))}
     model = create(config.model, config.img_size, num_classes=len(labels), **optional)
-    model.pretrained_cfg.update(crop_pct=1.0, crop_mode="squash")
+    size = data_config(model, config.img_size)["input_size"]
+    model.pretrained_cfg.update(crop_pct=1.0, crop_mode="squash", input_size=tuple(size))
     set_label_names(model, labels)
     return model
 

@@ -209,21 +209,21 @@ def test_merges_are_made_of_known_findings_and_never_of_synonyms():
     ],
 )
 def test_a_merge_is_positive_by_any_and_negative_by_all(nodule, mass, expected):
-    cells, made = merge(np.float32([[nodule, mass]]), ("Nodule", "Mass"), ("Lung Lesion",))
+    cells, made, halves = merge(np.float32([[nodule, mass]]), ("Nodule", "Mass"), ("Lung Lesion",))
     np.testing.assert_array_equal(cells, [[expected]])
-    assert made == {"Lung Lesion": ("Nodule", "Mass")}
+    assert made == {"Lung Lesion": ("Nodule", "Mass")} and halves == []
 
 
 def test_half_a_merge_says_yes_but_never_no():
-    cells, made = merge(np.float32([[1], [0], [-1]]), ("Mass",), ("Lung Lesion",))
+    cells, made, halves = merge(np.float32([[1], [0], [-1]]), ("Mass",), ("Lung Lesion",))
     np.testing.assert_array_equal(cells, [[1], [NAN], [-1]])
-    assert made == {"Lung Lesion": ("Mass",)}
+    assert made == {"Lung Lesion": ("Mass",)} and halves == ["Lung Lesion"]
 
 
 def test_what_is_there_is_not_merged():
-    cells, made = merge(np.zeros((2, 3), np.float32), ("Nodule", "Mass", "Lung_Lesion"), ("Lung Lesion", "Edema"))
+    cells, made, _ = merge(np.zeros((2, 3), np.float32), ("Nodule", "Mass", "Lung_Lesion"), ("Lung Lesion", "Edema"))
     assert cells.shape == (2, 0) and made == {}
-    cells, made = merge(np.float32([[1]]), ("Nodule/Mass",), ("Lung Lesion",))
+    cells, made, _ = merge(np.float32([[1]]), ("Nodule/Mass",), ("Lung Lesion",))
     assert made == {"Lung Lesion": ("Nodule/Mass",)} and cells == [[1]]
 
 
@@ -274,3 +274,12 @@ def test_lsr_smooths_uncertain_cells_only_and_is_seeded():
 def test_unknown_policies_are_named(kwargs, message):
     with pytest.raises(InputError, match=message):
         apply_policies(np.zeros((1, 1)), ("Edema",), **kwargs)
+
+
+def test_hyphens_space_and_accents_are_one_spelling():
+    for one, other in (
+        ("Pleural-Effusion", "pleural effusion"),
+        ("Nodule / Mass", "Nodule/Mass"),
+        ("Ne\u0301o", "N\u00e9o"),
+    ):
+        assert canonical(one) == canonical(other)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +50,12 @@ class CheXpert(Source):
             held = read_header(path)
             labels = tuple(name for name in CHEXPERT if name in held) or CHEXPERT
         table = read_table_file(path, ("Path",), labels, _OPTIONAL)
-        if part == "train":
-            _check_apart(root, table["Path"], path)
+        _check_apart(root, part, table["Path"], path)
         return _records(root, table, table["Path"], labels, table[list(labels)].to_numpy(), part)
 
     def read_all(self, root: str | Path) -> Records:
         """See ``Source.read_all``."""
-        plus = not _has(Path(root), "train")
+        plus = not _has(Path(root), "train") and any(Path(root).glob("df_chexpert_plus*.csv*"))
         parts = [part for part in _TABLES if (plus and part != "test") or _has(Path(root), part)]
         return concatenate([self.read(root, part).with_labels(CHEXPERT) for part in parts])
 
@@ -66,13 +64,14 @@ def _has(root: Path, part: str) -> bool:
     return has_table(root, *_TABLES[part])
 
 
-def _check_apart(root: Path, train: pd.Series, path: Path) -> None:
-    for part in filter(partial(_has, root), ("valid", "test")):
-        patients = {_study(p)[0] for p in train}
-        other = find_table(root, *_TABLES[part])
+def _check_apart(root: Path, part: str, paths: pd.Series, table: Path) -> None:
+    """Refuses a patient of ``train.csv`` in another table, whichever of them is read."""
+    others = [other for other in (("valid", "test") if part == "train" else ("train",)) if _has(root, other)]
+    patients = {_study(p)[0] for p in paths} if others else set()
+    for other in (find_table(root, *_TABLES[name]) for name in others):
         both = [p for p in read_table_file(other, ("Path",))["Path"] if _study(p)[0] in patients]
         if both:
-            raise InputError(f"{path} has patients of {other}, such as the one of {both[0]}: divide by patient")
+            raise InputError(f"{table} has patients of {other}, such as the one of {both[0]}: divide by patient")
 
 
 def _study(path: str) -> tuple[str, str]:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from ..errors import InputError
-from ..labels import apply_policies, check_known, resolve_labels
+from ..labels import align, apply_policies, check_known, resolve_labels
 from .chexpert import CheXpert
 from .dataset import CXRDataset
 from .folder import Folder
@@ -76,7 +78,8 @@ def create_dataset(
             masked.
         blank: Policy for blank cells; the collection's habit by default.
         views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed. How many images that leaves out is logged.
-        merge: Make labels that the collection lacks from others, as ``mxa.labels.MERGES`` says; logged.
+        merge: Make those of ``labels`` that the collection lacks from others, as ``mxa.labels.MERGES`` says; logged.
+            One made of some of its parts only has no negative, whatever the policy for blank cells.
         columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
 
     Raises:
@@ -84,6 +87,8 @@ def create_dataset(
             patient in two parts, or an empty split.
     """
     wanted = None if labels is None else resolve_labels(labels)
+    if merge and wanted is None:
+        raise InputError("--merge needs --labels: say which labels are to be made")
     records = read_source(source, root, split, wanted, columns)
     where = f"{source} {root}" if root else source
     if split is None:
@@ -91,18 +96,21 @@ def create_dataset(
     if split == "test" and not (records.parts == "test").any():
         raise InputError(f"{where} has no test part: use --split all")
     records = _keep(records, split, views, where)
-    if merge and wanted is not None:
-        records, made = records.with_merged(wanted)
+    halves = []
+    if merge:
+        records, made, halves = records.with_merged(wanted)
         for name, parts in made.items():
             _logger.info("%s: %s is merged from %s", where, name, " or ".join(parts))
     policy = uncertain if split == "train" else "U-Ignore"
     apply_policies(records.targets[:0], records.labels, uncertain)  # a wrong policy is an error in every part
     targets = apply_policies(records.targets, records.labels, policy, blank or records.blank)
+    for column in map(records.labels.index, halves):
+        targets[np.isnan(records.targets[:, column]), column] = np.nan
     records = replace(records, targets=targets)
     if isinstance(labels, str):
         check_known(wanted, records.labels)
     if wanted is not None:
-        records = records.with_labels(wanted)
+        records = _with_labels(records, wanted, where)
     return ShardDataset(records) if isinstance(records, ShardRecords) else CXRDataset(records)
 
 
@@ -119,9 +127,11 @@ def from_xrv(
     Raises:
         InputError: no such dataset, an unknown label or view, or no image left.
     """
-    records = _keep(read_xrv(dataset), "all", views, type(dataset).__name__)
+    where = type(dataset).__name__
+    records = _keep(read_xrv(dataset), "all", views, where)
+    records = replace(records, targets=apply_policies(records.targets, records.labels, "U-Ignore", "ignore"))
     if labels is not None:
-        records = records.with_labels(resolve_labels(labels))
+        records = _with_labels(records, resolve_labels(labels), where)
     return CXRDataset(records)
 
 
@@ -160,7 +170,14 @@ def read_source(
     where = f"{source} {root}"
     check_unique(records, where)
     check_disjoint(records, where)
-    return divide(records, kind.test_percent)
+    return divide(records, kind.test_percent, kind.cut_by)
+
+
+def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records:
+    """Re-orders the targets by name, and logs the labels that the collection lacks."""
+    if lacking := [name for name, i in zip(wanted, align(records.labels, wanted), strict=True) if i is None]:
+        _logger.info("%s has no %s: masked", where, ", ".join(lacking))
+    return records.with_labels(wanted)
 
 
 def _keep(records: Records, split: str, views: str | Sequence[str], where: str) -> Records:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,14 +23,15 @@ __all__ = ["CXRDataset"]
 class CXRDataset(ImageDataset):
     """Samples ``(image, target)`` of a collection: the transform's output, and float32 ``(L,)`` with NaN where masked.
 
-    An image that does not read is remembered in ``bad`` (shared with worker processes). In training the next readable
-    one stands in for it; otherwise it becomes a black image whose labels are all masked, and ``check`` raises.
+    An image that does not read is an InputError, unless ``on_bad`` says otherwise; it is remembered in ``bad`` (shared
+    with worker processes) in any case.
 
     Args:
         records: The rows.
         transform: From ``create_transform``.
         seed: With a seed the transform's randomness is a function of (seed, epoch, index) alone; call ``set_epoch``.
-        replace_bad: Let another image stand in for a bad one.
+        on_bad: ``"raise"``; ``"replace"``, the next readable image stands in (training); or ``"mask"``, a black image
+            with every label masked, which is for who looks at ``bad`` afterwards.
         input_img_mode: Mode of the images given to the transform: gray as they are read (``"L"``, ``"F"`` where the
             file is deeper), or ``"RGB"`` for timm's own transforms and its prefetcher.
     """
@@ -39,13 +41,13 @@ class CXRDataset(ImageDataset):
         records: Records,
         transform: Callable | None = None,
         seed: int | None = None,
-        replace_bad: bool = False,
+        on_bad: Literal["raise", "replace", "mask"] = "raise",
         input_img_mode: str = "",
     ):
         super().__init__(root="", reader=_RecordsReader(records), transform=transform, input_img_mode=input_img_mode)
         self.records = records
         self.seed = seed
-        self.replace_bad = replace_bad
+        self.on_bad = on_bad
         self.as_planes = False  # while a loader of ours goes through it: gray planes, normalised by the loader
         self.bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -72,7 +74,7 @@ class CXRDataset(ImageDataset):
     def __getitem__(self, index: int):
         """Reads, transforms and returns ``(image, target)``."""
         image = self._image(index)
-        if image is None and self.replace_bad:
+        if image is None and self.on_bad == "replace":
             index, image = next(self._readable_after(index), (index, None))
             if image is None:
                 self.check()
@@ -91,11 +93,13 @@ class CXRDataset(ImageDataset):
         return image, target
 
     def _image(self, index: int, read: Callable | None = None) -> Image.Image | None:
-        """Reads an image, with ``records.image`` or as it; remembers one that does not read."""
+        """Reads an image, with ``records.image`` or as it; remembers one that does not read, or raises."""
         try:
             return (read or self.records.image)(index, getattr(self.transform, "decode_size", None))
         except InputError:
             self.bad[index] = True
+            if self.on_bad == "raise":
+                raise
             return None
 
     def _readable_after(self, index: int) -> Iterator[tuple[int, Image.Image]]:

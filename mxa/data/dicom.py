@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, require
+from .views import not_frontal
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -49,11 +50,6 @@ _COLOURS = tuple(
 
 _RADIOGRAPHS = ("", "CR", "DX", "DR", "RG", "OT", "SC")
 _CHEST = re.compile("CHEST|THORA|TORA[XC]|LUNG|RIB")
-_VIEWS = {  # in this order: a "LEFT LATERAL DECUBITUS" is no lateral
-    "decubitus": re.compile(r"\b[LR]LD\b|DECUB"),
-    "lateral": re.compile(r"\b(LL|RL|[LR]?LAT)\b|LATERAL|SWIMMER"),
-    "oblique": re.compile(r"\b([LR]AO|[LR]PO|[LR]LO)\b|OBL"),
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def unusual(header: DicomHeader) -> str | None:
         seen = f"modality {header.modality} is not a radiograph"
     elif header.body_part and not _CHEST.search(header.body_part):
         seen = f"body part {header.body_part} is not the chest"
-    elif kind := next((k for k, p in _VIEWS.items() if p.search(header.view.replace("_", " "))), None):
+    elif kind := not_frontal(header.view):
         seen = f"view {header.view} is {kind}"
     elif header.intent == "FOR PROCESSING":
         seen = "the pixels are FOR PROCESSING, raw detector values"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .image_io import list_images
+from .image_io import is_hidden, is_image, list_images
 from .records import PART_NAMES, Records
 from .source import Source
 
@@ -32,9 +32,14 @@ class Folder(Source):
         rows = [
             (str(path.relative_to(root)), findings.name.split("|"), part)
             for folder, part in (parts or {root: "train"}).items()
-            for findings in sorted(f for f in folder.iterdir() if f.is_dir())
+            for findings in sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(Path(f.name)))
             for path in list_images(findings)
         ]
+        stray = [f for f in sorted(root.iterdir()) if is_image(f) and not is_hidden(Path(f.name))]
+        if stray:
+            warnings.warn(
+                f"{root}: {len(stray)} images in no folder are left out, such as {stray[0].name}", stacklevel=2
+            )
         if not rows:
             raise InputError(f"{root} holds no image in a folder named for a finding, such as {root}/Edema/1.png")
         labels = sorted({name for _, names, _ in rows for name in names})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import InputError
 from .dicom import is_dicom, read_dicom
@@ -25,7 +25,7 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
 
     Args:
         path: The file, or a binary stream of an image that is no DICOM. Palettes, alpha and RGB-stored gray are reduced
-            to gray; 16-bit values are taken as 0 to 65535 and floating point as 0 to 1.
+            to gray; 16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied.
         size: Height and width that the caller will reduce the image to. A JPEG is then decoded at the smallest of its
             full, half, quarter and eighth size that is no smaller.
 
@@ -33,16 +33,21 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
         A PIL image of mode ``"L"`` (8 bit), or ``"F"`` with values in [0, 255] where the file is deeper or a DICOM.
 
     Raises:
-        InputError: no such file, not an image, cut short, a channel layout that is no gray, values that are not
-            finite, or a DICOM that ``mxa.data.dicom.read_dicom`` refuses.
+        InputError: no such file, not an image, cut short, several frames, a channel layout that is no gray, values that
+            are not finite or out of range, or a DICOM that ``mxa.data.dicom.read_dicom`` refuses.
     """
     if isinstance(path, (str, Path)) and is_dicom(path):
         return read_dicom(path)
     try:
         with Image.open(path) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+                raise InputError(f"{path} has {frames} frames; expected one image: export the frame you want")
             if size is not None and image.format == "JPEG":
                 image.draft("L", (size[1], size[0]))
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"no image {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -56,11 +61,23 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
         raise InputError(f"{path} has pixel values that are not finite (NaN or infinite)")
     if image.mode == "F" and (values.min() < 0 or values.max() > 1):
         raise InputError(f"{path} has floating-point values outside 0 to 1: scale them")
+    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        raise InputError(f"{path} has values outside 0 to 65535: scale them to 16 bit")
     if image.mode != "F" and 0 < values.max() < 4096:
         warnings.warn(f"{path} is 16 bit but uses 12 bits or fewer: it will look dark; scale it to 65535", stacklevel=2)
     return Image.fromarray((values / _GRAY_DEEP[image.mode]).clip(0, 1) * 255)
 
 
+def is_hidden(path: Path) -> bool:
+    """True for what a system or tool leaves beside images: ``.ipynb_checkpoints``, ``__MACOSX``, ``._1.png``."""
+    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
+
+
+def is_image(path: Path) -> bool:
+    """True for a file with a suffix of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
 def list_images(folder: Path) -> list[Path]:
-    """Lists the images below a folder, by their suffix, sorted."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    """Lists the images below a folder, by their suffix, sorted, hidden ones not among them."""
+    return sorted(p for p in Path(folder).rglob("*") if is_image(p) and not is_hidden(p.relative_to(folder)))

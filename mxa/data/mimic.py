@@ -9,9 +9,10 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import CHEXPERT
-from .records import Records, normal_view
+from .records import Records
 from .source import Source
 from .tables import find_table, read_table_file
+from .views import normal_view
 
 __all__ = ["Mimic", "MimicNegBio"]
 

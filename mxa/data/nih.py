@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import NIH, canonical
-from .records import Records, normal_sex, normal_view
+from .records import Records, normal_sex
 from .source import Source
 from .tables import find_table, read_table_file
+from .views import normal_view
 from .xrv import shipped_table
 
 __all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
@@ -45,7 +47,10 @@ class NIHChestXray14(Source):
         if any(file.is_file() for file in lists.values()):
             parts[:] = "" if lists["train"].is_file() else "train"
             for part, file in lists.items():
-                parts[names.isin(file.read_text().split() if file.is_file() else [])] = part
+                listed = file.read_text().split() if file.is_file() else []
+                parts[inside := names.isin(listed)] = part
+                if listed and not inside.any():
+                    warnings.warn(f"{file} names no image of {path.name}, such as {listed[0]}", stacklevel=2)
         return _records(Path(root), table, NIH, targets, parts)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ..labels import PADCHEST, canonical
-from .records import Records, normal_sex, normal_view
+from .records import Records, normal_sex
 from .source import Source
 from .tables import find_table, read_table_file
+from .views import normal_view
 
 __all__ = ["FINDINGS", "PadChest"]
 
@@ -90,6 +91,7 @@ class PadChest(Source):
     """
 
     test_percent = 10
+    cut_by = PADCHEST
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..labels import align, merge
 from .image_io import read_image
 
-__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "normal_view", "text_column"]
+__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column"]
 
 #: What people call the parts, in lower case.
 PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -101,15 +101,15 @@ class Records:
             return self
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
-    def with_merged(self, labels: Sequence[str]) -> tuple[Records, dict[str, tuple]]:
+    def with_merged(self, labels: Sequence[str]) -> tuple[Records, dict[str, tuple], list[str]]:
         """Adds those labels that the collection lacks and ``mxa.labels.MERGES`` makes from others; says which.
 
         Returns:
-            The records, and for each label added what it was made from.
+            The records; for each label added what it was made from; and those made of some of their parts only.
         """
-        cells, made = merge(self.targets, self.labels, labels)
+        cells, made, halves = merge(self.targets, self.labels, labels)
         targets = np.concatenate([self.targets, cells], axis=1)
-        return replace(self, labels=(*self.labels, *made), targets=targets), made
+        return replace(self, labels=(*self.labels, *made), targets=targets), made, halves
 
     def with_labels(self, labels: Sequence[str]) -> Records:
         """Re-orders the targets by name; labels that the collection lacks are masked.
@@ -119,7 +119,7 @@ class Records:
         """
         index = align(self.labels, labels)
         if all(i is None for i in index):
-            raise InputError(f"none of the labels {', '.join(labels)} is in the collection's: {', '.join(self.labels)}")
+            raise InputError(f"none of the labels {', '.join(labels)}; the collection has {', '.join(self.labels)}")
         targets = np.full((len(self), len(labels)), np.nan, dtype=np.float32)
         for column, i in enumerate(index):
             if i is not None:
@@ -136,7 +136,7 @@ class Records:
         Raises:
             InputError: unknown view.
         """
-        names = [views] if isinstance(views, str) else list(views)
+        names = [v.strip() for v in views.split(",")] if isinstance(views, str) else list(views)
         wanted = {v for name in names for v in _GROUPS.get(name.lower(), (name.upper(),))}
         if unknown := wanted - set(_GROUPS["all"]):
             raise InputError(f"unknown view {', '.join(unknown)}: give frontal, lateral, all, AP or PA")
@@ -150,27 +150,12 @@ def concatenate(pieces: Sequence[Records]) -> Records:
 
 _COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split"))
 
-_UNKNOWN = ("", "UNK", "UNKNOWN", "NAN", "NONE")
-_LATERAL = ("L", "LL", "RL", "LAT", "XTABLE LATERAL", "LATERAL")
-
-
-def normal_view(text: str) -> str:
-    """Returns ``"AP"``, ``"PA"``, ``"LATERAL"``, ``""`` (unknown) or ``"OTHER"`` for what a table calls a view.
-
-    >>> [normal_view(v) for v in ("AP_horizontal", "pa", "LL", "LATERAL", "COSTAL", "UNK")]
-    ['AP', 'PA', 'LATERAL', 'LATERAL', 'OTHER', '']
-    """
-    name = text.strip().upper().replace("_", " ")
-    if name[:2] in ("AP", "PA") and name[2:3] in ("", " "):
-        return name[:2]
-    return "" if name in _UNKNOWN else "LATERAL" if name in _LATERAL else "OTHER"
-
 
 def normal_sex(text: str) -> str:
     """Returns ``"F"``, ``"M"`` or ``""`` for what a table calls a patient's sex.
 
-    >>> [normal_sex(s) for s in ("Female", "m", "O", "")]
+    >>> [normal_sex(s) for s in ("Female", "m", "Missing", "")]
     ['F', 'M', '', '']
     """
-    first = text.strip()[:1].upper()
-    return first if first in ("F", "M") else ""
+    word = text.strip().upper()
+    return word[0] if word in ("F", "M", "FEMALE", "MALE") else ""

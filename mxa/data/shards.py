@@ -36,6 +36,7 @@ __all__ = ["MANIFEST", "ROWS", "ROW_COLUMNS", "ShardDataset", "ShardRecords", "S
 
 MANIFEST, ROWS = "manifest.json", "rows.csv.gz"
 ROW_COLUMNS = ("shard", "key", "file", "patient", "study", "view", "sex", "age", "part")
+_SHARD = re.compile(r"\w[\w.-]*\.tar")  # a name that leads nowhere else and that no shell takes for a command
 MIXED = 4  # shards whose images a training process mixes: some 60 MB in memory at 1,000 images a shard
 
 
@@ -78,12 +79,15 @@ class ShardRecords(Records):
         Raises:
             InputError: it does not open or is not what the manifest says.
         """
-        with tarfile.open(fileobj=BytesIO(_fetch(self.root, shard, self.checksums[shard]))) as tar:
-            return {
-                member.name.partition(".")[0]: tar.extractfile(member).read()
-                for member in tar
-                if not member.name.endswith(".json")
-            }
+        try:
+            with tarfile.open(fileobj=BytesIO(_fetch(self.root, shard, self.checksums[shard]))) as tar:
+                return {
+                    member.name.partition(".")[0]: tar.extractfile(member).read()
+                    for member in tar
+                    if member.isfile() and not member.name.endswith(".json")
+                }
+        except tarfile.TarError as error:
+            raise InputError(f"{self.root}/{shard} is no tar file: {error}") from None
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Reads one image, and for that its whole shard."""
@@ -102,7 +106,7 @@ class ShardRecords(Records):
         """
         try:
             return read_image(BytesIO(images[self.place(index)[1]]), size)
-        except InputError:
+        except (InputError, KeyError):
             raise InputError(f"{self.path(index)} does not decode as an image") from None
 
 
@@ -120,6 +124,8 @@ class Shards(Source):
             path = Path(folder) / ROWS
             path.write_bytes(_fetch(str(root), ROWS, manifest["rows_sha256"]))
             table = read_table_file(path, ROW_COLUMNS, labels)
+        if unknown := set(table["shard"]) - set(manifest["shards"]):
+            raise InputError(f"{root}/{ROWS} names shards that {MANIFEST} does not, such as {min(unknown)}")
         return ShardRecords(
             labels,
             (f"{shard}/{key}" for shard, key in zip(table["shard"], table["key"], strict=True)),
@@ -139,12 +145,20 @@ class Shards(Source):
 def _read_manifest(root: str) -> dict[str, Any]:
     try:
         manifest = json.loads(_fetch(root, MANIFEST))
-        if {"labels", "rows_sha256", "blank", "shards"} <= set(manifest):
-            return manifest
+    except InputError as error:
+        raise InputError(f"{error}; `mxa prepare` writes it when all shards are done") from None
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise InputError(f"{error}; `mxa prepare` writes it when all shards are done") from None
-    raise InputError(f"{root}/{MANIFEST} is no manifest of `mxa prepare`")
+        raise InputError(f"{root}/{MANIFEST} is no manifest of `mxa prepare`: {error}") from None
+    try:
+        labels, shards = manifest["labels"], manifest["shards"]
+        texts = [*labels, manifest["blank"], manifest["rows_sha256"], *(shard["sha256"] for shard in shards.values())]
+        if all(isinstance(text, str) for text in texts) and all(map(_SHARD.fullmatch, shards)):
+            return manifest
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"{root}/{MANIFEST} is no manifest of `mxa prepare`: it lacks fields, or a shard's name is no name"
+    )
 
 
 class ShardDataset(CXRDataset, IterableDataset):
@@ -209,7 +223,7 @@ class ShardDataset(CXRDataset, IterableDataset):
         while wanted > 0:
             before = wanted
             for row, image in self._mixed(node * workers + worker, nodes * workers, turn):
-                if image is not None or not self.replace_bad:
+                if image is not None or self.on_bad != "replace":
                     yield self._sample(row, image)
                     wanted -= 1
                     if wanted == 0:

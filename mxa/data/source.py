@@ -22,6 +22,7 @@ class Source:
         splits: Parts that can be asked for.
         reads_urls: The root may be a URL.
         test_percent: Share of the patients to cut for a test part where the collection names none.
+        cut_by: Labels that a cut is stratified by, for a source that can be asked for more; None is all of them.
     """
 
     labels: Sequence[str] | None = None
@@ -29,6 +30,7 @@ class Source:
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
     test_percent: ClassVar[int] = 0
+    cut_by: ClassVar[tuple[str, ...] | None] = None
     reads_urls: ClassVar[bool] = False
 
     def read(self, root: str | Path, split: str | None = None) -> Records:

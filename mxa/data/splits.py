@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
 from ..errors import InputError
+from ..labels import align, canonical
 from .records import Records, hash_keys
 
 __all__ = ["check_disjoint", "check_unique", "cut", "divide"]
@@ -18,11 +20,12 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: int, salt: str = "")
     """Cuts a share of the patients, stratified by label, without a random number.
 
     Patients who share their rarest positive label (the one that the fewest patients have) form a stratum; of each,
-    those whose hash is lowest are cut, at least one of three.
+    those whose hash is lowest are cut, at least one of three. Where that leaves a label without a patient who has it,
+    although one at least is its share, the one whose hash is lowest is cut too.
 
     Args:
         patients: Identifier of each row, ``(N,)``.
-        targets: ``(N, L)``; 1 is positive, anything else is not.
+        targets: ``(N, L)``; 1 is positive, anything else is not. The order of the labels decides ties.
         percent: Share of the patients.
         salt: Another salt gives another cut.
 
@@ -42,18 +45,29 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: int, salt: str = "")
         members = np.flatnonzero(stratum == s)
         count = max(round(len(members) * percent / 100), int(len(members) > 2))
         chosen[members[np.argsort(rank[members])[:count]]] = True
+    for have in positive.T if percent else ():
+        if have.sum() * percent >= 100 and not chosen[have].any():
+            chosen[np.flatnonzero(have)[rank[have].argmin()]] = True
     if percent and len(names) > 1 and not chosen.any():
         chosen[rank.argmin()] = True
     return chosen[of]
 
 
-def divide(records: Records, test_percent: int = 0) -> Records:
-    """Cuts what the collection does not divide itself: validation patients (10 %), and test patients where asked."""
+def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None = None) -> Records:
+    """Cuts what the collection does not divide itself: validation patients (10 %), and test patients where asked.
+
+    Args:
+        records: Every row.
+        test_percent: Share of the patients that test, where no row is of a test part.
+        labels: Labels that the cut is stratified by, whatever their order; all by default.
+    """
+    names = sorted(records.labels if labels is None else labels, key=canonical)
+    targets = records.targets[:, [i for i in align(records.labels, names) if i is not None]]
     parts = records.parts.copy()
     for part, percent, salt in (("test", test_percent, "test-"), ("val", 10, "")):
         if percent and not (parts == part).any():
             train = np.flatnonzero(parts == "train")
-            chosen = cut(records.patients[train], records.targets[train], percent, salt)
+            chosen = cut(records.patients[train], targets[train], percent, salt)
             parts[train[chosen]] = part
     return replace(records, parts=parts)
 

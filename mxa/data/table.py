@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
-from ..labels import align
-from .records import PART_NAMES, Records, normal_sex, normal_view
+from ..labels import canonical
+from .records import PART_NAMES, Records, normal_sex
 from .source import Source
 from .tables import label_cells, read_table_file
+from .views import normal_view
 
 __all__ = ["COLUMNS", "Table", "parse_columns"]
 
@@ -21,7 +23,7 @@ COLUMNS = {
     "path": ("path", "file", "filename", "file path", "image", "image path", "image file", "image index", "dicom path"),
     "patient": ("patient", "patient id", "subject", "subject id"),
     "study": ("study", "study id", "study instance uid", "accession number"),
-    "view": ("view", "view position", "projection"),
+    "view": ("view", "view position", "projection", "frontal lateral"),
     "split": ("split", "fold", "part", "subset"),
     "sex": ("sex", "gender", "patient sex", "patient gender"),
     "age": ("age", "patient age", "age years"),
@@ -33,7 +35,8 @@ class Table(Source):
 
     Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
     val, test), ``sex`` and ``age``, under any of the names of ``COLUMNS`` or that of ``Source.columns``. Every other
-    column is a label, unless ``Source.labels`` names them. Without a column ``split``, validation patients are cut.
+    column is a label; where ``Source.labels`` names some, a column of anything else is passed over. Without a column
+    ``split``, validation patients are cut. An image without a patient counts as a patient of its own.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
@@ -46,29 +49,27 @@ class Table(Source):
         held = [c for c in table.columns if c not in names.values() and not c.startswith("Unnamed: ")]  # pandas' own
         if not held:
             raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
-        labels = held
-        if self.labels is not None:
-            labels = [held[i] for i in align(held, self.labels) if i is not None]
-            if not labels:
-                raise InputError(f"{path} has none of the labels {', '.join(self.labels)}; it has {', '.join(held)}")
-        cells = [
-            label_cells(table[c], f"{path}: column {c!r} is no label (name the labels, --labels), it") for c in labels
-        ]
-        if "patient" not in names:
-            warnings.warn(f"{path} has no column 'patient': every image counts as a patient of its own", stacklevel=2)
+        cells = self._cells(path, table[held])
 
         def column(name: str) -> list[str]:
-            return table[names[name]].astype(str).tolist() if name in names else [""] * len(table)
+            return _text(table[names[name]]) if name in names else [""] * len(table)
 
-        paths = column("path")
-        parts = [PART_NAMES.get(v.strip().lower(), v) if "split" in names else "train" for v in column("split")]
-        if unknown := sorted(set(parts) - set(PART_NAMES.values())):
-            raise InputError(f"{path}: unknown split {', '.join(map(repr, unknown))}: give train, val or test")
+        paths = [_below(path.parent, name) for name in column("path")]
+        if "" in paths:
+            raise InputError(f"{path}: row {paths.index('') + 1} names no image ({names['path']!r} is blank)")
+        parts = [PART_NAMES.get(v.lower(), "?") if "split" in names else "train" for v in column("split")]
+        if "?" in parts:
+            row = parts.index("?") + 1
+            raise InputError(f"{path}: column {names['split']!r}, row {row}: a split is train, val or test")
+        patients = column("patient")
+        if missing := patients.count(""):
+            what = f"{missing} rows have no patient" if "patient" in names else "no column 'patient'"
+            warnings.warn(f"{path}: {what}: such an image counts as a patient of its own", stacklevel=2)
         return Records(
-            tuple(labels),
+            tuple(cells),
             paths,
-            np.stack(cells, axis=1),
-            column("patient") if "patient" in names else paths,
+            np.stack(list(cells.values()), axis=1),
+            [patient or name for patient, name in zip(patients, paths, strict=True)],
             studies=column("study") if "study" in names else None,
             views=[normal_view(v) for v in column("view")],
             sexes=[normal_sex(s) for s in column("sex")],
@@ -77,6 +78,38 @@ class Table(Source):
             blank="ignore",
             root=str(path.parent),
         )
+
+    def _cells(self, path: Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Reads every column that can be a label, so that parts and merges are the same whichever are wanted."""
+        wanted = None if self.labels is None else {canonical(name) for name in self.labels}
+        cells = {}
+        for name in table:
+            try:
+                cells[name] = label_cells(table[name], f"{path}: column {name!r}")
+            except InputError as error:
+                if wanted is None:
+                    raise InputError(f"{error}; if the column is none, name those that are (--labels)") from None
+                if canonical(name) in wanted:
+                    raise
+        if not cells:
+            raise InputError(f"{path} has no label columns; it has {', '.join(table)}")
+        return cells
+
+
+def _text(column: pd.Series) -> list[str]:
+    """Returns a column as text, a blank as ``""``, whole floats (of a column with blanks) as integers."""
+    if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    return ["" if pd.isna(value) or value in ("nan", "<NA>") else str(value).strip() for value in column]
+
+
+def _below(root: Path, name: str) -> str:
+    """Returns a path relative to the root where it lies there, so that one file has one name."""
+    if not name:
+        return name
+    path = os.path.normpath(name)
+    inside = os.path.relpath(path, root) if os.path.isabs(path) else path
+    return path if inside.startswith("..") else inside
 
 
 def parse_columns(text: str) -> dict[str, str]:

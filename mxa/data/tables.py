@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from ..errors import InputError, require
 
 __all__ = ["find_table", "has_table", "label_cells", "read_header", "read_table_file"]
 
-_BLANK = ("", "nan", "NaN", "NA")
+_BLANK = ("", "nan", "na", "n/a", "null", "none", "<na>")  # in lower case
+_WORDS = {"true": "1", "false": "0"}
 
 
 def find_table(root: Path, *patterns: str) -> Path:
@@ -39,13 +43,32 @@ def _tables(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def read_header(path: Path) -> list[str]:
-    """Returns the names of a table's columns."""
+    """Returns the names of a table's columns.
+
+    Raises:
+        InputError: it is no table, two columns have one name, or no comma separates them.
+    """
     if _is_parquet(path):
         require("pyarrow", "data")
-        from pyarrow import parquet
+        from pyarrow import ArrowInvalid, parquet
 
-        return parquet.read_schema(path).names
-    return pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns.tolist()
+        try:
+            names = parquet.read_schema(path).names
+        except (ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} is not a Parquet table: {error}") from None
+    else:
+        try:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+                names = next(csv.reader(file), [])
+        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
+            raise InputError(f"{path} is not a CSV table: {error}") from None
+        if not names:
+            raise InputError(f"{path} is not a CSV table: it has no header")
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+            raise InputError(f"{path} is not separated by commas: save it with commas, or as Parquet")
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise InputError(f"{path} has more than one column {', '.join(map(repr, twice))}: rename or remove one")
+    return names
 
 
 def _is_parquet(path: Path) -> bool:
@@ -68,11 +91,11 @@ def read_table_file(
     """
     if not path.is_file():
         raise InputError(f"no table {path}: --root must name the folder that holds it")
+    held = read_header(path)
+    if missing := [c for c in (*columns, *cells) if c not in held]:
+        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(held)}")
     wanted = {*columns, *cells, *optional} if columns else None
-    table = _read_parquet(path, wanted) if _is_parquet(path) else _read_csv(path, wanted, cells)
-    if missing := [c for c in (*columns, *cells) if c not in table.columns]:
-        held = ", ".join(map(str, read_header(path)))
-        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {held}")
+    table = _read_parquet(path, held, wanted) if _is_parquet(path) else _read_csv(path, wanted, cells)
     if table.empty:
         raise InputError(f"{path} has no rows")
     for column in optional:
@@ -84,17 +107,20 @@ def read_table_file(
 
 
 def label_cells(column: pd.Series, where: str) -> np.ndarray:
-    """Turns a column into cells, ``(N,)`` float32; "-1", "-1.0" and -1 are one thing.
+    """Turns a column into cells, ``(N,)`` float32; "-1", "-1.0" and -1 are one thing, "True" is 1.
 
     Raises:
-        InputError: a cell is neither 1, 0, -1 nor blank; the message begins with ``where``.
+        InputError: a cell is neither 1, 0, -1 nor blank; the message begins with ``where`` and names the first such
+            row, not what stands in it, which may be about a patient.
     """
-    text = column if column.dtype.kind in "fiub" else column.astype(object).where(~column.isin(_BLANK), np.nan)
+    text = column
+    if column.dtype.kind not in "fiub":
+        text = column.astype(object).map(lambda cell: cell.strip().lower() if isinstance(cell, str) else cell)
+        text = text.replace(_WORDS).where(~text.isin(_BLANK), np.nan)
     numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float32)
     strange = ~np.isin(numbers, (-1, 0, 1)) & ~pd.isna(text).to_numpy()
     if strange.any():
-        row = int(strange.argmax())
-        raise InputError(f"{where} is {str(column.iloc[row])!r} in row {row + 1}: a label cell is 1, 0, -1 or blank")
+        raise InputError(f"{where}, row {strange.argmax() + 1}: a label cell is 1, 0, -1 or blank")
     return numbers
 
 
@@ -106,7 +132,7 @@ def _read_csv(path: Path, wanted: set[str] | None, cells: Sequence[str]) -> pd.D
         if cells:  # numbers at once: less than half the time and memory of text
             numbers = {"dtype": {**dict.fromkeys(wanted, object), **dict.fromkeys(cells, np.float32)}}
             try:
-                return pd.read_csv(path, **options, **numbers, na_values=dict.fromkeys(cells, _BLANK))
+                return pd.read_csv(path, **options, **numbers, na_values=dict.fromkeys(cells, ("", "nan", "NaN", "NA")))
             except ValueError:
                 pass  # as text, so that the cell can be named
         return pd.read_csv(path, **options, dtype=object)
@@ -114,12 +140,10 @@ def _read_csv(path: Path, wanted: set[str] | None, cells: Sequence[str]) -> pd.D
         raise InputError(f"{path} is not a CSV table: {error}") from None
 
 
-def _read_parquet(path: Path, wanted: set[str] | None) -> pd.DataFrame:
-    require("pyarrow", "data")
+def _read_parquet(path: Path, held: list[str], wanted: set[str] | None) -> pd.DataFrame:
     from pyarrow import ArrowInvalid
 
     try:
-        held = read_header(path)
         table = pd.read_parquet(path, columns=held if wanted is None else [c for c in held if c in wanted])
     except (ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a Parquet table: {error}") from None

@@ -12,7 +12,8 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import InputError
-from .records import Records, normal_view
+from .records import Records
+from .views import normal_view
 
 __all__ = ["XrvRecords", "read_xrv", "shipped_table"]
 
@@ -45,7 +46,7 @@ def read_xrv(dataset: Any) -> XrvRecords:
     TorchXRayVision puts into ``csv`` (``patientid``, ``view``, ``sex_male``, ``sex_female``, ``age_years``).
 
     Raises:
-        InputError: the object is no such dataset, or its rows and labels differ in number.
+        InputError: the object is no such dataset, its rows and labels differ in number, or a label is no label.
     """
     try:
         labels, csv = np.asarray(dataset.labels, dtype=np.float32), dataset.csv.reset_index(drop=True)
@@ -54,6 +55,8 @@ def read_xrv(dataset: Any) -> XrvRecords:
         raise InputError(f"{type(dataset).__name__} is no TorchXRayVision dataset: {error}") from None
     if not len(csv) == len(labels) == len(dataset) or labels.shape[1] != len(names):
         raise InputError(f"{type(dataset).__name__}: its csv, labels and pathologies differ in number")
+    if ((labels != -1) & ((labels < 0) | (labels > 1))).any():
+        raise InputError(f"{type(dataset).__name__}: a label is neither in 0 to 1, -1 (uncertain) nor NaN")
     named = [i for i, name in enumerate(names) if name]
 
     def column(name: str, default: Any = "") -> pd.Series:

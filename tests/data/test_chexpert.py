@@ -14,6 +14,7 @@ from PIL import Image
 from mxa.data import create_dataset
 from mxa.errors import InputError
 from mxa.labels import CHEXPERT
+from mxa.prepare import PrepareConfig, prepare
 
 from .helpers import NAN, counts, edit
 
@@ -102,9 +103,9 @@ def test_views(made_chexpert):
     ("old", "new", "message"),
     [
         ("Pleural Other", "Pleural", "no column 'Pleural Other'"),
-        ("-1.0", "maybe", "column 'No Finding' is 'maybe' in row 3"),
-        ("-1.0", "2.0", "column 'No Finding' is '2.0' in row 3"),
-        ("-1.0", "0.7", "column 'No Finding' is '0.7' in row 3"),
+        ("-1.0", "maybe", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
+        ("-1.0", "2.0", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
+        ("-1.0", "0.7", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
     ],
 )
 def test_bad_chexpert_tables_are_named(made_chexpert, old, new, message):
@@ -196,3 +197,18 @@ def test_chexpert_plus(plus):
     (plus / "chexbert_labels" / "impression_fixed.json").write_text("{}\n")
     with pytest.raises(InputError, match=r"impression_fixed\.json: CheXpert Plus' labels .* do not read"):
         create_dataset("chexpert", plus, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_patient_of_another_table_is_found_from_either(made_chexpert, split):
+    root = made_chexpert()
+    edit(root / "valid.csv", "patient64541", "patient00002")
+    with pytest.raises(InputError, match=r"\.csv has patients of .*\.csv, such as the one of .*patient00002"):
+        create_dataset("chexpert", root, split)
+
+
+def test_a_folder_with_the_official_validation_only(made_chexpert, tmp_path):
+    root = made_chexpert()
+    (root / "train.csv").unlink()
+    assert len(create_dataset("chexpert", root, views="all")) == 6
+    assert prepare(PrepareConfig(tmp_path / "out", "chexpert", str(root), views="all", workers=1))["images"] == 6

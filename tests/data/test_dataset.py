@@ -60,7 +60,7 @@ def test_a_changed_target_does_not_change_the_records(made_nih):
 
 def test_iteration_ends(made_nih):
     dataset = create_dataset("nih", made_nih())
-    dataset.replace_bad = True
+    dataset.on_bad = "replace"
     assert len(list(dataset)) == 24
 
 
@@ -177,7 +177,7 @@ def test_without_a_seed_the_global_generators_decide(made_nih):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_in_training_is_replaced_remembered_and_counted(made_nih, workers):
     dataset = create_dataset("nih", made_nih())
-    dataset.replace_bad = True
+    dataset.on_bad = "replace"
     spoil(dataset, 4, 5, 23)
     images, targets = collect(dataset, pil_to_tensor, workers)
     assert dataset.bad.nonzero().flatten().tolist() == [4, 5, 23]
@@ -192,16 +192,19 @@ def test_a_bad_image_in_training_is_replaced_remembered_and_counted(made_nih, wo
 
 def test_a_stand_in_is_seeded_as_itself(made_nih):
     dataset = create_dataset("nih", made_nih())
-    dataset.seed, dataset.replace_bad, dataset.transform = 0, True, draws
+    dataset.seed, dataset.on_bad, dataset.transform = 0, "replace", draws
     spoil(dataset, 4)
     assert torch.equal(dataset[4][0], dataset[5][0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_in_evaluation_is_masked_and_check_names_it(made_nih, workers):
+def test_a_bad_image_is_an_error_unless_it_is_to_be_masked(made_nih, workers):
     dataset = create_dataset("nih", made_nih())
     dataset.check()
     spoil(dataset, 7, 9)
+    with pytest.raises(InputError, match=r"00000003_001\.png does not decode as an image"):
+        collect(dataset, create_transform(CFG), workers)
+    dataset.on_bad = "mask"
     images, targets = collect(dataset, create_transform(CFG), workers)
     assert targets[[7, 9]].isnan().all()
     assert targets.isnan().any(1).nonzero().flatten().tolist() == [7, 9]
@@ -222,7 +225,7 @@ def test_check_names_a_bad_image_that_has_been_mended(made_nih):
 def test_training_on_nothing_but_bad_images_is_an_error(made_nih, workers):
     root = made_nih()
     dataset = create_dataset("nih", root)
-    dataset.replace_bad = True
+    dataset.on_bad = "replace"
     shutil.rmtree(root / "images")
     loader = make_loader(dataset, pil_to_tensor, 5, workers, is_training=True)
     with pytest.raises(InputError, match=r"no image .*00000001_000\.png"):
@@ -235,7 +238,7 @@ def test_many_bad_images_in_a_row_are_skipped(tmp_path, made_nih):
     n = 1500  # more than Python's recursion limit
     paths = np.array([str(tmp_path / f"{i}.png") for i in range(n - 1)] + [readable])
     columns = np.zeros((n, 1), np.float32), np.full(n, "1"), np.full(n, "")
-    dataset = CXRDataset(Records(("Edema",), paths, *columns), pil_to_tensor, replace_bad=True)
+    dataset = CXRDataset(Records(("Edema",), paths, *columns), pil_to_tensor, on_bad="replace")
     assert dataset[0][0].shape == (1, 40, 44)
     assert dataset.bad.sum() == n - 1
 
@@ -319,7 +322,7 @@ def test_a_distributed_sampler_deals_the_images_out(made_nih):
 def test_bad_input_in_a_worker_is_one_line(made_nih, workers, transform):
     root = made_nih()
     dataset = create_dataset("nih", root)
-    dataset.replace_bad = True
+    dataset.on_bad = "replace"
     shutil.rmtree(root / "images")
     with pytest.raises(InputError) as error:
         list(make_loader(dataset, transform, 5, workers))

@@ -180,3 +180,27 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     with pytest.raises(InputError, match=r"x\.png does not decode as an image: .*decompression bomb"):
         read_image(tmp_path / "x.png")
+
+
+def test_orientation_of_exif_is_applied(tmp_path):
+    pixels = np.zeros((10, 20), np.uint8)
+    pixels[:, 15:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to show
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    image = read_image(tmp_path / "phone.png")
+    assert image.size == (10, 20) and np.asarray(image)[15:].min() == 255 and np.asarray(image)[:15].max() == 0
+
+
+def test_several_frames_are_refused(tmp_path):
+    page = Image.fromarray(np.zeros((4, 4), np.uint8))
+    page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
+    with pytest.raises(InputError, match=r"two\.tif has 2 frames; expected one image"):
+        read_image(tmp_path / "two.tif")
+
+
+def test_32_bit_values_beyond_16_are_refused(tmp_path):
+    for value in (70_000, -1):
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "deep.tif")
+        with pytest.raises(InputError, match=r"deep\.tif has values outside 0 to 65535"):
+            read_image(tmp_path / "deep.tif")

@@ -159,3 +159,10 @@ def test_boxes_of_the_shared_images(nih_boxes):
     labelled = dict(zip(dataset.filenames(basename=True), dataset.records.targets, strict=True))
     agree = [labelled[f][NIH.index(name)] for f, found in boxes.items() for name in found]
     assert np.mean(agree) > 0.9
+
+
+def test_a_list_of_other_images_warns(made_nih):
+    root = made_nih(lists=True)
+    (root / "test_list.txt").write_text("99999999_000.png\n")
+    with pytest.warns(UserWarning, match=r"test_list\.txt names no image of Data_Entry_2017\.csv, such as 99999999"):
+        create_dataset("nih", root, "train")

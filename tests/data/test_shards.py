@@ -165,6 +165,9 @@ def test_an_image_that_does_not_decode(shards, workers):
     name = spoil(shards, lambda data: data.replace(b"\x89PNG", b"\x89PIG", 1))
     dataset = create_dataset("shards", shards, "train", views="all")
     dataset.records.targets[:, 0] = np.arange(len(dataset))
+    with pytest.raises(InputError, match=rf"{name}/\d+ does not decode as an image"):
+        collect(dataset, create_transform(CFG), workers)
+    dataset.on_bad = "mask"
     _images, targets = collect(dataset, create_transform(CFG), workers)
     assert dataset.bad.nonzero().flatten().tolist() == [0] and targets[0].isnan().all()
     assert dataset.bad_paths()[0].startswith(f"{shards}/{name}/0")
@@ -172,7 +175,7 @@ def test_an_image_that_does_not_decode(shards, workers):
         dataset.check()
     dataset = create_dataset("shards", shards, "train", views="all")
     dataset.records.targets[:, 0] = np.arange(len(dataset))
-    dataset.replace_bad, dataset.seed = True, 0
+    dataset.on_bad, dataset.seed = "replace", 0
     _, targets = collect(dataset, create_transform(CFG), workers, 5, is_training=True)
     assert len(targets) == 20 and 0 not in targets[:, 0] and dataset.bad.sum() == 1
 
@@ -311,3 +314,40 @@ def test_timms_wds_reader_reads_them(shards):
     for row, (image, target) in enumerate(read):
         assert torch.equal(pil_to_tensor(image)[:1], images[row])
         assert list(target) == np.flatnonzero(cells[row]).tolist()
+
+
+@pytest.mark.parametrize("name", ["x; touch PWNED #.tar", "../train-000000.tar", "a/b.tar", "-rf.tar", "$(id).tar"])
+def test_a_shards_name_is_a_name(shards, name, tmp_path):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"][name] = manifest["shards"].pop("train-000000.tar")
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    for root in (shards, f"pipe:cd {tmp_path}; cat {shards}"):
+        with pytest.raises(InputError, match="is no manifest of `mxa prepare`: it lacks fields, or a shard's name"):
+            create_dataset("shards", root)
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": None}, {"labels": [1]}, {"shards": []}, {"shards": {"a.tar": {}}}, {"blank": 3}]
+)
+def test_a_manifest_that_lies_is_one_error(shards, change):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (shards / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(InputError, match="is no manifest of `mxa prepare`"):
+        create_dataset("shards", shards)
+
+
+def test_rows_of_a_shard_that_is_not_there(shards):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    del manifest["shards"]["train-000000.tar"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        InputError, match=r"rows\.csv\.gz names shards that manifest\.json does not, such as train-000000"
+    ):
+        create_dataset("shards", shards)
+
+
+def test_a_shard_that_is_no_tar_file(shards):
+    name = spoil(shards, lambda data: b"x" * 2000)
+    with pytest.raises(InputError, match=rf"{name} is no tar file"):
+        collect(create_dataset("shards", shards, "train", views="all"), create_transform(CFG), 0)

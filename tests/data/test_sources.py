@@ -36,7 +36,7 @@ def test_labels_are_aligned_by_name_and_masked_where_missing(made_nih):
         ({"labels": "Edema, Nonsense"}, "unknown label Nonsense"),
         ({"labels": ["Edema", "edema"]}, "'Edema' and 'edema' mean the same"),
         ({"labels": []}, "list of labels is empty"),
-        ({"labels": ["Scoliosis", "Rickets"]}, "none of the labels Scoliosis, Rickets is in the collection's: At"),
+        ({"labels": ["Scoliosis", "Rickets"]}, "none of the labels Scoliosis, Rickets; the collection has At"),
         ({"views": "lateral"}, r"nih .*has no image \(views: lateral\)"),
         ({"root": None}, "data source 'nih' needs --root"),
     ],

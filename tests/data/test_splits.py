@@ -123,3 +123,30 @@ def test_overlaps_and_duplicates_reach_the_user(made_nih, made_table, made_chexp
         InputError, match=r"train\.csv has patients of .*valid\.csv, such as the one of .*patient00002/study1"
     ):
         create_dataset("chexpert", root, "train")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_label_whose_share_is_a_patient_reaches_the_cut(seed):
+    rng = np.random.default_rng(seed)
+    patients = text_column(f"p{i}" for i in range(60))
+    targets = (rng.random((60, 6)) < rng.uniform(0.05, 0.5, 6)).astype(np.float32)
+    chosen = cut(patients, targets, 10)
+    enough = targets.sum(0) >= 10
+    assert targets[chosen].any(0)[enough].all() and chosen.sum() <= 15
+
+
+def test_the_order_of_the_labels_does_not_move_the_cut(made_table):
+    rng = np.random.default_rng(0)
+    targets = (rng.random((300, 3)) < 0.2).astype(np.float32)
+    patients, paths = [f"p{i}" for i in range(300)], [f"{i}.png" for i in range(300)]
+    forward = divide(Records(("Edema", "Mass", "Hernia"), paths, targets, patients))
+    backward = divide(Records(("Hernia", "Mass", "Edema"), paths, targets[:, ::-1], patients))
+    assert forward.parts.tolist() == backward.parts.tolist()
+
+
+@pytest.mark.parametrize("labels", ["Edema", "Mass,Effusion", ["Effusion", "Edema", "Hernia"]])
+def test_the_labels_wanted_do_not_move_the_cut(made_table, labels):
+    path = made_table(without=("split",))
+    for part in ("train", "val"):
+        wanted = create_dataset("table", path, part, labels=labels, views="all")
+        assert wanted.filenames() == create_dataset("table", path, part, views="all").filenames()

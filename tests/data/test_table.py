@@ -48,7 +48,7 @@ def test_table_splits_in_other_spellings(made_table):
         assert create_dataset("table", path, "val", views="all").filenames() == expected
         path.write_text(text)
     edit(path, ",val,", ",holdout,")
-    with pytest.raises(InputError, match=r"table\.csv: unknown split 'holdout': give train, val or test"):
+    with pytest.raises(InputError, match=r"table\.csv: column 'split', row 5: a split is train, val or test$"):
         create_dataset("table", path, "all")
 
 
@@ -74,7 +74,7 @@ def test_table_without_split_column(made_table):
 
 def test_table_without_patients_warns(made_table):
     path = made_table(without=("patient",))
-    with pytest.warns(UserWarning, match=r"table\.csv has no column 'patient'"):
+    with pytest.warns(UserWarning, match=r"table\.csv: no column 'patient': such an image counts"):
         dataset = create_dataset("table", path, "all", views="all")
     assert len(set(dataset.records.patients)) == 24
 
@@ -99,10 +99,26 @@ def test_table_with_bom_crlf_and_pandas_index_reads_the_same(made_table):
     ("old", "new", "message"),
     [
         ("path,", "scan,", "no column 'path' \\(or --columns path=...\\); it has scan"),
-        (",AP,train,0,,-1", ",AP,train,0,,yes", "column 'Effusion' is no label"),
-        (",AP,train,0,,-1", ",AP,train,0,,2", "column 'Effusion' is no label"),
-        (",AP,train,0,,-1", ",AP,train,0,,-0.5", "column 'Effusion' is no label"),
-        (",AP,train,0,,-1", ",AP,train,0,,inf", "column 'Effusion' is no label"),
+        (
+            ",AP,train,0,,-1",
+            ",AP,train,0,,yes",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+        ),
+        (
+            ",AP,train,0,,-1",
+            ",AP,train,0,,2",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+        ),
+        (
+            ",AP,train,0,,-1",
+            ",AP,train,0,,-0.5",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+        ),
+        (
+            ",AP,train,0,,-1",
+            ",AP,train,0,,inf",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+        ),
     ],
 )
 def test_bad_tables_are_named(made_table, old, new, message):
@@ -116,7 +132,7 @@ def test_a_table_needs_labels_and_a_file(made_table):
     path = made_table()
     with pytest.raises(InputError, match="is a folder: --root must name the CSV"):
         create_dataset("table", path.parent)
-    with pytest.raises(InputError, match="none of the labels Hernia; it has Edema, Mass, Effusion"):
+    with pytest.raises(InputError, match="none of the labels Hernia; the collection has Edema, Mass, Effusion"):
         create_dataset("table", path, labels="Hernia")
     edit(path, "Edema,Mass,Effusion", "age,sex,study")
     with pytest.raises(InputError, match=r"no label columns; it has path, patient"):
@@ -220,3 +236,99 @@ def test_numbers_as_patients_stay_themselves(made_table):
     table = pd.read_csv(path, dtype={"patient": int})
     table.to_parquet(path.with_suffix(".pq"))
     assert create_dataset("table", path.with_suffix(".pq"), "all").records.patients[-1] == "11"
+
+
+# What would be taken for something else
+
+
+def write(folder, text: str):
+    path = folder / "own.csv"
+    path.write_text(text)
+    return path
+
+
+def test_errors_quote_no_cell(tmp_path):
+    path = write(tmp_path, "path,patient,name,split,Edema\n1.png,7,Smith^John,train,1\n")
+    with pytest.raises(InputError, match=r"column 'name', row 1") as error:
+        create_dataset("table", path, "all")
+    assert "Smith" not in str(error.value)
+    path = write(tmp_path, "path,patient,split,Edema\n1.png,7,Smith^John,1\n")
+    with pytest.raises(InputError, match=r"column 'split', row 1") as error:
+        create_dataset("table", path, "all")
+    assert "Smith" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,Edema,Edema", "more than one column 'Edema': rename or remove one"),
+        ("path;patient;Edema", "is not separated by commas"),
+        ("path\tpatient\tEdema", "is not separated by commas"),
+    ],
+)
+def test_headers_that_pandas_would_take(tmp_path, header, message):
+    with pytest.raises(InputError, match=message):
+        create_dataset("table", write(tmp_path, f"{header}\n1.png,1,0\n"), "all")
+
+
+def test_one_file_has_one_name(tmp_path):
+    for twin in ("./a/1.png", "a//1.png", "a/b/../1.png", str(tmp_path / "a" / "1.png"), " a/1.png"):
+        path = write(tmp_path, f"path,patient,Edema\na/1.png,1,1\n{twin},2,0\n")
+        with pytest.raises(InputError, match=r"1 image\(s\) have more than one row, such as a/1\.png"):
+            create_dataset("table", path, "all")
+    path = write(tmp_path, "path,patient,Edema\n../1.png,1,1\n/elsewhere/2.png,2,0\n")
+    assert create_dataset("table", path, "all").filenames() == [str(tmp_path / "../1.png"), "/elsewhere/2.png"]
+    with pytest.raises(InputError, match=r"row 2 names no image \('path' is blank\)"):
+        create_dataset("table", write(tmp_path, "path,patient,Edema\na.png,1,1\n ,2,0\n"), "all")
+
+
+def test_patients_are_who_they_are(tmp_path):
+    path = write(tmp_path, "path,patient,Edema\n1.png,7,1\n2.png, 7,0\n3.png,,1\n4.png,  ,0\n")
+    with pytest.warns(UserWarning, match=r"2 rows have no patient: such an image counts as a patient of its own"):
+        dataset = create_dataset("table", path, "all")
+    assert dataset.records.patients.tolist() == ["7", "7", "3.png", "4.png"]
+
+
+def test_whole_floats_of_parquet_are_integers(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {"path": ["1.png", "2.png"], "patient": [7.0, NAN], "Edema": [1.0, NAN], "Mass": [True, False]}
+    )
+    table.to_parquet(tmp_path / "own.parquet")
+    with pytest.warns(UserWarning, match="1 rows have no patient"):
+        dataset = create_dataset("table", tmp_path / "own.parquet", "all")
+    assert dataset.records.patients.tolist() == ["7", "2.png"]
+    np.testing.assert_array_equal(dataset.records.targets, [[1, 1], [NAN, 0]])
+
+
+def test_cells_that_mean_blank_true_and_false(tmp_path):
+    words = ("", " ", "null", "N/A", "None", "nan", "<NA>", "True", "false", "-1.00", " 1 ")
+    rows = "".join(f"{i}.png,{i},{word}\n" for i, word in enumerate(words))
+    dataset = create_dataset("table", write(tmp_path, "path,patient,Edema\n" + rows), "train", views="all")
+    expected = {f"{i}.png": v for i, v in enumerate([NAN] * 7 + [1, 0, 1, 1])}
+    found = {name: target for name, target in zip(dataset.filenames(True), column(dataset, "Edema"), strict=True)}
+    np.testing.assert_array_equal([expected[name] for name in found], list(found.values()))
+
+
+def test_merge_finds_its_parts_in_a_table(made_table, caplog):
+    path = made_table()
+    for options in ({"labels": "Lung Lesion"}, {"labels": "Edema,Lung Lesion"}):
+        merged = create_dataset("table", path, "all", views="all", merge=True, **options)
+        np.testing.assert_array_equal(column(merged, "Lung Lesion"), [(NAN, NAN, 1)[i % 3] for i in range(24)])
+    negative = create_dataset("table", path, "all", views="all", merge=True, labels="Lung Lesion", blank="negative")
+    assert set(column(negative, "Lung Lesion")[np.arange(24) % 3 == 2]) == {1}
+    assert np.isnan(column(negative, "Lung Lesion")).sum() == 16  # Mass alone never says no
+    with pytest.raises(InputError, match="--merge needs --labels"):
+        create_dataset("table", path, "all", merge=True)
+
+
+def test_a_view_is_seen_under_chexperts_name_too(tmp_path):
+    path = write(tmp_path, "path,patient,Frontal/Lateral,Edema\n1.png,1,Frontal,1\n2.png,2,Lateral,0\n")
+    assert create_dataset("table", path, "all").filenames(basename=True) == ["1.png"]
+
+
+def test_labels_that_are_not_there_are_said(made_table, caplog):
+    with caplog.at_level("INFO", logger="mxa"):
+        create_dataset("table", made_table(), "all", labels=["Edema", "Edeema", "pleural-effusion"])
+    assert "has no Edeema: masked" in caplog.text

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from mxa.data import create_dataset, create_transform, from_xrv, make_loader
 from mxa.errors import InputError
@@ -102,12 +101,21 @@ def test_range_names_and_bad_images():
     assert dataset.filenames() == ["Made-0", "Made-1", "Made-2"]
     assert np.asarray(dataset[0][0]).max() == 0 and np.asarray(dataset[1][0]).min() == 255
     assert dataset[0][0].size == (6, 4)
-    assert isinstance(dataset[2][0], Image.Image) and dataset.bad.tolist() == [False, False, True]
     with pytest.raises(InputError, match="Made-2 does not read: truncated"):
-        dataset.check()
-    with pytest.raises(InputError, match="none of the labels Hernia is in the collection's: Edema, Mass"):
+        dataset[2]
+    assert dataset.bad.tolist() == [False, False, True]
+    with pytest.raises(InputError, match="none of the labels Hernia; the collection has Edema, Mass"):
         from_xrv(Made(), labels="Hernia")
     with pytest.raises(InputError, match="Made: its csv, labels and pathologies differ in number"):
         from_xrv(Made(n=2))
     with pytest.raises(InputError, match="list is no TorchXRayVision dataset"):
         from_xrv([1, 2])
+
+
+def test_uncertain_is_masked_and_other_numbers_are_refused():
+    made = Made()
+    made.labels[0, 0], made.labels[1, 0] = -1, 0.5
+    assert np.isnan(from_xrv(made).records.targets[0, 0]) and from_xrv(made).records.targets[1, 0] == 0.5
+    made.labels[0, 0] = 2
+    with pytest.raises(InputError, match="Made: a label is neither in 0 to 1, -1"):
+        from_xrv(made)

@@ -68,7 +68,7 @@ def test_model_without_names_is_refused(config, tmp_path):
         evaluate(config(model=str(tmp_path / "unnamed")))
     set_label_names(model, ("a", "b", "c"))
     save_pretrained(model, tmp_path / "strange")
-    with pytest.raises(InputError, match="has none of the labels a, b, c"):
+    with pytest.raises(InputError, match="none of the labels a, b, c; the collection has"):
         evaluate(config(model=str(tmp_path / "strange")))
 
 
@@ -103,3 +103,8 @@ def test_uncertain_labels_are_masked_in_every_split(config, table, tmp_path):
     (folder / "table.csv").write_text(text)
     metrics = evaluate(config(root=folder / "table.csv", split="train", replicates=5))
     assert metrics["labels"]["Edema"]["n_pos"] == 0
+
+
+def test_blank_cells_count_as_told(config):
+    known = [evaluate(config(blank=blank))["labels"]["Edema"]["n_neg"] for blank in (None, "negative")]
+    assert known[1] > known[0] > 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import mxa.train as job
@@ -31,7 +32,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != ".prepare"
     }
 
 
@@ -51,7 +52,7 @@ def test_shards_rows_and_manifest(made_nih, tmp_path):
     root, output = made_nih(lists=True), tmp_path / "out"
     manifest = prepare(PrepareConfig(output, "nih", str(root), size=32, shard_size=10, workers=2))
     assert {path.name for path in output.iterdir()} == {
-        *("manifest.json", "_info.json", "rows.csv.gz"),
+        *(".prepare", "manifest.json", "_info.json", "rows.csv.gz"),
         *("train-000000.tar", "train-000001.tar", "val-000000.tar", "test-000000.tar"),
     }
     assert manifest == json.loads((output / "manifest.json").read_text())
@@ -136,7 +137,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path
     config = PrepareConfig(out, "nih", root, shard_size=5, workers=1)
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(out), root], start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(list(out.glob("*.tar"))) < 2 and time.monotonic() < deadline:
+    while len(list(out.glob(".prepare/*.tar.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -156,6 +157,45 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path
     assert digest(out) == digest(tmp_path / "whole")
     again = digest(out)
     assert prepare(config)["images"] == 24 and digest(out) == again  # nothing left to do
+
+
+@pytest.mark.parametrize("lost", ["train-000001.tar", "rows.csv.gz", "manifest.json"])
+def test_a_finished_folder_is_checked_and_mended(made_nih, tmp_path, lost):
+    config = PrepareConfig(tmp_path / "out", "nih", str(made_nih()), shard_size=5, workers=1)
+    manifest = prepare(config)
+    whole = digest(tmp_path / "out")
+    (tmp_path / "out" / lost).write_bytes(b"damaged")
+    assert prepare(config) == manifest and digest(tmp_path / "out") == whole
+    (tmp_path / "out" / lost).unlink()
+    assert prepare(config) == manifest and digest(tmp_path / "out") == whole
+
+
+def test_two_at_once_are_an_error(made_nih, tmp_path):
+    (tmp_path / "out" / ".prepare").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / ".prepare" / "lock"), pytest.raises(InputError, match="another `mxa prepare` is"):
+        prepare(PrepareConfig(tmp_path / "out", "nih", str(made_nih()), workers=1))
+
+
+def test_an_interrupt_says_so_in_one_line(made_nih, tmp_path):
+    code = SLOW.replace(
+        'job.prepare(job.PrepareConfig(Path(sys.argv[1]), "nih", sys.argv[2], shard_size=5, workers=1))', ""
+    )
+    code += (
+        'from mxa import cli; cli.main(["prepare", "--output", *sys.argv[1:2], "--data", "nih", "--root", sys.argv[2]])'
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), str(made_nih())]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((tmp_path / "out").glob(".*.tmp")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    assert process.communicate(timeout=60)[1].strip().splitlines()[-1] == "mxa prepare: stopped"
+
+
+def test_labels_are_chosen_by_name(made_chexpert, tmp_path):
+    config = PrepareConfig(
+        tmp_path / "out", "chexpert", str(made_chexpert()), labels="Pleural Effusion,Edema", workers=1
+    )
+    assert prepare(config)["labels"] == ["Pleural Effusion", "Edema"]
 
 
 def test_bad_images_are_listed(made_nih, tmp_path, capsys):

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mxa
-from mxa.data import create_dataset
+from mxa.data import create_dataset, create_transform
 from mxa.errors import InputError
 from mxa.models.load import load_model
 from mxa.train import TrainConfig, build_model, fit, train
@@ -143,7 +143,7 @@ def test_a_missing_validation_image_is_said_before_the_first_epoch(config, table
         ({"model": "efficientvit_ml_m0.r224_in1k"}, "give --init efficientvit_ml_m0.r224_in1k"),
         ({"lr": -1.0}, "--lr must be between"),
         ({"scale": (2.0, 3.0)}, "--scale must be between"),
-        ({"labels": "Fracture"}, "has none of the labels Fracture"),
+        ({"labels": "Fracture"}, "none of the labels Fracture; the collection has"),
         ({"device": "nowhere"}, "--device nowhere"),
         ({"root": None}, "needs --root"),
     ],
@@ -269,3 +269,9 @@ def test_validation_outputs_that_are_not_finite_are_not_kept(config, tmp_path, m
     with pytest.raises(InputError, match="validation part are not finite"):
         train(config())
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_input_size_of_a_model_that_takes_any_is_kept(config):
+    summary = train(config(model="resnet10t", img_size=96, epochs=1))
+    model = load_model(summary["output"])
+    assert create_transform(model)(Image.new("L", (40, 50))).shape == (3, 96, 96)
