@@ -49,32 +49,81 @@ def _train(config: Any) -> None:
 
 def _evaluate(config: Any) -> None:
     from .evaluate import evaluate
-    from .metrics import summary_line
+    from .report.tables import label_rows, paired_rows, summary_rows
 
-    metrics = evaluate(config)
-    columns = ("label", "AUC", "95 % interval", "accuracy", "F1", "n+", "n-")
+    result = evaluate(config)
+    for model in result["models"]:
+        print(f"{model['name']}: {model['images']:,} images of {model['patients']:,} patients")
+        _print_table(*label_rows(model))
+        if model["undefined"]:
+            print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
+        if any(about.get("part") == "all" for about in model["about"]) and config.split is None:
+            print("there is no test part: every image was scored, any that the model was trained on included (--split)")
+        _say_bad([path for about in model["about"] for path in about.get("images_left_out", [])], "left out")
+    _print_table(*summary_rows(result))
+    if result["paired"]:
+        _print_table(*paired_rows(result))
+    print(f"in brackets: 95 % intervals, patients resampled {result['replicates']:,} times")
+    print(f"written: {Path(config.output) / 'report.html'}, metrics.json, metrics.csv, model_card.md, predictions/")
+
+
+def _calibrate(config: Any) -> None:
+    from .calibrate import NAME, calibrate
+
+    result = calibrate(config)
+    columns = ("label", "temperature", *(f"threshold, {point}" for point in result.thresholds))
     rows = [
-        (
-            name,
-            _number(row["auc"]),
-            "" if row["auc"] is None else " to ".join(map(_number, row["auc_interval"])),
-            _number(row["accuracy"]),
-            _number(row["f1"]),
-            str(row["n_pos"]),
-            str(row["n_neg"]),
-        )
-        for name, row in metrics["labels"].items()
+        (label, _number(t), *(_number(point.get(label)) for point in result.thresholds.values()))
+        for label, t in result.temperatures.items()
     ]
     _print_table(columns, rows)
-    print(summary_line(metrics))
-    micro, loss = _number(metrics["micro_auc"]), _number(metrics["loss"])
-    print(f"micro AUC {micro}, loss {loss}; intervals: patients resampled {metrics['replicates']} times")
-    if metrics["undefined"]:
-        print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(metrics['undefined'])}")
-    if config.split is None and metrics["split"] == "all":
-        print("there is no test part: every image was scored, any that the model was trained on included (--split)")
-    print(f"written: {Path(config.output) / 'metrics.json'}, metrics.csv")
-    _say_bad(metrics["bad_images"], "left out")
+    if left := result.provenance["not_calibrated"]:
+        print(f"left as the model gives them, for want of validation cases: {', '.join(left)}")
+    print(f"written: {Path(config.model) / NAME}; predict uses it with --calibrated")
+
+
+def _explain(config: Any) -> None:
+    from .explain.job import explain
+
+    results = explain(config)
+    rows = [
+        (
+            r["file"],
+            name,
+            _number(about["probability"]),
+            _box(about.get("grad_cam")),
+            _box(about["integrated_gradients"]),
+        )
+        for r in results
+        for name, about in r.get("labels", {}).items()
+    ]
+    _print_table(("file", "finding", "probability", "Grad-CAM, x1 y1 x2 y2", "integrated gradients"), rows)
+    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    print(f"written: {config.output}: a picture and a JSON file for each image; boxes in pixels of the image")
+
+
+def _localize(config: Any) -> None:
+    from .localize import localize
+
+    result = localize(config)
+    columns = ("model", "method", "pointing", "95 % interval", "energy", "IoU", "IoU > 0.1")
+    rows = [
+        (
+            row["model"],
+            row["method"],
+            _number(row["pointing"]),
+            " to ".join(map(_number, row["pointing_interval"] or ())),
+            *(_number(row[k]) for k in ("energy", "iou", "hit_0.1")),
+        )
+        for row in result["rows"]
+        if row["finding"] == "all"
+    ]
+    _print_table(columns, rows)
+    print(f"means over findings; {result['images']:,} images of {result['patients']:,} patients")
+    for name, skipped in result["skipped"].items():
+        if skipped:
+            print(f"{name} has no output for: {', '.join(f'{f} ({n})' for f, n in skipped.items())}")
+    print(f"written: {Path(config.output) / 'localization.md'}, localization.json, localization.csv")
 
 
 def _predict(config: Any) -> None:
@@ -85,13 +134,22 @@ def _predict(config: Any) -> None:
         print(json.dumps(results, indent=2))
     else:
         uids = sorted({name for r in results for name in r.get("identifiers", ())})
+        called = ("called",) if config.calibrated else ()
         rows = [
-            (r["file"], *(r.get("identifiers", {}).get(uid, "") for uid in uids), name, _number(p))
+            (
+                r["file"],
+                *(r.get("identifiers", {}).get(uid, "") for uid in uids),
+                name,
+                _number(p),
+                *(("?" if name in r["undecided"] else "yes" if name in r["positive"] else "no") for _ in called),
+            )
             for r in results
             for name, p in r.get("probabilities", {}).items()
         ]
-        _print_table(("file", *uids, "finding", "probability"), rows)
+        _print_table(("file", *uids, "finding", "probability", *called), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")
+    if config.calibrated:
+        print(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
     if config.rois:
         print(f"written: {config.rois}", file=sys.stderr)
 
@@ -130,12 +188,21 @@ _COMMANDS = {
     "prepare": _Command("mxa.prepare", "PrepareConfig", _prepare, "Write a collection as shards of small images."),
     "data summary": _Command("mxa.summary", "SummaryConfig", _data_summary, "What a collection's tables hold."),
     "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model."),
-    "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score a model on a collection.", "model"),
+    "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score models, and write a report.", "models"),
+    "calibrate": _Command(
+        "mxa.calibrate", "CalibrateConfig", _calibrate, "Temperatures and thresholds, beside the weights.", "model"
+    ),
     "predict": _Command("mxa.predict", "PredictConfig", _predict, "Findings of images, and where it looked.", "files"),
+    "explain": _Command("mxa.explain.job", "ExplainConfig", _explain, "Boxes, attention and maps of images.", "files"),
+    "localize": _Command("mxa.localize", "LocalizeConfig", _localize, "Do its maps find boxed findings?", "models"),
     "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
     "bench data": _Command("mxa.bench_data", "BenchDataConfig", _bench_data, "Loading, beside TorchXRayVision."),
     "bench layers": _Command("mxa.bench", "BenchLayersConfig", _bench_layers, "The ROI crop beside grid_sample."),
 }
+
+
+def _box(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else " ".join(f"{edge:.0f}" for edge in found["box"])
 
 
 def _number(value: float | None) -> str:

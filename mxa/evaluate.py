@@ -1,31 +1,41 @@
-"""Scoring a model on a collection."""
+"""Scoring models, or scores of any program, on a collection."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import numpy as np
+import pandas as pd
+from torch import nn
 
-from .data import Collection, create_dataset, create_transform, make_loader
-from .errors import InputError
+from . import __version__
+from .checkpoint import atomic_write
+from .data import Collection, CXRDataset, create_dataset, create_transform, make_loader
+from .data.table import find_columns
+from .data.tables import read_table_file
+from .errors import InputError, require
 from .inference import pick_device, predict_logits
-from .metrics import report, write_report
 from .models.load import load_model, named_outputs
-from .task import masked_bce_with_logits
+from .predictions import SUFFIXES, Predictions, by_study, of_records, read_predictions
 
-__all__ = ["EvaluateConfig", "evaluate"]
+__all__ = ["EvaluateConfig", "evaluate", "score", "weights_sha256"]
 
 
 @dataclass
 class EvaluateConfig:
     """What is scored on what."""
 
-    model: str
-    """Run folder, or a timm name with weights."""
+    models: tuple[str, ...]
+    """Run folders, timm names with weights, or Parquet or CSV files of scores; A,B,C are the seeds of one model."""
     output: Path
-    """Folder for metrics.json and metrics.csv."""
+    """Folder for report.html, metrics.json, metrics.csv, model_card.md and predictions/."""
     data: Collection = "phantom"
     """Collection."""
     root: str | None = None
@@ -40,6 +50,18 @@ class EvaluateConfig:
     """The collection's test list where it has one, else every image, by default."""
     views: str = "frontal"
     """frontal, lateral, all, AP or PA."""
+    level: Literal["image", "study-mean", "study-max"] = "image"
+    """Score images, or studies by the mean or the maximum of their images' probabilities."""
+    validation: bool = True
+    """Score the validation patients too, to choose thresholds and temperatures on them."""
+    by: str | None = None
+    """Columns to report groups by, separated by commas: view, frontal, sex, age, or any of --groups."""
+    groups: Path | None = None
+    """A CSV or Parquet file with a column of image names and columns to group by; a table's own by default."""
+    min_group: int = 50
+    """Images under which a group is counted but not scored."""
+    note: str | None = None
+    """What must be said beside the scores; it stands at the top of the report."""
     skip_bad: bool = False
     """Leave out images that do not read, and list them, instead of stopping."""
     replicates: int = 1000
@@ -53,32 +75,177 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Scores a model, writes ``metrics.json`` and ``metrics.csv``, and returns what ``mxa.metrics.report`` does.
+    """Scores models on the same images and writes the report.
 
     Labels are aligned by name; those that the collection lacks are masked. Uncertain labels are masked, never remapped.
+    Thresholds and temperatures are chosen on validation patients, where the part that is scored does not hold them.
+
+    Returns:
+        What ``mxa.report.numbers`` does, as in ``metrics.json``: ``models``, ``paired``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
     """
-    if config.batch_size < 1 or config.workers < 0:
-        raise InputError("--batch-size must be at least 1 and --workers at least 0")
-    model = load_model(config.model)
+    from .report import Arm, numbers  # here, so that scoring alone does not need what the pages need
+    from .report.page import page
+    from .report.tables import card, csv_text
+
+    if config.batch_size < 1 or config.workers < 0 or config.replicates < 1:
+        raise InputError("--batch-size and --replicates must be at least 1 and --workers at least 0")
+    for module in ("matplotlib", "pyarrow"):  # before the work, not after it
+        require(module, "train")
+    folder = Path(config.output)
+    sources = [[name.strip() for name in model.split(",") if name.strip()] for model in config.models]
+    names = _names([name for seeds in sources for name in seeds])
+    arms = []
+    for seeds in sources:
+        scored = []
+        for name in seeds:
+            found = score(config, name)
+            (folder / "predictions").mkdir(parents=True, exist_ok=True)
+            found.save(folder / "predictions" / f"{names[name]}.parquet")
+            scored.append(_grouped(config, found))
+        parts = [_parts(one, config.level) for one in scored]
+        val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
+        arms.append(Arm(_arm_name([names[name] for name in seeds]), tuple(part[0] for part in parts), val))
+    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
+    result = numbers(arms, config.replicates, by, config.min_group)
+    result["notes"] = [config.note] if config.note else []
+    _write(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    _write(folder / "metrics.csv", csv_text(result))
+    _write(folder / "model_card.md", card(result))
+    _write(folder / "report.html", page(result, arms))
+    return result
+
+
+def score(config: EvaluateConfig, name: str) -> Predictions:
+    """Scores of one model, or of a file, on the part asked for and on the validation patients.
+
+    The part of each row stands in ``cases["part"]``: ``"val"`` for validation patients, where they are not what was
+    asked for, else the part's name.
+
+    Raises:
+        InputError: as ``evaluate``.
+    """
+    if Path(name).suffix in SUFFIXES:
+        path = Path(name)
+        try:
+            found = read_predictions(path)
+        except InputError as error:
+            if "no columns target:" not in str(error):
+                raise
+            found = _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
+        return found
+    model = load_model(name)
     labels = named_outputs(model)
-    options = {k: getattr(config, k) for k in ("views", "merge", "columns", "blank")}
+    model.to(pick_device(config.device))
+
+    def run(dataset: CXRDataset) -> Predictions:
+        loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
+        dataset.on_bad = "mask" if config.skip_bad else "raise"
+        logits = predict_logits(model, loader, config.amp)
+        good = ~dataset.bad.numpy()
+        if not good.any():
+            raise InputError(f"none of the {len(good)} images reads")
+        about = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
+        if (~good).any():
+            about["images_left_out"] = dataset.bad_paths()
+        return of_records(dataset.records.subset(good), logits[good], about)
+
+    return _each_part(config, run, labels)
+
+
+def _each_part(
+    config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None
+) -> Predictions:
+    """Scores the part asked for and, where it is another one, the validation part."""
+    options = {k: getattr(config, k) for k in ("views", "columns", "blank")} | {"merge": config.merge and bool(labels)}
     dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
+    split = dataset.records.split
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
-    dataset.on_bad = "mask" if config.skip_bad else "raise"
-    logits = predict_logits(model.to(pick_device(config.device)), loader, config.amp)
-    good = ~dataset.bad.numpy()
-    if not good.any():
-        raise InputError(f"none of the {len(good)} images reads")
-    rows = dataset.records.subset(good)
-    loss = masked_bce_with_logits(torch.from_numpy(logits[good]), torch.from_numpy(rows.targets))
-    metrics = report(
-        logits[good], rows.targets, labels, rows.patients, rows.views, float(loss), replicates=config.replicates
-    )
-    metrics["split"] = rows.split
-    metrics["bad_images"] = dataset.bad_paths()
-    write_report(metrics, Path(config.output))
-    return metrics
+    scored = run(dataset)
+    about = {
+        **scored.about,
+        "data": config.data,
+        "part": split,
+        "views": config.views,
+        "uncertain": "masked",
+        "blank": config.blank or dataset.records.blank,
+    }
+    about |= {"merged": True} if config.merge else {}
+    if dataset.records.unused:
+        about["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
+    pieces = [scored.cases.assign(part=split)]
+    if config.validation and split in ("test", "valid"):
+        val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
+        pieces.append(val.cases.assign(part="val"))
+        logits, targets = (np.concatenate([getattr(p, k) for p in (scored, val)]) for k in ("logits", "targets"))
+        return Predictions(scored.labels, logits, targets, pd.concat(pieces, ignore_index=True), about)
+    return Predictions(scored.labels, scored.logits, scored.targets, pieces[0], about)
+
+
+def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
+    """The rows that are reported, and the validation rows where they are others."""
+    if level != "image":
+        found = by_study(found, level.removeprefix("study-"))
+    val = (found.cases["part"] == "val").to_numpy(bool)
+    if val.all() or not val.any():
+        return found, None
+    return found.rows(~val), found.rows(val)
+
+
+def _grouped(config: EvaluateConfig, found: Predictions) -> Predictions:
+    """Adds the columns of ``--groups`` that are asked for."""
+    wanted = [name.strip() for name in (config.by or "").split(",") if name.strip()]
+    wanted = [name for name in wanted if name not in found.cases and name != "frontal"]
+    path = config.groups or (Path(config.root) if config.data == "table" and config.root else None)
+    if not wanted or path is None:
+        return found
+    table = read_table_file(path, ())
+    if missing := [name for name in wanted if name not in table]:
+        raise InputError(f"{path} has no column {', '.join(missing)} to group by; it has {', '.join(table.columns)}")
+    key = table[find_columns(path, table.columns, {})["path"]].map(os.path.normpath)
+    values = table[wanted].set_axis(key).groupby(level=0).first()
+    values = values.reindex(found.cases["image"].map(os.path.normpath)).reset_index(drop=True).fillna("").astype(str)
+    return Predictions(found.labels, found.logits, found.targets, pd.concat([found.cases, values], axis=1), found.about)
+
+
+def weights_sha256(name: str, model: nn.Module | None = None) -> str:
+    """SHA-256 of a run folder's ``model.safetensors``; of the tensors, by name, of any other model."""
+    file = Path(name) / "model.safetensors"
+    if file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _names(sources: Sequence[str]) -> dict[str, str]:
+    """A short name for each source, unlike any other's."""
+    if twice := {name for name in sources if sources.count(name) > 1}:
+        raise InputError(f"{', '.join(sorted(twice))} is named twice")
+    names: dict[str, str] = {}
+    for source in sources:
+        path = Path(source)
+        short = path.name.removesuffix(".gz").removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
+        short = short or source
+        if short in names.values():
+            short = f"{path.absolute().parent.name}-{short}"
+        while short in names.values():
+            short += "+"
+        names[source] = short
+    return names
+
+
+def _arm_name(seeds: Sequence[str]) -> str:
+    if len(seeds) == 1:
+        return seeds[0]
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
+    shared = "".join(column[0] for column in letters).rstrip("-_. ")
+    return f"{shared or seeds[0]} ({len(seeds)} seeds)"
+
+
+def _write(path: Path, text: str) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from .calibrate import Calibration, read_calibration
 from .data import create_transform
 from .data.dicom import is_dicom, read_header, unusual
 from .data.image_io import IMAGE_SUFFIXES, list_images, read_image
@@ -33,6 +34,8 @@ class PredictConfig:
     """How the probabilities are printed."""
     rois: Path | None = None
     """Write a picture of the (first) image with the boxes of every MXA block."""
+    calibrated: Literal["youden", "specificity95", "f1"] | None = None
+    """Use the run folder's calibration.json (mxa calibrate): its temperatures, and its thresholds of this kind."""
     identifiers: bool = False
     """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is ever read."""
     skip_bad: bool = False
@@ -48,9 +51,10 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
 
     Returns:
         ``{"file": name, "probabilities": {label: probability}}`` for each image, sigmoid of the logits, not
-        calibrated; with ``skip_bad`` an image that does not read has ``{"file": name, "error": reason}``. A DICOM file
-        that is no frontal chest radiograph by its tags has a ``"warning"`` too, and with ``identifiers`` a DICOM file
-        its ``"identifiers"``.
+        calibrated. With ``calibrated`` the probabilities are, ``"positive"`` lists the labels at or above their
+        thresholds and ``"undecided"`` those without one. With ``skip_bad`` an image that does not read has ``{"file":
+        name, "error": reason}``. A DICOM file that is no frontal chest radiograph by its tags has a ``"warning"`` too,
+        and with ``identifiers`` a DICOM file its ``"identifiers"``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
@@ -59,6 +63,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         raise InputError(f"--rois {config.rois}: give a .png file in a folder that exists")
     if config.batch_size < 1:
         raise InputError("--batch-size must be at least 1")
+    calibration = read_calibration(config.model) if config.calibrated else None
     model = load_model(config.model).to(pick_device(config.device))
     labels = named_outputs(model)
     transform = create_transform(model)
@@ -67,9 +72,11 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
 
     def flush() -> None:
         if batch:
-            probabilities = model(torch.stack([x for _, x in batch]).to(device)).sigmoid().cpu()
-            for (row, _), p in zip(batch, probabilities.tolist(), strict=True):
-                row["probabilities"] = dict(zip(labels, p, strict=True))
+            logits = model(torch.stack([x for _, x in batch]).to(device)).float().cpu()
+            for (row, _), z in zip(batch, logits, strict=True):
+                row["probabilities"] = dict(zip(labels, z.sigmoid().tolist(), strict=True))
+                if calibration:
+                    row |= _calibrated(calibration, config.calibrated, dict(zip(labels, z.tolist(), strict=True)))
             batch.clear()
 
     for path in find_images(config.files):
@@ -93,6 +100,16 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     if not any("probabilities" in row for row in results):
         raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
     return results
+
+
+def _calibrated(calibration: Calibration, point: str, logits: dict[str, float]) -> dict[str, Any]:
+    probabilities = {label: calibration.probability(label, z) for label, z in logits.items()}
+    thresholds = calibration.thresholds[point]
+    return {
+        "probabilities": probabilities,
+        "positive": [label for label, threshold in thresholds.items() if probabilities[label] >= threshold],
+        "undecided": [label for label in logits if label not in thresholds],
+    }
 
 
 def _about(path: Path, identifiers: bool) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Records:
         blank: What a blank cell means by the collection's habit: ``"negative"`` or ``"ignore"``.
         root: Folder of the paths.
         split: The part that all rows are, such as ``"test"`` or ``"all"``.
+        unused: Labels of the collection that were not asked for.
     """
 
     labels: tuple[str, ...]
@@ -73,6 +74,7 @@ class Records:
     blank: str = "negative"
     root: str = ""
     split: str = ""
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "paths", text_column(self.paths))
@@ -124,7 +126,8 @@ class Records:
         for column, i in enumerate(index):
             if i is not None:
                 targets[:, column] = self.targets[:, i]
-        return replace(self, labels=tuple(labels), targets=targets)
+        unused = tuple(name for i, name in enumerate(self.labels) if i not in index)
+        return replace(self, labels=tuple(labels), targets=targets, unused=unused)
 
     def in_split(self, split: str) -> np.ndarray:
         """Says which rows are of one part; all of them are of ``"all"``."""
@@ -148,7 +151,7 @@ def concatenate(pieces: Sequence[Records]) -> Records:
     return replace(pieces[0], **{name: np.concatenate([getattr(p, name) for p in pieces]) for name in _COLUMNS})
 
 
-_COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split"))
+_COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split", "unused"))
 
 
 def normal_sex(text: str) -> str:

@@ -16,7 +16,7 @@ from .source import Source
 from .tables import label_cells, read_table_file
 from .views import normal_view
 
-__all__ = ["COLUMNS", "Table", "parse_columns"]
+__all__ = ["COLUMNS", "Table", "find_columns", "parse_columns"]
 
 #: What a table's columns may be called; case, spaces, hyphens and underscores do not count.
 COLUMNS = {
@@ -45,7 +45,7 @@ class Table(Source):
         if path.is_dir():
             raise InputError(f"{path} is a folder: --root must name the CSV or Parquet file of a table")
         table = read_table_file(path, ())
-        names = _find_columns(path, table.columns, self.columns or {})
+        names = find_columns(path, table.columns, self.columns or {})
         held = [c for c in table.columns if c not in names.values() and not c.startswith("Unnamed: ")]  # pandas' own
         if not held:
             raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
@@ -127,8 +127,12 @@ def parse_columns(text: str) -> dict[str, str]:
     return {name.strip(): own.strip() for name, _, own in pairs}
 
 
-def _find_columns(path: Path, header: pd.Index, given: dict[str, str]) -> dict[str, str]:
-    """Finds what each of ``COLUMNS`` is called in the table."""
+def find_columns(path: Path, header: pd.Index, given: dict[str, str]) -> dict[str, str]:
+    """Finds what each of ``COLUMNS`` is called in a table.
+
+    Raises:
+        InputError: a column given is not there, two could be the same, or none holds paths.
+    """
     if missing := [own for own in given.values() if own not in header]:
         raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(header)}")
     names = dict(given)

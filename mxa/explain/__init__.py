@@ -1,5 +1,24 @@
 """Pictures of why, as tensors first."""
 
-from .rois import draw_rois, predict_rois
+from .attention import attention_maps, attention_weights, mean_attention
+from .attribution import grad_cam, integrated_gradients
+from .panels import draw_comparison, draw_gallery, draw_panel, draw_rois
+from .rois import gate_maps, predict_rois, roi_heat_maps
+from .sanity import rank_correlation, shuffled
 
-__all__ = ["draw_rois", "predict_rois"]
+__all__ = [
+    "attention_maps",
+    "attention_weights",
+    "draw_comparison",
+    "draw_gallery",
+    "draw_panel",
+    "draw_rois",
+    "gate_maps",
+    "grad_cam",
+    "integrated_gradients",
+    "mean_attention",
+    "predict_rois",
+    "rank_correlation",
+    "roi_heat_maps",
+    "shuffled",
+]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from PIL import Image
 from torch import nn
 
-from ..errors import InputError, require
-from ..layers import MeanROIHead, ROIHead
+from ..errors import InputError
+from ..layers import MeanROIHead, MXABlock, ROIHead
+from .geometry import Grid, place, to_image, upsample
+from .hooks import observe
 
-__all__ = ["draw_rois", "predict_rois"]
+__all__ = ["gate_maps", "predict_rois", "roi_heat_maps"]
 
 
-@torch.inference_mode()
 def predict_rois(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Runs a model and collects the box of every ROI head, through hooks.
 
     A cell of a map stands for the input around its centre: the first cell's centre is the first pixel, and each
-    further one lies ``stride`` pixels on. The boxes are in those input coordinates, clamped to the image.
+    further one lies ``stride`` pixels on (see ``hooks.observe``). The boxes are in those input coordinates,
+    clamped to the image.
 
     Args:
         model: A model with MXA.
@@ -31,86 +30,74 @@ def predict_rois(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
     Raises:
         InputError: the model has no ROI head.
     """
-    heads = {name: m for name, m in model.named_modules() if isinstance(m, (ROIHead, MeanROIHead))}
-    if not heads:
-        raise InputError("the model has no MXA block: choose one of the _mxa models")
     found: dict[str, torch.Tensor] = {}
+    looks = {}
+    for name, head in _named(model, (ROIHead, MeanROIHead)).items():
 
-    def hook(name: str):
-        def collect(module: nn.Module, inputs: tuple[torch.Tensor], boxes: torch.Tensor) -> None:
-            cells = inputs[0].shape[-2:]
-            found[name] = _to_image(boxes, cells, images.shape[-2:]).cpu()
+        def look(x, boxes, grid_of, name=name):
+            found[name] = to_image(boxes, grid_of(x)).cpu()
 
-        return collect
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in heads.items()]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+        looks[head] = look
+    observe(model, images, looks)
     return found
 
 
-def _to_image(boxes: torch.Tensor, cells: torch.Size, size: torch.Size) -> torch.Tensor:
-    """Boxes in [0, 1] of a map of ``cells`` (H, W) to [0, 1] of the image of ``size`` (H, W) it was made from."""
-    stride = [2 ** round(torch.tensor(s / c).log2().item()) for c, s in zip(cells, size, strict=True)]
-    corners = []
-    for i, corner in enumerate(boxes.unbind(1)):
-        axis = 1 - i % 2  # x is the second axis
-        pixel = (corner * cells[axis] - 0.5) * stride[axis] + 0.5
-        corners.append((pixel / size[axis]).clamp(0, 1))
-    return torch.stack(corners, dim=1)
+def roi_heat_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Collects where each ROI head looks: the spatial softmax whose mean and spread are the box.
 
-
-def draw_rois(image: Image.Image, rois: dict[str, torch.Tensor], path: str | Path, title: str = "") -> None:
-    """Draws the boxes of one image, a colour a stage, and writes a PNG.
-
-    Args:
-        image: The X-ray.
-        rois: From ``predict_rois``; the first box of each head is drawn.
-        path: The file to write.
-        title: Written above the image.
+    Returns:
+        Module name of each ``ROIHead`` to ``(B, H, W)`` float32 at the size of the input: the share of a cell at its
+        centre, bilinear between. A ``MeanROIHead`` has no such map and is left out.
 
     Raises:
-        InputError: matplotlib is missing, or the file cannot be written.
+        InputError: the model has no MXA block, or none with a softmax head.
     """
-    require("matplotlib", "explain")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+    found: dict[str, torch.Tensor] = {}
+    looks = {}
+    for name, head in _named(model, ROIHead).items():
 
-    width, height = image.size
-    figure = Figure(figsize=(6, 6 * height / width + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.imshow(image.convert("F"), cmap="gray", vmin=0, vmax=255)
-    colours, styles = ("#ffd23f", "#3bceac", "#ff5d8f", "#7aa2ff"), ("-", "--", ":", "-.")
-    stages = sorted({_stage(name) for name in rois})
-    for name, boxes in rois.items():
-        x1, y1, x2, y2 = boxes[0].tolist()
-        stage = stages.index(_stage(name))
-        label = f"{_stage(name)}, block {int(name.split('.')[3]) + 1}" if name.startswith("stages.") else name
-        rectangle = Rectangle(
-            (x1 * width, y1 * height),
-            (x2 - x1) * width,
-            (y2 - y1) * height,
-            fill=False,
-            linewidth=2,
-            edgecolor=colours[stage % 4],
-            linestyle=styles[stage % 4],
-            label=label,
-        )
-        axes.add_patch(rectangle)
-    axes.set_axis_off()
-    axes.set_title(title, fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write the picture {path}: {error}") from None
+        def look(x, boxes, grid_of, name=name, head=head):
+            found[name] = upsample(head.heat_map(x), grid_of(x))
+
+        looks[head] = look
+    observe(model, images, looks)
+    return found
 
 
-def _stage(name: str) -> str:
-    parts = name.split(".")
-    return f"stage {int(parts[1]) + 1}" if parts[0] == "stages" else parts[0]
+def gate_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Collects the spatial gate of every MXA block (paper, E.2), put back where its ROI was cut.
+
+    The gate is computed in the crop, so a cell of it stands for a part of the box. It says how much of the crop passes
+    at that place, before the block's channel gains; it knows nothing of the label.
+
+    Returns:
+        Module name of each block to ``(B, H, W)`` float32 at the size of the input, in (0, 1) inside the box and 0
+        outside.
+
+    Raises:
+        InputError: the model has no MXA block.
+    """
+    found: dict[str, torch.Tensor] = {}
+    looks = {}
+    for name, block in _named(model, MXABlock).items():
+        cut: list[tuple[torch.Tensor, Grid]] = []
+
+        def look_head(x, boxes, grid_of, cut=cut):
+            cut[:] = [(boxes, grid_of(x))]
+
+        def look_gate(x, _, grid_of, name=name, cut=cut, spatial=block.cbam.spatial):
+            boxes, grid = cut[0]
+            found[name] = place(spatial.gate(x)[:, 0], grid, boxes)
+
+        looks[block.roi.head] = look_head
+        looks[block.cbam.spatial] = look_gate
+    observe(model, images, looks)
+    return found
+
+
+def _named(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
+    found = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
+    if not found:
+        what = "MXA block with a softmax head" if kind is ROIHead else "MXA block"
+        raise InputError(f"the model has no {what}: choose one of the _mxa models")
+    return found

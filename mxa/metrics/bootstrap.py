@@ -1,4 +1,4 @@
-"""Intervals by resampling patients: the images of one patient are not independent."""
+"""Intervals by resampling patients (and seeds): the images of one patient are not independent."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import InputError
-from .functional import auroc
 
-__all__ = ["auroc_intervals", "patient_weights"]
+__all__ = ["interval", "patient_weights", "seed_weights"]
+
+CHUNK = 50  # replicates at a time
 
 
 def patient_weights(patients: np.ndarray, replicates: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
     """Yields bootstrap counts of the images, patients drawn with replacement.
+
+    The same patients, number and seed give the same counts, so that two models can be compared replicate by replicate.
 
     Args:
         patients: ``(N,)`` identifiers.
@@ -22,64 +25,36 @@ def patient_weights(patients: np.ndarray, replicates: int = 1000, seed: int = 0)
 
     Yields:
         ``(R, N)`` float32, R at most 50, until there are ``replicates`` rows.
-    """
-    rng = np.random.default_rng(seed)
-    unique, index = np.unique(patients, return_inverse=True)
-    shares = np.full(len(unique), 1 / len(unique))
-    for start in range(0, replicates, 50):
-        counts = rng.multinomial(len(unique), shares, size=min(50, replicates - start))
-        yield counts[:, index].astype(np.float32)
-
-
-def auroc_intervals(
-    scores: np.ndarray,
-    targets: np.ndarray,
-    patients: np.ndarray,
-    replicates: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, np.ndarray | int]:
-    """Percentile intervals of the AUROC of each label, their macro mean and the micro AUROC.
-
-    A replicate in which a label has no positive or no negative is skipped for that label; for the macro mean it is
-    skipped where that happens to any label that is defined on the data.
-
-    Args:
-        scores: ``(N, L)``.
-        targets: ``(N, L)``, NaN where masked.
-        patients: ``(N,)``.
-        replicates: Bootstrap replicates.
-        level: Coverage.
-        seed: Seed of the draw.
-
-    Returns:
-        ``labels`` ``(L, 2)``, ``macro`` ``(2,)``, ``micro`` ``(2,)``, each low and high, NaN where undefined;
-        ``skipped``, the number of replicates that the macro interval left out.
 
     Raises:
         InputError: no replicates.
     """
     if replicates < 1:
         raise InputError(f"replicates must be at least 1, got {replicates}")
-    per_label, micro = [], []
-    flat_scores, flat_targets = scores.T.ravel(), targets.T.ravel()
-    for weight in patient_weights(patients, replicates, seed):
-        columns = range(targets.shape[1])
-        per_label.append(np.stack([auroc(scores[:, i], targets[:, i], weight) for i in columns], axis=1))
-        micro.append(auroc(flat_scores, flat_targets, np.tile(weight, targets.shape[1])))
-    per_label, micro = np.concatenate(per_label), np.concatenate(micro)
-    defined = ~np.isnan(per_label).all(0)
-    macro = per_label[:, defined].mean(1) if defined.any() else np.full(replicates, np.nan)
-    return {
-        "labels": np.stack([_interval(column, level) for column in per_label.T]),
-        "macro": _interval(macro, level),
-        "micro": _interval(micro, level),
-        "skipped": int(np.isnan(macro).sum()),
-    }
+    rng = np.random.default_rng(seed)
+    unique, index = np.unique(patients, return_inverse=True)
+    shares = np.full(len(unique), 1 / len(unique))
+    for start in range(0, replicates, CHUNK):
+        counts = rng.multinomial(len(unique), shares, size=min(CHUNK, replicates - start)).astype(np.float32)
+        yield counts[:, index]
 
 
-def _interval(values: np.ndarray, level: float) -> np.ndarray:
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return np.array([np.nan, np.nan])
-    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def seed_weights(seeds: int, replicates: int, seed: int) -> np.ndarray:
+    """Returns the share of each training seed in each replicate, seeds drawn with replacement: ``(R, S)``.
+
+    One seed has no spread that could be resampled: its share is 1.
+    """
+    if seeds == 1:
+        return np.ones((replicates, 1))
+    return np.random.default_rng((seed, seeds)).multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Percentile interval of replicates: ``(R, ...)`` to ``(2, ...)``, low and high.
+
+    Replicates that are NaN are left out; where all are, so is the interval.
+    """
+    defined = ~np.isnan(values).all(0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
+    ends[:, defined] = np.nanquantile(values[:, defined], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends

@@ -1,38 +1,86 @@
-"""Metrics as pure functions on scores and targets; NaN targets are masked, an undefined metric is NaN."""
+"""Metrics as pure functions on scores and targets; NaN targets are masked, an undefined metric is NaN.
+
+Every function takes weights of the cases, such as bootstrap counts, many sets of them at once: neither scikit-learn nor
+torchmetrics does, and one pass a replicate is too slow.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["accuracy", "auroc", "f1", "macro_auroc", "micro_auroc"]
+__all__ = [
+    "auroc",
+    "average_precision",
+    "brier",
+    "calibration_error",
+    "confusion",
+    "macro_auroc",
+    "micro_auroc",
+    "ranking",
+    "rates",
+]
+
+BINS = 15  # of equal width, for the expected calibration error (Guo et al., 2017)
 
 
-def auroc(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve of one label; a tie between a positive and a negative counts one half.
+def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Area under the ROC curve and average precision of one label.
+
+    A tie between a positive and a negative counts one half in the first; tied scores are one step of the second.
 
     Args:
         scores: ``(N,)``, any monotone function of the probability.
         target: ``(N,)``: 1, 0, or NaN where masked.
-        weight: ``(..., N)`` weights of the cases, such as bootstrap counts: one curve for each row.
+        weight: ``(..., N)`` weights of the cases: one pair of values for each row.
 
     Returns:
-        ``(...)`` in [0, 1]; NaN where there is no positive or no negative.
+        Two arrays ``(...)`` in [0, 1]; NaN where there is no positive or no negative.
+    """
+    known = ~np.isnan(target)
+    order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
+    values, positive = scores[order], (target[order] == 1).astype(np.float64)
+    first = (
+        np.flatnonzero(np.r_[True, np.diff(values) != 0]) if len(order) else order
+    )  # where each group of ties starts
+    weight = np.ones(len(scores)) if weight is None else weight
+    rows = weight.reshape(-1, len(scores))
+    # One row of weights at a time: it stays in the cache.
+    pairs = [_ranked(row[order].astype(np.float64), positive, first) for row in rows]
+    area, mean = np.array(pairs).reshape(*weight.shape[:-1], 2).T
+    return area.T, mean.T
+
+
+def _ranked(weight: np.ndarray, positive: np.ndarray, first: np.ndarray) -> tuple[float, float]:
+    """AUROC and average precision of cases in the order of their scores, equal scores in groups."""
+    pos = weight * positive
+    if len(first) < len(weight):
+        weight, pos = np.add.reduceat(weight, first), np.add.reduceat(pos, first)
+    neg = weight - pos
+    positives, negatives = pos.sum(), neg.sum()
+    if not (positives > 0 and negatives > 0):
+        return float("nan"), float("nan")
+    found, above = np.cumsum(pos[::-1])[::-1], np.cumsum(neg[::-1])[::-1]  # at this score and higher
+    area = (pos * (negatives - above + neg / 2)).sum() / (positives * negatives)
+    precision = np.divide(found, found + above, out=np.zeros_like(found), where=found > 0)
+    return float(area), float((pos * precision).sum() / positives)
+
+
+def auroc(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve of one label, see ``ranking``.
 
     >>> float(auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])))
     0.75
     """
-    known = ~np.isnan(target)
-    order = np.argsort(scores[known], kind="stable")
-    sorted_scores, positive = scores[known][order], target[known][order] == 1
-    weight = np.ones(len(order)) if weight is None else weight[..., known][..., order]
-    if len(order) == 0:
-        return np.full(weight.shape[:-1], np.nan)
-    first = np.flatnonzero(np.r_[True, np.diff(sorted_scores) != 0])  # where each group of ties starts
-    pos = np.add.reduceat(weight * positive, first, axis=-1)
-    neg = np.add.reduceat(weight * ~positive, first, axis=-1)
-    below = np.cumsum(neg, axis=-1) - neg / 2
-    pairs = pos.sum(-1) * neg.sum(-1)
-    return np.where(pairs > 0, (pos * below).sum(-1) / np.where(pairs > 0, pairs, 1), np.nan)
+    return ranking(scores, target, weight)[0]
+
+
+def average_precision(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Area under the precision-recall curve of one label, as a step function (AUPRC), see ``ranking``.
+
+    >>> round(float(average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))), 4)
+    0.8333
+    """
+    return ranking(scores, target, weight)[1]
 
 
 def macro_auroc(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -46,14 +94,78 @@ def micro_auroc(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(auroc(scores.ravel(), targets.ravel()))
 
 
-def accuracy(probabilities: np.ndarray, target: np.ndarray, threshold: float = 0.5) -> float:
-    """Share of the known cases of one label, ``(N,)``, that are on the right side of the threshold."""
-    known = ~np.isnan(target)
-    return float(((probabilities >= threshold) == (target == 1))[known].mean()) if known.any() else float("nan")
+def confusion(called: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Counts true and false positives and negatives: ``tp``, ``fp``, ``fn``, ``tn``.
+
+    Args:
+        called: ``(N, L)`` bool, what is called positive.
+        targets: ``(N, L)``: 1, 0, or NaN where masked.
+        weight: ``(..., N)`` weights of the cases.
+
+    Returns:
+        Four arrays ``(..., L)``.
+    """
+    weight = np.ones(len(targets)) if weight is None else weight
+    positive, negative = targets == 1, targets == 0
+    kinds = {"tp": called & positive, "fp": called & negative, "fn": ~called & positive, "tn": ~called & negative}
+    return {name: weight @ cells.astype(weight.dtype) for name, cells in kinds.items()}
 
 
-def f1(probabilities: np.ndarray, target: np.ndarray, threshold: float = 0.5) -> float:
-    """F1 of one label's positives, ``(N,)``; NaN where no case is positive."""
-    known = ~np.isnan(target)
-    called, positive = (probabilities >= threshold)[known], target[known] == 1
-    return float(2 * (called & positive).sum() / (called.sum() + positive.sum())) if positive.any() else float("nan")
+def rates(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Sensitivity, specificity, PPV, NPV, accuracy and F1 of ``confusion``; NaN where there is no case to count.
+
+    F1 is NaN where no case is positive.
+    """
+    tp, fp, fn, tn = (counts[k].astype(np.float64) for k in ("tp", "fp", "fn", "tn"))
+    f1 = _share(2 * tp, 2 * tp + fp + fn)
+    return {
+        "sensitivity": _share(tp, tp + fn),
+        "specificity": _share(tn, tn + fp),
+        "ppv": _share(tp, tp + fp),
+        "npv": _share(tn, tn + fn),
+        "accuracy": _share(tp + tn, tp + fp + fn + tn),
+        "f1": np.where(tp + fn > 0, f1, np.nan),
+    }
+
+
+def brier(probabilities: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Mean squared difference of probability and target over the known cases: ``(N, L)`` to ``(..., L)``."""
+    weight = np.ones(len(targets)) if weight is None else weight
+    known = ~np.isnan(targets)
+    squares = np.where(known, (probabilities - np.nan_to_num(targets)) ** 2, 0)
+    return _share(weight @ squares.astype(weight.dtype), weight @ known.astype(weight.dtype))
+
+
+def calibration_error(
+    probabilities: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None, bins: int = BINS
+) -> np.ndarray:
+    """Expected calibration error of each label (Guo et al., 2017).
+
+    The known cases fall into bins of equal width by probability; the error is the mean over the bins, weighted by their
+    cases, of the distance between mean probability and share of positives.
+
+    Args:
+        probabilities: ``(N, L)`` in [0, 1].
+        targets: ``(N, L)``, NaN where masked.
+        weight: ``(..., N)`` weights of the cases.
+        bins: Number of bins.
+
+    Returns:
+        ``(..., L)`` in [0, 1], NaN where no case is known.
+    """
+    weight = np.ones(len(targets)) if weight is None else weight
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    errors = []
+    for label in range(targets.shape[1]):
+        known = np.flatnonzero(~np.isnan(targets[:, label]))
+        member = np.zeros((len(known), bins), weight.dtype)
+        member[np.arange(len(known)), index[known, label]] = 1
+        of = weight[..., known]
+        gap = of @ (member * (probabilities[known, label] - targets[known, label])[:, None].astype(weight.dtype))
+        errors.append(_share(np.abs(gap).sum(-1), of.sum(-1)))
+    return np.stack(errors, axis=-1)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)

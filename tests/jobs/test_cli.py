@@ -20,7 +20,12 @@ def test_the_four_commands_as_the_readme_has_them(table, tmp_path, capsys):
     assert "macro AUC" in shown.out
     assert "12 images of 6 patients" in shown.out
     assert "undefined" in shown.out
-    assert json.loads((out / "metrics.json").read_text())["images"] == 12
+    assert json.loads((out / "metrics.json").read_text())["models"][0]["images"] == 12
+    assert "called" not in run_cli(capsys, "predict", table.parent / "0.png", "--model", run).out
+    shown = run_cli(capsys, "calibrate", run, *data, "--workers", 0)
+    assert "for want of validation cases: Mass" in shown.out or "Mass" in shown.out
+    shown = run_cli(capsys, "predict", table.parent / "0.png", "--model", run, "--calibrated", "youden")
+    assert "called" in shown.out and "calibrated, called at the threshold of youden" in shown.err
     picture = tmp_path / "rois.png"
     image = table.parent / "0.png"
     shown = run_cli(capsys, "predict", image, "--model", run, "--format", "json", "--rois", picture)

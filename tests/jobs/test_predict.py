@@ -73,7 +73,8 @@ def test_rois_leave_no_trace_and_stay_inside(run):
 
 def test_a_cell_of_a_map_lies_where_the_boxes_say():
     """The gradient of one cell of the stem's map is centred on the pixel that the conversion gives."""
-    from mxa.explain.rois import _to_image
+    from mxa.explain.geometry import to_image
+    from mxa.explain.hooks import observe
 
     torch.manual_seed(0)
     model = timm.create_model("efficientvit_ml_m0_mxa").eval()
@@ -86,7 +87,9 @@ def test_a_cell_of_a_map_lies_where_the_boxes_say():
     at = torch.arange(224) + 0.5
     centre = torch.stack([(weight.sum(0) * at).sum(), (weight.sum(1) * at).sum()]) / weight.sum()
     cell = torch.tensor([[column, row, column + 1, row + 1]]) / 14
-    box = _to_image(cell, torch.Size((14, 14)), torch.Size((224, 224)))[0] * 224
+    grids = []
+    observe(model, image.detach(), {model.patch_embed: lambda x, output, grid_of: grids.append(grid_of(output))})
+    box = to_image(cell, grids[0])[0] * 224
     assert ((box[:2] + box[2:]) / 2 - centre).abs().max() < 1
     assert (box[2:] - box[:2] - 16).abs().max() < 1e-3
 

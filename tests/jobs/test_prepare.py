@@ -241,8 +241,10 @@ def test_training_and_evaluation_from_shards(table, tmp_path):
     assert not summary["bad_images"]
     scores = [
         evaluate(
-            EvaluateConfig(str(tmp_path / "run"), tmp_path / name, name, root, replicates=20, batch_size=5, workers=2)
-        )
+            EvaluateConfig(
+                (str(tmp_path / "run"),), tmp_path / name, name, root, replicates=20, batch_size=5, workers=2
+            )
+        )["models"][0]
         for name, root in (("table", str(table)), ("shards", str(shards)))
     ]
     assert scores[1]["labels"]["Bright"]["auc"] > 0.8

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from mxa.metrics import accuracy, auroc, f1, macro_auroc, micro_auroc
+from mxa.metrics import (
+    auroc,
+    average_precision,
+    brier,
+    calibration_error,
+    confusion,
+    macro_auroc,
+    micro_auroc,
+    rates,
+)
 
 NAN = float("nan")
 
@@ -118,24 +135,96 @@ def test_macro_and_micro_of_nothing_are_undefined():
     assert np.isnan(macro_auroc(scores[:, []], scores[:, []]))
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.3])
-@pytest.mark.parametrize("seed", range(4))
-def test_accuracy_and_f1_are_scikit_learns(seed, threshold):
+@pytest.mark.parametrize("seed", range(8))
+def test_average_precision_is_scikit_learns(seed):
     scores, target = case(seed)
-    probabilities = (scores + 1) / 3
     hidden = masked(target, seed)
     known = ~np.isnan(hidden)
-    called = probabilities >= threshold
-    assert accuracy(probabilities, hidden, threshold) == pytest.approx(accuracy_score(target[known], called[known]))
-    assert f1(probabilities, hidden, threshold) == pytest.approx(f1_score(target[known], called[known]))
+    weight = np.random.default_rng(seed).random((3, len(scores)))
+    expected = [average_precision_score(target[known], scores[known], sample_weight=w[known]) for w in weight]
+    np.testing.assert_allclose(average_precision(scores, hidden, weight), expected, rtol=1e-12)
+    assert average_precision(scores, target) == pytest.approx(average_precision_score(target, scores), abs=1e-12)
+
+
+def test_average_precision_by_hand():
+    scores, target = np.array([0.9, 0.8, 0.7, 0.7, 0.1]), np.array([1.0, 0.0, 1.0, 0.0, 1.0])
+    assert average_precision(scores, target) == pytest.approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
+    assert np.isnan(average_precision(scores, np.ones(5))) and np.isnan(average_precision(scores, np.zeros(5)))
+
+
+def columns(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and masked targets of three labels, ``(60, 3)``."""
+    cases = [case(seed + i) for i in range(3)]
+    return np.stack([(s + 1) / 3 for s, _ in cases], 1), masked(np.stack([t for _, t in cases], 1), seed)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_rates_are_scikit_learns(seed, threshold):
+    probabilities, targets = columns(seed)
+    found = rates(confusion(probabilities >= threshold, targets))
+    for i in range(3):
+        known = ~np.isnan(targets[:, i])
+        truth, called = targets[known, i], probabilities[known, i] >= threshold
+        expected = {
+            "accuracy": accuracy_score(truth, called),
+            "f1": f1_score(truth, called),
+            "sensitivity": recall_score(truth, called),
+            "specificity": recall_score(truth, called, pos_label=0),
+            "ppv": precision_score(truth, called),
+            "npv": precision_score(truth, called, pos_label=0),
+        }
+        assert {name: value[i] for name, value in found.items()} == pytest.approx(expected)
+
+
+def test_brier_is_scikit_learns():
+    probabilities, targets = columns(0)
+    for i, value in enumerate(brier(probabilities, targets)):
+        known = ~np.isnan(targets[:, i])
+        assert value == pytest.approx(brier_score_loss(targets[known, i], probabilities[known, i]))
+
+
+def test_calibration_error_is_a_loop_over_bins():
+    rng = np.random.default_rng(0)
+    probabilities = np.r_[rng.random((200, 2)), [[0.0, 1.0]]]  # both ends
+    targets = masked((rng.random((201, 2)) < probabilities**2).astype(float), 0)
+    for i, value in enumerate(calibration_error(probabilities, targets, bins=7)):
+        expected, known = 0.0, ~np.isnan(targets[:, i])
+        for low in range(7):
+            inside = known & (np.minimum((probabilities[:, i] * 7).astype(int), 6) == low)
+            if inside.any():
+                gap = abs(probabilities[inside, i].mean() - targets[inside, i].mean())
+                expected += inside.sum() / known.sum() * gap
+        assert value == pytest.approx(expected)
+    sure = np.array([[1.0], [0.0]])
+    assert calibration_error(sure, sure)[0] == 0 and calibration_error(sure, 1 - sure)[0] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_metric_takes_weights_as_repetition(seed):
+    probabilities, targets = columns(seed)
+    times = np.random.default_rng(seed).integers(0, 4, (4, len(targets)))
+    weight = times.astype(np.float32)
+    for metric in (brier, calibration_error, lambda p, t, w=None: rates(confusion(p >= 0.4, t, w))["ppv"]):
+        batch = metric(probabilities, targets, weight)
+        assert batch.shape == (4, 3)
+        for row, count in zip(batch, times, strict=True):
+            repeated = metric(np.repeat(probabilities, count, 0), np.repeat(targets, count, 0))
+            np.testing.assert_allclose(row, repeated, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")
-def test_accuracy_and_f1_at_their_ends():
-    high, low = np.full(3, 0.9), np.full(3, 0.1)
-    negative, positive, unknown = np.zeros(3), np.ones(3), np.full(3, NAN)
-    assert accuracy(high, positive) == f1(high, positive) == 1
-    assert accuracy(low, positive) == f1(low, positive) == 0
-    assert accuracy(low, negative) == 1 and np.isnan(f1(low, negative)) and np.isnan(f1(high, negative))
-    assert np.isnan(accuracy(high, unknown)) and np.isnan(f1(high, unknown))
-    assert accuracy(np.full(3, 0.5), positive) == 1  # the threshold itself counts as positive
+def test_rates_at_their_ends():
+    ends = {"nothing": np.full((3, 1), NAN), "negative": np.zeros((3, 1)), "positive": np.ones((3, 1))}
+    found = {
+        (name, called): {k: v[0] for k, v in rates(confusion(np.full((3, 1), called), target)).items()}
+        for name, target in ends.items()
+        for called in (True, False)
+    }
+    assert all(np.isnan(v) for called in (True, False) for v in found["nothing", called].values())
+    assert found["positive", True]["sensitivity"] == found["positive", True]["f1"] == 1
+    assert found["positive", False]["f1"] == 0 and np.isnan(found["positive", False]["ppv"])
+    assert found["negative", False]["accuracy"] == 1 and np.isnan(found["negative", True]["f1"])
+    assert np.isnan(brier(ends["negative"], ends["nothing"])) and np.isnan(
+        calibration_error(ends["negative"], ends["nothing"])
+    )

@@ -1,0 +1,64 @@
+"""Images with the boxes of their findings, of the collections that have boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .create import create_dataset
+from .nih import read_boxes
+from .phantom import draw
+from .records import Records
+
+__all__ = ["BoxedImage", "read_boxed"]
+
+
+@dataclass(frozen=True)
+class BoxedImage:
+    """One image with the boxes of its findings.
+
+    Attributes:
+        index: Its row in the records.
+        name: Its file.
+        patient: Whose it is.
+        boxes: Finding to ``(K, 4)`` xyxy in [0, 1], K at least 1.
+    """
+
+    index: int
+    name: str
+    patient: str
+    boxes: dict[str, np.ndarray]
+
+
+def read_boxed(source: str, root: str | Path | None, split: str | None = None) -> tuple[Records, list[BoxedImage]]:
+    """Reads the images that have boxes.
+
+    Args:
+        source: ``"nih"``, whose folder then holds ``BBox_List_2017.csv``, or ``"phantom"``.
+        root: The collection's folder.
+        split: As in ``create_dataset``.
+
+    Returns:
+        The records of the part, of every view, and those of its images that have boxes, in order.
+
+    Raises:
+        InputError: as ``create_dataset`` and ``read_boxes``, another source, or no image of the part has a box.
+    """
+    if source not in ("nih", "phantom"):
+        raise InputError(f"{source!r} has no boxes: give nih or phantom")
+    records = create_dataset(source, root, split, views="all").records
+    names = [Path(path).name for path in records.paths]
+    if source == "phantom":
+        boxes = {name: draw(int(name.rpartition("-")[2]), 32).boxes for name in names}  # the size does not move them
+    else:
+        boxes = read_boxes(Path(root))
+    rows = zip(names, records.patients, strict=True)
+    images = [
+        BoxedImage(i, name, str(patient), boxes[name]) for i, (name, patient) in enumerate(rows) if boxes.get(name)
+    ]
+    if not images:
+        raise InputError(f"{source} {root or ''}: no image of split {records.split} has a box")
+    return records, images

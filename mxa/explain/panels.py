@@ -1,0 +1,275 @@
+"""Pictures of boxes and maps, drawn over the X-ray, that can be read in grey: lines as well as colours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..checkpoint import atomic_write
+from ..errors import InputError, require
+from .attention import resize
+from .geometry import floor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_comparison", "draw_gallery", "draw_panel", "draw_rois"]
+
+_STYLES = (("#ffd23f", "-"), ("#3bceac", "--"), ("#ff5d8f", ":"), ("#7aa2ff", "-."))
+_SIDE = 3.0  # inches, of one picture in a panel
+
+
+def draw_rois(image: Image.Image, rois: Mapping[str, torch.Tensor], path: str | Path, title: str = "") -> None:
+    """Draws the boxes of one image, a colour and a line style a stage, and writes a PNG.
+
+    Args:
+        image: The X-ray.
+        rois: From ``predict_rois``; the first box of each head is drawn.
+        path: The file to write.
+        title: Written above the image.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    figure = _figure(6, 6 * image.height / image.width + 0.9)
+    axes = figure.subplots()
+    _draw_xray(axes, image)
+    _draw_boxes(axes, image, rois)
+    axes.set_title(_plain(title), fontsize=10)
+    _legend(figure, axes)
+    _save(figure, path)
+
+
+def draw_gallery(
+    images: Sequence[Image.Image], rois: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | Path
+) -> None:
+    """Draws the boxes of the last stage on each of several images (paper, figure I.1), and writes a PNG.
+
+    Args:
+        images: The X-rays.
+        rois: Of each, from ``predict_rois``; the first box of each head.
+        titles: Written above each.
+        path: The file to write.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    columns = min(len(images), 4)
+    shapes = [image.height / image.width for image in images]
+    heights = [_SIDE * max(shapes[i : i + columns]) + 0.3 for i in range(0, len(shapes), columns)]
+    figure = _figure(_SIDE * columns, sum(heights) + 0.4)
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, boxes, title in zip(grid.flat, images, rois, titles, strict=False):
+        _draw_xray(axes, image)
+        last = _stage(list(boxes)[-1])
+        _draw_boxes(axes, image, {name: box for name, box in boxes.items() if _stage(name) == last}, by_block=True)
+        axes.set_title(_plain(title, 36), fontsize=8)
+    _legend(figure, grid[0, 0])
+    _save(figure, path)
+
+
+def draw_comparison(
+    image: Image.Image,
+    naive: torch.Tensor,
+    improved: torch.Tensor,
+    path: str | Path,
+    title: str = "",
+    names: tuple[str, str] = ("naive", "improved"),
+) -> None:
+    """Draws two models' attention and the difference beside each other (paper, figure L.1), and writes a PNG.
+
+    In the difference red and dashed lines are where the improved model attends less, blue and solid lines where it
+    attends more, and white is no change.
+
+    Args:
+        image: The X-ray.
+        naive: Map ``(H, W)`` of the first model, from ``mean_attention``.
+        improved: Map of the second, of any size.
+        path: The file to write.
+        title: Written above.
+        names: Of the two models.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    figure = _figure(_SIDE * 3 + 1.5, _SIDE * image.height / image.width + 0.8)
+    figure.suptitle(_plain(title), fontsize=10)
+    _compare(figure.subplots(1, 3), image, naive, improved, names)
+    _save(figure, path)
+
+
+def draw_panel(
+    image: Image.Image,
+    rois: Mapping[str, torch.Tensor],
+    maps: Mapping[str, torch.Tensor],
+    labels: Mapping[str, Mapping[str, torch.Tensor]],
+    path: str | Path,
+    title: str = "",
+    comparison: tuple[torch.Tensor, torch.Tensor] | None = None,
+    names: tuple[str, str] = ("naive", "improved"),
+) -> None:
+    """Draws everything about one image on one page, and writes a PNG.
+
+    The first row has the X-ray, with its boxes, and the maps of the model; then comes a row for each method with a
+    column for each label, then a row as in ``draw_comparison``. Lines enclose what is above half of a map's maximum,
+    in a map of the model and in a comparison above half way from its lowest value that is not 0.
+
+    Args:
+        image: The X-ray.
+        rois: From ``predict_rois``; empty for a model without MXA.
+        maps: Title to a map ``(H, W)``, at least 0.
+        labels: Title of each label to its maps by method, the same methods for all.
+        path: The file to write.
+        title: Written above.
+        comparison: Attention of two models, as for ``draw_comparison``.
+        names: Of those models.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    methods = list(next(iter(labels.values()))) if labels else []
+    columns = max(1 + len(maps), len(labels), 3 if comparison else 1)
+    rows = 1 + len(methods) + bool(comparison)
+    figure = _figure((_SIDE + 0.5) * columns, (_SIDE * image.height / image.width + 0.3) * rows + 0.7)
+    figure.suptitle(_plain(title), fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    _draw_xray(grid[0, 0], image)
+    grid[0, 0].set_title("regions of the MXA blocks" if rois else "X-ray", fontsize=8)
+    _draw_boxes(grid[0, 0], image, rois)
+    for axes, (name, heat) in zip(grid[0, 1:], maps.items(), strict=False):
+        _draw_heat(axes, image, heat, name, floor(heat))
+    for row, method in zip(grid[1:], methods, strict=False):
+        for axes, (name, found) in zip(row, labels.items(), strict=False):
+            _draw_heat(axes, image, found[method], f"{name}: {method}")
+    if comparison:
+        _compare(grid[-1], image, *comparison, names)
+    if rois:
+        _legend(figure, grid[0, 0])
+    _save(figure, path)
+
+
+def _compare(
+    row: Sequence[Axes], image: Image.Image, naive: torch.Tensor, improved: torch.Tensor, names: tuple[str, str]
+) -> None:
+    improved = resize(improved[None], tuple(naive.shape))[0]
+    ends = min(floor(naive), floor(improved)), max(naive.max().item(), improved.max().item())
+    for axes, heat, name in zip(row, (naive, improved), names, strict=False):
+        _draw_heat(axes, image, heat, f"attention: {name}", *ends)
+    delta = improved - naive
+    top = max(delta.abs().max().item(), 1e-6)
+    axes, extent = row[2], (0, image.width, image.height, 0)
+    picture = axes.imshow(delta.numpy(), cmap="RdBu", vmin=-top, vmax=top, extent=extent)
+    _draw_lines(axes, image, delta, [-top / 2, top / 2])
+    axes.set_axis_off()
+    axes.set_title("delta (blue, solid: more; red, dashed: less)", fontsize=8)
+    _draw_scale(axes, picture)
+
+
+def _draw_xray(axes: Axes, image: Image.Image) -> None:
+    small = image.copy()
+    small.thumbnail((900, 900))
+    axes.imshow(small.convert("F"), cmap="gray", vmin=0, vmax=255, extent=(0, image.width, image.height, 0))
+    axes.set_axis_off()
+
+
+def _draw_heat(
+    axes: Axes, image: Image.Image, heat: torch.Tensor, title: str, low: float = 0.0, top: float | None = None
+) -> None:
+    _draw_xray(axes, image)
+    top = heat.max().item() if top is None else top
+    extent = (0, image.width, image.height, 0)
+    ends = {"vmin": low, "vmax": top if top > low else low + 1}
+    picture = axes.imshow(heat.numpy(), cmap="viridis", alpha=0.6, extent=extent, **ends)
+    if top > low:
+        _draw_lines(axes, image, heat, [(low + top) / 2])
+    else:
+        axes.text(0.5, 0.5, "the same everywhere", color="white", fontsize=9, ha="center", transform=axes.transAxes)
+    axes.set_title(_plain(title, 52), fontsize=8)
+    _draw_scale(axes, picture)
+
+
+def _draw_lines(axes: Axes, image: Image.Image, heat: torch.Tensor, levels: list[float]) -> None:
+    """Contours, white on black, dashed where negative."""
+    high, wide = heat.shape
+    x = (np.arange(wide) + 0.5) * image.width / wide
+    y = (np.arange(high) + 0.5) * image.height / high
+    low, top = heat.min().item(), heat.max().item()
+    levels = [level for level in levels if low < level < top]
+    if levels:
+        axes.contour(x, y, heat.numpy(), levels, colors="black", linewidths=2)
+        axes.contour(x, y, heat.numpy(), levels, colors="white", linewidths=1)
+
+
+def _draw_scale(axes: Axes, picture: object) -> None:
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.02)
+    bar.ax.tick_params(labelsize=6)
+    bar.solids.set_alpha(1)
+    bar.locator = require("matplotlib.ticker", "explain").MaxNLocator(4)
+    bar.update_ticks()
+
+
+def _draw_boxes(axes: Axes, image: Image.Image, rois: Mapping[str, torch.Tensor], by_block: bool = False) -> None:
+    """Draws boxes with a style a stage, or a block."""
+    patches = require("matplotlib.patches", "explain")
+    kinds: dict[str, int] = {}
+    for name, boxes in rois.items():
+        kind = f"{_stage(name)}{_block(name)}" if by_block else _stage(name)
+        new = kind not in kinds
+        colour, style = _STYLES[kinds.setdefault(kind, len(kinds)) % len(_STYLES)]
+        x1, y1, x2, y2 = (boxes[0] * torch.tensor([image.width, image.height] * 2)).tolist()
+        label = {"label": kind} if new else {}
+        axes.add_patch(
+            patches.Rectangle(
+                (x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, edgecolor=colour, linestyle=style, **label
+            )
+        )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8, facecolor="#404040")
+        for text in legend.get_texts():
+            text.set_color("white")
+
+
+def _stage(name: str) -> str:
+    parts = name.split(".")
+    return f"stage {int(parts[1]) + 1}" if parts[0] == "stages" and len(parts) > 1 else parts[0]
+
+
+def _block(name: str) -> str:
+    parts = name.split(".")
+    return f", block {int(parts[3]) + 1}" if parts[0] == "stages" and len(parts) > 3 and parts[3].isdigit() else ""
+
+
+def _plain(text: str, length: int = 90) -> str:
+    text = text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
+    return text.replace("$", r"\$")  # matplotlib would set it as a formula
+
+
+def _figure(width: float, height: float) -> Figure:
+    require("matplotlib", "explain")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    try:
+        atomic_write(Path(path), lambda file: figure.savefig(file, dpi=120, format="png"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write the picture {path}: {error}") from None

@@ -1,0 +1,172 @@
+"""From the scores of cases to a table with intervals: a row a method and finding."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from .bootstrap import interval, patient_weights
+
+__all__ = [
+    "HITS",
+    "MACRO",
+    "METRICS",
+    "POOLED",
+    "CaseScore",
+    "localization_markdown",
+    "localization_table",
+    "write_csv",
+]
+
+#: T(IoU): a box hits where its IoU is above this.
+HITS = (0.1, 0.3, 0.5)
+#: Columns of the table.
+METRICS = ("pointing", "energy", "iou", *(f"hit_{t}" for t in HITS))
+#: Names of the rows that stand for every finding: the mean of the findings' means, and the mean of all cases.
+MACRO, POOLED = "all", "all cases"
+
+
+class CaseScore(NamedTuple):
+    """What one method scores on one finding of one image; NaN where the method has no such score."""
+
+    image: str
+    patient: str
+    finding: str
+    method: str
+    pointing: float
+    iou: float
+    energy: float
+
+
+def localization_table(
+    rows: Iterable[CaseScore], replicates: int = 1000, level: float = 0.95, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Averages cases by method and finding, with percentile intervals: patients are drawn, not cases.
+
+    Every method sees the same draws. A replicate in which a finding has no case is skipped for that finding and for the
+    mean over the findings.
+
+    Args:
+        rows: Any order; methods and findings keep the order in which they first come.
+        replicates: Bootstrap replicates.
+        level: Coverage.
+        seed: Seed of the draw.
+
+    Returns:
+        For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases,
+        ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, in [0, 1], None
+        where undefined. For JSON.
+
+    Raises:
+        InputError: no rows, no replicates, or one case of a method twice.
+    """
+    rows = list(rows)
+    if not rows or replicates < 1:
+        raise InputError("there must be at least one case and one replicate")
+    if len({row[:4] for row in rows}) < len(rows):
+        raise InputError("one finding of one image is scored twice by one method")
+    patients = np.unique([row.patient for row in rows])
+    draws = np.concatenate([np.ones((1, len(patients))), *patient_weights(patients, replicates, seed)])  # (1 + R, P)
+    result = []
+    for method, cases in _grouped(rows, "method").items():
+        findings = _grouped(cases, "finding")
+        means = {name: _means(some, patients, draws) for name, some in findings.items()}
+        means[MACRO] = _macro(np.stack(list(means.values())))
+        means[POOLED] = _means(cases, patients, draws)
+        for name, values in means.items():
+            some = findings.get(name, cases)
+            row = {"method": method, "finding": name, "n": len(some), "patients": len({c.patient for c in some})}
+            for metric, point, ends in zip(METRICS, values[0], interval(values[1:], level).T, strict=True):
+                row |= {
+                    metric: _plain(point),
+                    f"{metric}_interval": None if np.isnan(ends[0]) else [*map(_plain, ends)],
+                }
+            result.append(row)
+    return result
+
+
+def _means(cases: Sequence[CaseScore], patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Weighted means of some cases, ``(D, M)`` for draws ``(D, P)``; NaN where there is nothing."""
+    values = np.array([_metrics(case) for case in cases])  # (n, M)
+    weights = draws[:, np.searchsorted(patients, [case.patient for case in cases])]  # (D, n)
+    count = weights @ ~np.isnan(values)
+    return np.where(count > 0, weights @ np.nan_to_num(values) / np.where(count > 0, count, 1), np.nan)
+
+
+def _macro(means: np.ndarray) -> np.ndarray:
+    """Mean ``(D, M)`` of ``(F, D, M)`` over the findings that the first draw defines; NaN where another lacks one."""
+    defined = ~np.isnan(means[:, :1])  # (F, 1, M)
+    count = defined.sum(0)
+    return np.where(count > 0, np.where(defined, means, 0).sum(0) / np.where(count > 0, count, 1), np.nan)
+
+
+def _metrics(case: CaseScore) -> tuple[float, ...]:
+    hits = (math.nan if math.isnan(case.iou) else float(case.iou > t) for t in HITS)
+    return case.pointing, case.energy, case.iou, *hits
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def _grouped(rows: Iterable[CaseScore], field: str) -> dict[str, list[CaseScore]]:
+    groups: dict[str, list[CaseScore]] = {}
+    for row in rows:
+        groups.setdefault(getattr(row, field), []).append(row)
+    return groups
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes a table's rows, each with its ``model``: one line a model, method and finding."""
+    columns = ["model", "method", "finding", "n", "patients"]
+    columns += [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            ends = {}
+            for metric in METRICS:
+                ends[f"{metric}_low"], ends[f"{metric}_high"] = row[f"{metric}_interval"] or (None, None)
+            writer.writerow({**row, **ends})
+
+
+def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Writes a table's rows, each with its ``model``, as Markdown: all findings first, then each metric by finding.
+
+    A cell is the mean and, in brackets, its interval; in the head of a column is the number of cases of
+    the method that has most.
+    """
+    heads = ("pointing", "energy", "IoU", *(f"IoU > {t}" for t in HITS))
+    lines = _table(
+        ("model", "method", *heads),
+        [(r["model"], r["method"], *(_cell(r, m) for m in METRICS)) for r in rows if r["finding"] == MACRO],
+    )
+    findings: dict[str, int] = {}
+    for row in rows:
+        if row["finding"] != MACRO:
+            findings[row["finding"]] = max(row["n"], findings.get(row["finding"], 0))
+    every = {(r["model"], r["method"], r["finding"]): r for r in rows}
+    methods = dict.fromkeys(key[:2] for key in every)
+    for metric, head in ((METRICS[0], heads[0]), (METRICS[1], heads[1]), (METRICS[3], heads[3])):
+        columns = ("model", "method", *(f"{name} ({n})" for name, n in findings.items()))
+        body = [(*key, *(_cell(every.get((*key, name)), metric) for name in findings)) for key in methods]
+        lines += ["", f"{head[0].upper()}{head[1:]} by finding (cases):", "", *_table(columns, body)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = ("---", "---", *("---:" for _ in columns[2:]))
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *body)]
+
+
+def _cell(row: dict[str, Any] | None, metric: str) -> str:
+    if row is None or row[metric] is None:
+        return "-"
+    low, high = row[f"{metric}_interval"] or (math.nan, math.nan)
+    return f"{row[metric]:.3f} ({low:.3f}-{high:.3f})"

@@ -1,0 +1,215 @@
+"""Scores of a model on images, in memory and as a file: what every table of an evaluation is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from .checkpoint import atomic_write
+from .data import Records
+from .data.table import COLUMNS, find_columns
+from .data.tables import label_cells, read_table_file
+from .errors import InputError, require
+from .labels import align, canonical
+from .metrics import sigmoid
+
+__all__ = ["Predictions", "by_study", "of_records", "read_predictions"]
+
+SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
+_CASE = ("image", "patient", "study", "view", "sex", "age", "part")
+_KEY = b"mxa"  # of the Parquet file's metadata
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores and targets of N images (or studies).
+
+    Attributes:
+        labels: Names of the L columns.
+        logits: ``(N, L)``.
+        targets: ``(N, L)``: 1, 0, NaN where masked.
+        cases: A row an image: ``image``, ``patient``, ``study``, ``view``, ``sex``, ``age``, ``part`` and any other
+            column, to group by.
+        about: Where they come from: model, hash of the weights, collection, part, policies.
+    """
+
+    labels: tuple[str, ...]
+    logits: np.ndarray
+    targets: np.ndarray
+    cases: pd.DataFrame
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def rows(self, keep: np.ndarray) -> Predictions:
+        """Keeps rows, given as indices or as a mask."""
+        cases = self.cases[keep] if keep.dtype == bool else self.cases.iloc[keep]
+        cases = cases.reset_index(drop=True)
+        return replace(self, logits=self.logits[keep], targets=self.targets[keep], cases=cases)
+
+    def check(self) -> None:
+        """Refuses scores that are no numbers.
+
+        Raises:
+            InputError: there is one; the message names the image and the label.
+        """
+        bad = ~np.isfinite(self.logits)
+        if bad.any():
+            row, label = np.argwhere(bad)[0]
+            raise InputError(
+                f"{int(bad.any(1).sum())} image(s) have a score that is not finite, such as {self.labels[label]} of "
+                f"{self.cases['image'].iloc[row]}: the training diverged, or the input is wrong"
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``about`` in its metadata."""
+        pyarrow = require("pyarrow", "train")
+        require("pyarrow.parquet", "train")
+        columns = {f"logit:{name}": self.logits[:, i] for i, name in enumerate(self.labels)}
+        columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels)}
+        table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.about)})
+        atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+
+
+def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -> Predictions:
+    """Puts a model's logits ``(N, L)`` beside the rows of the dataset that they are of."""
+    texts = {"image": "paths", "patient": "patients", "study": "studies", "view": "views", "sex": "sexes"}
+    cases = {name: getattr(records, column).astype(object) for name, column in texts.items()}
+    cases = pd.DataFrame({**cases, "age": records.ages, "part": records.parts.astype(object)})
+    return Predictions(records.labels, logits, records.targets, cases, dict(about))
+
+
+def read_predictions(path: Path, records: Records | None = None) -> Predictions:
+    """Reads scores of any program from a Parquet or CSV file.
+
+    A column of image names; for each label a column ``logit:LABEL``, or ``LABEL`` or ``probability:LABEL`` with
+    probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with ``records``. Patient, study, view,
+    sex, age and part under any of the names of ``mxa.data.table.COLUMNS``; without patients every image is a patient of
+    its own.
+
+    Args:
+        path: The file.
+        records: Rows of the collection, for a file without targets: joined by image name, targets and the rest from
+            here. An image of ``records`` without a score is an error, a score without an image is left out.
+
+    Raises:
+        InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
+    """
+    table = read_table_file(path, ())
+    names = find_columns(path, table.columns, {})
+    if table[names["path"]].duplicated().any():
+        twice = table[names["path"]][table[names["path"]].duplicated()].iloc[0]
+        raise InputError(f"{path}: {twice} has more than one row")
+    known = set(names.values())
+    plain = [c for c in table.columns if c not in known and ":" not in c]
+    targets = {c.partition(":")[2]: c for c in table if c.startswith("target:")}
+    scores = {c.partition(":")[2]: c for c in table if c.startswith(("logit:", "probability:"))}
+    if not scores:
+        wanted = {canonical(label) for label in (records.labels if records is not None else targets)}
+        scores = {c: c for c in plain if canonical(c) in wanted}
+    if not scores:
+        raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
+    logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
+    about = {"scores": path.name, **_read_about(path)}
+    if records is not None and not targets:
+        return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
+    if not targets:
+        raise InputError(f"{path} has no columns target:LABEL: name the collection, --data and --root")
+    index = align(tuple(targets), tuple(scores))
+    if None in index:
+        raise InputError(f"{path} has no column target:{list(scores)[index.index(None)]}")
+    columns = [targets[list(targets)[i]] for i in index]
+    cells = np.stack([label_cells(table[c], f"{path}: column {c!r}") for c in columns], axis=1)
+    cells[cells == -1] = np.nan
+    cases = table.drop(columns=[*scores.values(), *targets.values()]).rename(
+        columns={own: {"path": "image", "split": "part"}.get(name, name) for name, own in names.items()}
+    )
+    return Predictions(tuple(scores), logits, cells, _complete(cases), about)
+
+
+def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    if name.startswith("logit:"):
+        return numbers
+    if (np.nan_to_num(numbers) < 0).any() or (np.nan_to_num(numbers) > 1).any():
+        raise InputError(
+            f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{name} if they are logits"
+        )
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(numbers) - np.log1p(-numbers), -1000, 1000)
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".parquet", ".pq"):
+        return {}
+    from pyarrow import parquet
+
+    return json.loads((parquet.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+
+
+def _complete(cases: pd.DataFrame) -> pd.DataFrame:
+    """Adds what is unknown, and puts ages as numbers."""
+    cases = cases.assign(**{name: "" for name in _CASE if name not in cases and name != "age"})
+    cases["patient"] = cases["patient"].astype(str).str.strip()
+    cases["patient"] = cases["patient"].where(cases["patient"] != "", cases["image"])
+    cases["study"] = cases["study"].astype(str).where(cases["study"] != "", cases["image"])
+    ages = cases.get("age", np.nan)
+    return cases.assign(age=pd.to_numeric(ages, errors="coerce"))
+
+
+def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
+    """Finds the score of every row of a collection, by path or, where that is unique, by file name."""
+    rows = {os.path.normpath(name): i for i, name in enumerate(scores.cases[column])}
+    files: dict[str, int | None] = {}
+    for name, i in rows.items():
+        files[os.path.basename(name)] = None if os.path.basename(name) in files else i
+    found = [rows.get(p, files.get(os.path.basename(p))) for p in map(os.path.normpath, records.paths)]
+    if missing := [p for p, i in zip(records.paths, found, strict=True) if i is None]:
+        raise InputError(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
+    index = align(scores.labels, records.labels)
+    held = [k for k, i in enumerate(index) if i is not None]
+    logits = scores.logits[found][:, [index[k] for k in held]]
+    labels = tuple(records.labels[k] for k in held)
+    made = of_records(records.with_labels(labels), logits, scores.about)
+    extra = scores.cases.iloc[found].reset_index(drop=True)
+    extra = extra[[c for c in extra if c not in made.cases and ":" not in c and c != column and c not in COLUMNS]]
+    return replace(made, cases=pd.concat([made.cases, extra], axis=1))
+
+
+def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictions:
+    """Makes one case of all images of a study: its score the mean or the maximum of its images' probabilities.
+
+    A study is positive for a label where any image is, negative where a known one is not. What its images do not share
+    (the view) is unknown; its name is that of its first image.
+    """
+    keys = predictions.cases[["part", "patient", "study"]].astype(str).agg("\x00".join, axis=1)
+    index = pd.factorize(keys)[0]
+    count = index.max() + 1
+    first = np.full(count, len(index))
+    np.minimum.at(first, index, np.arange(len(index)))
+    if how == "max":
+        logits = np.full((count, len(predictions.labels)), -np.inf)
+        np.maximum.at(logits, index, predictions.logits)
+    else:
+        sums = np.zeros((count, len(predictions.labels)))
+        np.add.at(sums, index, sigmoid(predictions.logits))
+        mean = sums / np.bincount(index)[:, None]
+        with np.errstate(divide="ignore"):
+            logits = np.clip(np.log(mean) - np.log1p(-mean), -1000, 1000)
+    targets = np.full(logits.shape, -1.0)
+    np.maximum.at(targets, index, np.nan_to_num(predictions.targets, nan=-1.0))
+    cases = predictions.cases.iloc[first].reset_index(drop=True)
+    for name in [c for c in cases if c not in ("image", "patient", "study", "part")]:
+        differ = predictions.cases.groupby(index)[name].nunique(dropna=False).to_numpy() > 1
+        cases[name] = cases[name].where(~differ, np.nan if name == "age" else "")
+    about = {**predictions.about, "level": f"study, {how} of its images"}
+    return Predictions(predictions.labels, logits, np.where(targets < 0, np.nan, targets), cases, about)

@@ -1,0 +1,71 @@
+"""Pictures: what is written holds what was asked, in its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mxa.errors import InputError
+from mxa.explain import draw_comparison, draw_gallery, draw_panel, draw_rois
+
+XRAY = Image.fromarray(np.full((120, 80), 100, dtype=np.uint8))
+ROIS = {
+    "stages.0.blocks.0.mixer.mxa.roi.head": torch.tensor([[0.1, 0.1, 0.9, 0.9]]),
+    "stages.2.blocks.1.mixer.mxa.roi.head": torch.tensor([[0.2, 0.2, 0.6, 0.7]]),
+    "stages.2.blocks.2.mixer.mxa.roi.head": torch.tensor([[0.3, 0.3, 0.8, 0.8]]),
+}
+
+
+def heat(y: int, x: int) -> torch.Tensor:
+    """64 x 64, a small hill."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    return (-((rows - y) ** 2 + (columns - x) ** 2) / 30.0).exp()
+
+
+def colours(path, wanted, tolerance=12):
+    """Share of the pixels of a PNG near a colour."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    return (abs(pixels - np.array(wanted)).max(-1) < tolerance).mean()
+
+
+def test_boxes(tmp_path):
+    draw_rois(XRAY, ROIS, tmp_path / "a.png", "50 $ and $ a title")
+    assert colours(tmp_path / "a.png", (255, 210, 63)) > 0.001  # the first stage
+    assert colours(tmp_path / "a.png", (59, 206, 172)) > 0.001  # the last
+    draw_gallery([XRAY] * 5, [ROIS] * 5, list("abcde"), tmp_path / "g.png")
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.width > 1000 and picture.height > 900  # two rows of four
+    assert colours(tmp_path / "g.png", (59, 206, 172)) > 0.0005  # the second block of the last stage
+    draw_gallery(
+        [XRAY] * 2, [{"layer1.mxa.roi.head": torch.tensor([[0.0, 0, 1, 1]])}] * 2, list("ab"), tmp_path / "f.png"
+    )
+
+
+def test_comparison_says_more_and_less(tmp_path):
+    draw_comparison(XRAY, heat(20, 20) + 0.1, heat(40, 40)[::2, ::2] + 0.1, tmp_path / "c.png")
+    for dark in ((103, 0, 31), (5, 48, 97)):  # the ends of the scale: red less, blue more
+        assert colours(tmp_path / "c.png", dark, 40) > 0.0005
+    with Image.open(tmp_path / "c.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    panel = pixels[:, int(0.67 * pixels.shape[1]) : int(0.93 * pixels.shape[1])]
+    red = (panel[..., 0] - panel[..., 2] > 100).nonzero()
+    blue = (panel[..., 2] - panel[..., 0] > 80).nonzero()
+    assert red[0].mean() < blue[0].mean() and red[1].mean() < blue[1].mean()
+
+
+def test_panel(tmp_path):
+    maps = {"attention": heat(10, 10), "gate": torch.zeros(64, 64)}
+    labels = {f"Label {i}": {"Grad-CAM": heat(30, 10 * i), "other": torch.zeros(64, 64)} for i in range(4)}
+    draw_panel(XRAY, ROIS, maps, labels, tmp_path / "p.png", "x" * 300, (heat(1, 1), heat(9, 9)))
+    draw_panel(XRAY, {}, {}, {}, tmp_path / "nothing.png")
+    with Image.open(tmp_path / "p.png") as full, Image.open(tmp_path / "nothing.png") as least:
+        assert full.width > 3.5 * least.width and full.height > 3 * least.height
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["nothing.png", "p.png"]
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="cannot write the picture"):
+        draw_rois(XRAY, ROIS, tmp_path / "none" / "a.png")
