@@ -1,4 +1,4 @@
-"""The main job on drawn chest phantoms: train, evaluate, predict, look. Run by ``make demo``; writes to ``demo/``."""
+"""The main job on drawn chest phantoms: train, evaluate, calibrate, predict, explain. Writes to ``demo/``."""
 
 import json
 import shutil
@@ -23,12 +23,14 @@ def main() -> None:
 
     phantom = create_dataset("phantom").records.image(0)
     phantom.save(FOLDER / "phantom.png")
-    run(f"predict {FOLDER}/phantom.png --model {FOLDER}/run --rois {FOLDER}/rois.png")
+    run(f"calibrate {FOLDER}/run")
+    run(f"predict {FOLDER}/phantom.png --model {FOLDER}/run --calibrated youden")
+    run(f"explain {FOLDER}/phantom.png --model {FOLDER}/run --output {FOLDER}/why")
 
-    metrics = json.loads((FOLDER / "evaluation/metrics.json").read_text())
+    metrics = json.loads((FOLDER / "evaluation/metrics.json").read_text())["models"][0]
     low, high = metrics["macro_auc_interval"]
-    print(f"\nLook at   {FOLDER}/rois.png, where the MXA blocks look")
-    print(f"          {FOLDER}/evaluation/metrics.json and metrics.csv")
+    print(f"\nLook at   {FOLDER}/evaluation/report.html, the evaluation as one page")
+    print(f"          {FOLDER}/why/phantom.png, where the model looks")
     print(f"          {FOLDER}/run, which timm.create_model('local-dir:{FOLDER}/run', pretrained=True) loads")
     print(
         f"macro AUC {metrics['macro_auc']:.3f}, 95 % interval {low:.3f} to {high:.3f}, n = {metrics['images']} phantoms"

@@ -14,7 +14,7 @@ from .checkpoint import atomic_write
 from .data import Collection
 from .errors import InputError
 from .evaluate import EvaluateConfig, score, weights_sha256
-from .metrics import OPERATING_POINTS, choose_thresholds, fit_temperatures, sigmoid
+from .metrics.operating import OPERATING_POINTS, TEMPERATURES, choose_thresholds, fit_temperatures, sigmoid
 
 __all__ = ["CalibrateConfig", "Calibration", "calibrate", "read_calibration"]
 
@@ -101,6 +101,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             "patients": int(found.cases["patient"].nunique()),
             "positives_and_negatives": counts,
             "not_calibrated": [n for i, n in enumerate(found.labels) if i not in kept],
+            "temperature_at_its_end": [
+                found.labels[i] for i in kept if np.isclose(temperatures[i], TEMPERATURES).any()
+            ],
             "date": datetime.date.today().isoformat(),
         },
     )

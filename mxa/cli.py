@@ -79,6 +79,8 @@ def _calibrate(config: Any) -> None:
     _print_table(columns, rows)
     if left := result.provenance["not_calibrated"]:
         print(f"left as the model gives them, for want of validation cases: {', '.join(left)}")
+    if ends := result.provenance["temperature_at_its_end"]:
+        print(f"no temperature fits (the validation cases are too few, or the scores tell nothing): {', '.join(ends)}")
     print(f"written: {Path(config.model) / NAME}; predict uses it with --calibrated")
 
 

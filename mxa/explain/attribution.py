@@ -41,10 +41,9 @@ def grad_cam(
     targets = _targets(model, labels)
     module, grid = _find(model, layer, images[:1])
     attributor = require("captum.attr", "explain").LayerGradCam(model, module)
-    found = []
+    x, found = images.detach().clone(), []  # a copy: images may come from inference mode
     with evaluating(model), true_gradients(model):
         for target in targets:
-            x = images.detach().clone().requires_grad_()  # so that a frozen model has a gradient
             cam = attributor.attribute(x, target, relu_attributions=True).detach()  # (B, 1, h, w)
             found.append(upsample(cam[:, 0], grid))
     return torch.stack(found, dim=1)
@@ -72,10 +71,9 @@ def integrated_gradients(
     targets = _targets(model, labels)
     black = create_transform(model).to_tensor.normalize(torch.zeros_like(images[:, :1])).to(images)
     attributor = require("captum.attr", "explain").IntegratedGradients(model)
-    found = []
+    x, found = images.detach().clone(), []  # a copy: images may come from inference mode
     with evaluating(model), true_gradients(model):
         for target in targets:
-            x = images.detach().clone()
             chunk = max(32, len(x))
             parts = attributor.attribute(x, black, target, n_steps=steps, internal_batch_size=chunk)
             found.append(parts.detach().float().sum(1).cpu())

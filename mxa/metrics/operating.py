@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["OPERATING_POINTS", "choose_threshold", "choose_thresholds", "fit_temperatures", "sigmoid"]
+__all__ = ["OPERATING_POINTS", "TEMPERATURES", "choose_threshold", "choose_thresholds", "fit_temperatures", "sigmoid"]
 
 #: How a threshold is chosen: the largest sensitivity + specificity (Youden), the largest sensitivity at a specificity
 #: of at least 95 %, the largest F1.
 OPERATING_POINTS = ("youden", "specificity95", "f1")
 
-_TEMPERATURES = (0.05, 20.0)
+#: The lowest and the highest temperature that is fitted.
+TEMPERATURES = (0.05, 20.0)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -71,12 +72,13 @@ def fit_temperatures(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         targets: ``(N, L)``, NaN where masked.
 
     Returns:
-        ``(L,)`` in [0.05, 20]; NaN where there is no positive or no negative.
+        ``(L,)`` in [0.05, 20]; NaN where there is no positive or no negative. A value at an end says that no
+        temperature fits: at 20 the logits tell nothing, or the wrong way round.
     """
     known = ~np.isnan(targets)
     positive = np.nan_to_num(targets)
     logits = np.where(known, np.clip(logits.astype(np.float64), -700, 700), 0)
-    low, high = (np.full(targets.shape[1], 1 / t) for t in reversed(_TEMPERATURES))
+    low, high = (np.full(targets.shape[1], 1 / t) for t in reversed(TEMPERATURES))
     for _ in range(50):
         middle = np.sqrt(low * high)
         rising = ((sigmoid(logits * middle) - positive) * logits).sum(0, where=known) > 0

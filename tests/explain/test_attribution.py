@@ -166,5 +166,7 @@ def test_rank_correlation_shares_ties():
     a = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     b = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
     assert rank_correlation(a, b).item() == pytest.approx(-1 / 3)
+    c, d = torch.tensor([[5.0, 5.0, 5.0, 7.0, 9.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])  # ranks 2 2 2 4 5
+    assert rank_correlation(c, d).item() == pytest.approx(8 / 80**0.5)
     assert rank_correlation(a.exp(), a).item() == pytest.approx(1)
     assert rank_correlation(a, torch.zeros(1, 4)).isnan()
