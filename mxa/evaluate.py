@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +24,19 @@ from .data.tables import read_table_file
 from .errors import InputError, require
 from .inference import pick_device, predict_logits
 from .models.load import load_model, named_outputs
-from .predictions import SUFFIXES, Predictions, by_study, of_records, read_predictions
+from .predictions import (
+    CASE_COLUMNS,
+    SUFFIXES,
+    MissingScores,
+    Predictions,
+    by_study,
+    of_records,
+    read_predictions,
+)
 
 __all__ = ["EvaluateConfig", "evaluate", "score", "weights_sha256"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -95,8 +106,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for module in ("matplotlib", "pyarrow"):  # before the work, not after it
         require(module, "train")
     folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file: give a folder")
     sources = [[name.strip() for name in model.split(",") if name.strip()] for model in config.models]
     names = _names([name for seeds in sources for name in seeds])
+    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
+    columns = _group_columns(config, by or (), any(Path(name).suffix in SUFFIXES for name in names))
     arms = []
     for seeds in sources:
         scored = []
@@ -104,11 +119,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             found = score(config, name)
             (folder / "predictions").mkdir(parents=True, exist_ok=True)
             found.save(folder / "predictions" / f"{names[name]}.parquet")
-            scored.append(_grouped(config, found))
+            scored.append(_grouped(found, columns))
         parts = [_parts(one, config.level) for one in scored]
         val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
         arms.append(Arm(_arm_name([names[name] for name in seeds]), tuple(part[0] for part in parts), val))
-    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     result = numbers(arms, config.replicates, by, config.min_group)
     result["notes"] = [config.note] if config.note else []
     _write(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -176,8 +190,13 @@ def _each_part(
     if dataset.records.unused:
         about["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
     pieces = [scored.cases.assign(part=split)]
+    val = None
     if config.validation and split in ("test", "valid"):
-        val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
+        try:
+            val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
+        except MissingScores as error:
+            _logger.warning("%s: no threshold or temperature is chosen", error)
+    if val is not None:
         pieces.append(val.cases.assign(part="val"))
         logits, targets = (np.concatenate([getattr(p, k) for p in (scored, val)]) for k in ("logits", "targets"))
         return Predictions(scored.labels, logits, targets, pd.concat(pieces, ignore_index=True), about)
@@ -194,20 +213,30 @@ def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | N
     return found.rows(~val), found.rows(val)
 
 
-def _grouped(config: EvaluateConfig, found: Predictions) -> Predictions:
-    """Adds the columns of ``--groups`` that are asked for."""
-    wanted = [name.strip() for name in (config.by or "").split(",") if name.strip()]
-    wanted = [name for name in wanted if name not in found.cases and name != "frontal"]
+def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd.DataFrame | None:
+    """Reads the columns to group by that no image has by itself, indexed by image; before the work, not after it."""
+    wanted = [name for name in by if name not in (*CASE_COLUMNS, "frontal")]
     path = config.groups or (Path(config.root) if config.data == "table" and config.root else None)
-    if not wanted or path is None:
-        return found
+    if not wanted or (path is None and files):  # a file of scores may have them
+        return None
+    if path is None:
+        raise InputError(
+            f"--by {', '.join(wanted)}: give --groups, a table with a column of image names and these columns"
+        )
     table = read_table_file(path, ())
     if missing := [name for name in wanted if name not in table]:
         raise InputError(f"{path} has no column {', '.join(missing)} to group by; it has {', '.join(table.columns)}")
     key = table[find_columns(path, table.columns, {})["path"]].map(os.path.normpath)
-    values = table[wanted].set_axis(key).groupby(level=0).first()
-    values = values.reindex(found.cases["image"].map(os.path.normpath)).reset_index(drop=True).fillna("").astype(str)
-    return Predictions(found.labels, found.logits, found.targets, pd.concat([found.cases, values], axis=1), found.about)
+    return table[wanted].fillna("").astype(str).set_axis(key).groupby(level=0).first()
+
+
+def _grouped(found: Predictions, columns: pd.DataFrame | None) -> Predictions:
+    """Adds the columns to group by that the cases lack."""
+    if columns is None:
+        return found
+    columns = columns[[name for name in columns if name not in found.cases]]
+    added = columns.reindex(found.cases["image"].map(os.path.normpath)).reset_index(drop=True).fillna("")
+    return replace(found, cases=pd.concat([found.cases, added], axis=1))
 
 
 def weights_sha256(name: str, model: nn.Module | None = None) -> str:

@@ -20,11 +20,15 @@ from .errors import InputError, require
 from .labels import align, canonical
 from .metrics import sigmoid
 
-__all__ = ["Predictions", "by_study", "of_records", "read_predictions"]
+__all__ = ["CASE_COLUMNS", "MissingScores", "Predictions", "by_study", "of_records", "read_predictions"]
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
-_CASE = ("image", "patient", "study", "view", "sex", "age", "part")
+CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "part")
 _KEY = b"mxa"  # of the Parquet file's metadata
+
+
+class MissingScores(InputError):
+    """A file lacks the scores of images."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Predictions:
             row, label = np.argwhere(bad)[0]
             raise InputError(
                 f"{int(bad.any(1).sum())} image(s) have a score that is not finite, such as {self.labels[label]} of "
-                f"{self.cases['image'].iloc[row]}: the training diverged, or the input is wrong"
+                f"{self.cases['image'].iloc[row]}: the training diverged, or a cell is blank"
             )
 
     def save(self, path: Path) -> None:
@@ -158,7 +162,7 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:
     """Adds what is unknown, and puts ages as numbers."""
-    cases = cases.assign(**{name: "" for name in _CASE if name not in cases and name != "age"})
+    cases = cases.assign(**{name: "" for name in CASE_COLUMNS if name not in cases and name != "age"})
     cases["patient"] = cases["patient"].astype(str).str.strip()
     cases["patient"] = cases["patient"].where(cases["patient"] != "", cases["image"])
     cases["study"] = cases["study"].astype(str).where(cases["study"] != "", cases["image"])
@@ -174,7 +178,7 @@ def _joined(scores: Predictions, column: str, records: Records, path: Path) -> P
         files[os.path.basename(name)] = None if os.path.basename(name) in files else i
     found = [rows.get(p, files.get(os.path.basename(p))) for p in map(os.path.normpath, records.paths)]
     if missing := [p for p, i in zip(records.paths, found, strict=True) if i is None]:
-        raise InputError(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
+        raise MissingScores(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
     index = align(scores.labels, records.labels)
     held = [k for k, i in enumerate(index) if i is not None]
     logits = scores.logits[found][:, [index[k] for k in held]]

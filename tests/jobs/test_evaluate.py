@@ -205,3 +205,24 @@ def test_another_collection_is_compared_where_labels_are_shared(config, run, mad
     assert metrics["not_in_collection"] == ["Bright"]
     assert "Infiltration" in metrics["about"][0]["labels_of_the_collection_not_scored"]
     assert metrics["about"][0]["data"] == "nih" and metrics["labels"]["Edema"]["n_neg"] > 0
+
+
+def test_scores_of_the_test_part_alone(config, tmp_path, caplog):
+    first = one(config(replicates=5))
+    frame = pd.read_parquet(tmp_path / "out" / "predictions" / "run.parquet")
+    frame = frame[frame["part"] == "test"]
+    frame[["image", *(n for n in frame if n.startswith("logit:"))]].to_csv(tmp_path / "test.csv", index=False)
+    metrics = one(config(models=(str(tmp_path / "test.csv"),), output=tmp_path / "again", replicates=5))
+    assert metrics["macro_auc"] == first["macro_auc"] and "chosen_on" not in metrics
+    assert "test.csv has no score of 12 of 12 images" in caplog.text and "no threshold or temperature" in caplog.text
+
+
+def test_wrong_options_are_said_before_the_work(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("mxa.evaluate.score", lambda *args: pytest.fail("it says so before the work"))
+    with pytest.raises(InputError, match="has no column ward to group by; it has path, patient"):
+        evaluate(config(by="ward"))
+    with pytest.raises(InputError, match="--by ward: give --groups, a table with a column of image names"):
+        evaluate(config(data="phantom", root=None, by="view,ward"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file: give a folder"):
+        evaluate(config(output=tmp_path / "file"))
