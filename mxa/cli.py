@@ -234,14 +234,23 @@ def _usage() -> str:
 
 
 def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list[str]]:
-    """Takes ``--config FILE`` out of the arguments and reads it: fields of the dataclass, as YAML."""
-    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
-    if "--config" not in arguments:
+    """Takes ``--config FILE`` or ``--recipe NAME`` out of the arguments and reads it: the dataclass's fields, as YAML."""
+    options = ("--config", "--recipe") if kind.__name__ == "TrainConfig" else ("--config",)
+    arguments = [
+        p for a in arguments for p in (a.split("=", 1) if a.startswith(tuple(f"{o}=" for o in options)) else [a])
+    ]
+    given = [option for option in options if option in arguments]
+    if not given:
         return {}, arguments
-    at = arguments.index("--config")
-    if at + 1 == len(arguments):
-        raise InputError("--config needs a YAML file")
+    at = arguments.index(given[0])
+    if at + 1 == len(arguments) or len(given) > 1:
+        raise InputError("give one --config FILE.yaml or one --recipe NAME")
     path = Path(arguments[at + 1])
+    if given == ["--recipe"]:
+        recipes = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
+        if path.name not in recipes:
+            raise InputError(f"no recipe {path.name!r}: give one of {', '.join(sorted(recipes))}")
+        path = recipes[path.name]
     yaml = require("yaml", "train")
     try:
         values = yaml.safe_load(path.read_text()) or {}

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils.agc import adaptive_clip_grad
 from timm.utils.summary import trim_summary, update_summary
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from .data import Collection, CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
+from .data import CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
 from .errors import InputError
 from .inference import pick_device, predict_logits
 from .metrics import macro_auroc
@@ -31,71 +30,9 @@ from .models.load import create, init_weights
 from .models.weights import save_pretrained, set_label_names
 from .progress import TrainProgress
 from .task import MultiLabelTask, masked_bce_with_logits
+from .train_config import TrainConfig, check_config, check_same_run, plain_config
 
 __all__ = ["TrainConfig", "fit", "train"]
-
-
-@dataclass
-class TrainConfig:
-    """What defines a training run; a YAML file for ``--config`` holds what differs from these defaults."""
-
-    output: Path
-    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json."""
-    model: str = "efficientvit_ml_m0_mxa"
-    """Any timm model name."""
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    labels: str | None = None
-    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
-    merge: bool = False
-    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
-    uncertain: str = "U-Ones"
-    """What an uncertain label becomes in training: U-Ones, U-Zeros, U-Ignore or LSR; or "U-Ones: Edema; U-Zeros"."""
-    blank: str | None = None
-    """What a blank label becomes: negative or ignore, by label as above; the collection's habit by default."""
-    init: str | None = None
-    """Start from these weights: a timm name with weights, a run folder, or a file."""
-    freeze: Literal["backbone"] | None = None
-    """Train only what --init did not fill, and the head."""
-    img_size: int | None = None
-    """Side of the input, in pixels; the model's own by default."""
-    epochs: int = 20
-    batch_size: int = 32
-    lr: float = 1e-3
-    """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
-    min_lr: float = 1e-5
-    warmup_epochs: int = 1
-    weight_decay: float = 0.05
-    layer_decay: float | None = None
-    """Factor on the learning rate from each layer to the one below."""
-    opt: str = "adamw"
-    """Any timm optimizer."""
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = None
-    """Stochastic depth, for models that have it."""
-    scale: tuple[float, float] = (0.8, 1.0)
-    """Range of the area that the random crop keeps."""
-    ratio: tuple[float, float] = (0.9, 1.1)
-    """Range of the crop's change of aspect ratio."""
-    rotation: float = 10.0
-    """Largest random rotation, in degrees."""
-    hflip: float = 0.0
-    """Probability of a horizontal flip; it mirrors the heart."""
-    seed: int = 0
-    workers: int = 2
-    """Worker processes of the loader."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
-    amp: bool = False
-    """bfloat16 autocast."""
-    resume: bool = False
-    """Go on from the checkpoint in output."""
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -107,55 +44,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         InputError: bad input; nothing is written then.
     """
-    _check(config)
+    check_config(config)
     options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views", "merge", "columns")}
     train_set = create_dataset(config.data, config.root, "train", **options)
     val_set = create_dataset(config.data, config.root, "val", **options)
     return fit(config, train_set, val_set)
-
-
-_BOUNDS = {
-    "epochs": (1, 100_000),
-    "batch_size": (2, 100_000),
-    "workers": (0, 1000),
-    "seed": (0, 2**32 - 1),
-    "img_size": (32, 10_000),
-    "lr": (1e-12, 1000),
-    "min_lr": (0, 1000),
-    "warmup_epochs": (0, 100_000),
-    "weight_decay": (0, 1000),
-    "layer_decay": (0.01, 1),
-    "drop_rate": (0, 0.99),
-    "drop_path_rate": (0, 0.99),
-    "scale": (0.01, 1),
-    "ratio": (0.1, 10),
-    "rotation": (0, 180),
-    "hflip": (0, 1),
-}
-
-
-def _check(config: TrainConfig) -> None:
-    run = Path(config.output)
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--output {run} is a file: give a folder")
-    held = [name for name in ("checkpoint.pt", "model.safetensors", "config.json") if (run / name).exists()]
-    if held and not config.resume:
-        raise InputError(f"{run} holds {held[0]}: add --resume to go on with a run, or give another --output")
-    if config.resume and not (run / "config.yaml").exists():
-        raise InputError(f"{run} holds no run to resume")
-    if "." in config.model and ":" not in config.model:
-        raise InputError(
-            f"--model {config.model} names weights: give --init {config.model} and --model without its tag"
-        )
-    if config.freeze and not config.init:
-        raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
-    if config.opt not in list_optimizers():
-        raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
-    for name, (low, high) in _BOUNDS.items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not low <= number <= high:
-                raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
 
 
 def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None = None) -> dict[str, Any]:
@@ -181,11 +74,12 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     filled = init_weights(model, config.init) if config.init else set()
     frozen = _freeze(model, filled) if config.freeze else []
     device = pick_device(config.device)
-    task = MultiLabelTask(model.to(device), device=device)
-
     preprocessing = data_config(model, config.img_size)
+    task = MultiLabelTask(model.to(device), device=device)
+    kept = task.setup_ema(config.ema, use_warmup=True).module if config.ema else model
+
     train_set.seed, train_set.on_bad = config.seed, "replace"
-    augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip")}
+    augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip", "augment")}
     transform = create_transform(preprocessing, is_training=True, **augment)
     loader = make_loader(train_set, transform, min(config.batch_size, len(train_set)), config.workers, is_training=True)
     loader.sampler.generator = torch.Generator()
@@ -197,19 +91,21 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     optimizer, scheduler = _optimizer(config, model, steps)
     first, best = 0, {"epoch": -1, "macro_auc": float("nan")}
     if config.resume and (saved := load_checkpoint(run)):
-        _check_same_run(config, saved["config"])
+        check_same_run(config, saved["config"])
         if tuple(saved["labels"]) != train_set.labels or saved["images"] != len(train_set):
             raise InputError(f"--resume: the run was trained on {saved['images']} images with other rows or labels")
         model.load_state_dict(saved["model"])
+        if config.ema:
+            kept.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"] + 1, saved["best"]
         train_set.bad[saved["bad"]] = True
 
     elif config.resume:
-        _check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
+        check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
 
     run.mkdir(parents=True, exist_ok=True)
-    settings = _plain(config)
+    settings = plain_config(config)
     atomic_write(run / "config.yaml", lambda path: path.write_text(yaml.safe_dump(settings, sort_keys=False)))
     trim_summary(str(run / "log.csv"), first)
     with TrainProgress(config.epochs, steps, first) as progress:
@@ -224,7 +120,10 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
                     loss = task(images.to(device), targets.to(device))["loss"]
                 optimizer.zero_grad()
                 loss.backward()
+                if config.agc:
+                    adaptive_clip_grad(task.get_clip_parameters(exclude_head=True), config.agc)
                 optimizer.step()
+                task.update_ema(epoch * steps + step)
                 losses.append(loss.detach())
                 if step % 10 == 0 or step == steps - 1:
                     _check_bad(train_set)
@@ -232,11 +131,11 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
             mean_loss = float(torch.stack(losses).mean())
             if not math.isfinite(mean_loss):
                 raise InputError(f"the loss became {mean_loss} in epoch {epoch + 1}: lower --lr and start again")
-            scores = _validate(model, val_loader, config.amp) if val_loader else {}
+            scores = _validate(kept, val_loader, config.amp) if val_loader else {}
             score = scores.get("macro_auc", float("nan"))
             if val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
                 best = {"epoch": epoch, "macro_auc": score}
-                _save_weights(model, run)
+                _save_weights(kept, run)
             update_summary(epoch, {"loss": mean_loss}, scores, str(run / "log.csv"), lr=lr)
             state = {
                 "model": model.state_dict(),
@@ -248,6 +147,7 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
                 "images": len(train_set),
                 "bad": train_set.bad.nonzero().flatten().tolist(),
             }
+            state |= {"ema": kept.state_dict()} if config.ema else {}
             save_checkpoint(state, run)
             progress.epoch(epoch, mean_loss, scores)
     return {**best, "bad_images": train_set.bad_paths(), "output": run}
@@ -300,8 +200,9 @@ def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch
     optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        num_epochs=config.epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+        num_epochs=config.epochs - config.cooldown_epochs,
+        cooldown_epochs=config.cooldown_epochs,
+        warmup_epochs=min(config.warmup_epochs, config.epochs - config.cooldown_epochs - 1),
         warmup_lr=config.lr / 100,
         min_lr=min(config.min_lr, config.lr),
         step_on_epochs=False,
@@ -344,20 +245,3 @@ def _save_weights(model: nn.Module, run: Path) -> None:
         save_pretrained(model, folder)
         for name in ("model.safetensors", "config.json"):
             atomic_write(run / name, lambda path, name=name: shutil.move(Path(folder) / name, path))
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as YAML and JSON have it."""
-    return {
-        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for k, v in dataclasses.asdict(config).items()
-        if k != "resume"
-    }
-
-
-def _check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
-    free = ("output", "root", "workers", "device")
-    changed = [k for k, v in _plain(config).items() if k not in free and v != saved.get(k)]
-    if changed:
-        what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
-        raise InputError(f"--resume must go on with the same settings ({what}): change them in a new --output")

@@ -1,6 +1,13 @@
 """Losses and training tasks."""
 
-from .losses import masked_bce_with_logits
+from .distillation import MultiLabelDistillationTask
+from .losses import distillation_mix, masked_bce_with_logits, soft_distillation_loss
 from .multi_label import MultiLabelTask
 
-__all__ = ["MultiLabelTask", "masked_bce_with_logits"]
+__all__ = [
+    "MultiLabelDistillationTask",
+    "MultiLabelTask",
+    "distillation_mix",
+    "masked_bce_with_logits",
+    "soft_distillation_loss",
+]

@@ -22,9 +22,14 @@ class MultiLabelTask(MultiLabelClassificationTask):
 
     def __init__(self, model: nn.Module, pos_weight: torch.Tensor | None = None, device: torch.device | None = None):
         super().__init__(model, criterion=masked_bce_with_logits, device=device, verbose=False)
+        pos_weight = None if pos_weight is None else pos_weight.to(self.device)
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gives ``{"loss": scalar, "output": logits (B, L)}`` of images and targets ``(B, L)``, NaN where masked."""
         output = self.trainable_module(input)
         return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}
+
+    def create_evaluator(self, **kwargs) -> None:
+        """Refuses: timm's evaluator counts masked labels as negative."""
+        raise NotImplementedError("timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.report")

@@ -11,6 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import functional as F
 
 from mxa.data import create_transform, data_config
+from mxa.data.dataset import seeded
 from mxa.data.image_io import read_image
 from mxa.errors import InputError
 
@@ -222,3 +223,26 @@ def test_golden_tensor_of_a_jpeg(tmp_path):
     torch.testing.assert_close(tensor[0, ::10, ::13], torch.tensor(expected), atol=0.05, rtol=0)  # decoders differ by 1
     assert tensor.shape == (3, 32, 40)
     assert tensor.mean() == pytest.approx(-0.1813, abs=0.005) and tensor.std() == pytest.approx(0.6015, abs=0.005)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "F"])
+@pytest.mark.parametrize("name", ["paper", "better"])
+def test_the_papers_sets(name, mode, channels):
+    cfg = {"input_size": (channels, 48, 48), "mean": (0.5,) * channels, "std": (0.25,) * channels}
+    y, x = np.mgrid[:60, :80]
+    image = Image.fromarray((120 + 80 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8)).convert(mode)
+    transform = create_transform(cfg, is_training=True, augment=name)
+    seen = []
+    for seed in range(12):
+        with seeded(0, seed):
+            seen.append(transform(image))
+        with seeded(0, seed):
+            assert torch.equal(transform(image), seen[-1])
+    assert all(x.shape == (channels, 48, 48) and x.dtype == torch.float32 for x in seen)
+    assert len({x.sum().item() for x in seen}) > 6
+    assert all(x.min() >= -2 and x.max() <= 2 for x in seen)
+    assert torch.equal(create_transform(cfg, augment=name)(image), create_transform(cfg)(image))  # in training alone
+    assert transform.decode_size == ((48, 48) if name == "paper" else (54, 54))
+    with pytest.raises(InputError, match="unknown set of augmentations 'mine'"):
+        create_transform(cfg, is_training=True, augment="mine")

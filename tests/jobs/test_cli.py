@@ -1,8 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
+import mxa
 from mxa import cli
+from mxa.train import TrainConfig
 
 
 def run_cli(capsys, *arguments):
@@ -106,3 +110,46 @@ def test_help_and_version(capsys):
         cli.main(["train", "--help"])
     assert error.value.code == 0
     assert "--layer-decay" in capsys.readouterr().out
+
+
+RECIPES = sorted(p.stem for p in (Path(mxa.__file__).parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_delta_with_a_header(name):
+    text = (Path(mxa.__file__).parent / "recipes" / f"{name}.yaml").read_text()
+    for word in ("# Command:   mxa train --recipe " + name, "# Hardware:", "# Duration:", "# Expected:"):
+        assert word in text
+    values = yaml.safe_load(text)
+    defaults = TrainConfig("x")
+    assert all(getattr(defaults, k) != v for k, v in values.items() if k not in ("min_lr", "lr", "uncertain"))
+
+
+def test_a_recipe_is_read_and_overridden(table, tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mxa.train.train", seen.append)
+    with pytest.raises(TypeError):
+        run_cli(
+            capsys,
+            "train",
+            "--recipe",
+            "paper_mxa",
+            "--epochs",
+            15,
+            "--data",
+            "table",
+            "--root",
+            table,
+            "--output",
+            tmp_path / "r",
+        )
+    assert (seen[0].model, seen[0].epochs, seen[0].weight_decay, seen[0].ema) == (
+        "efficientvit_ml_m5_mxa",
+        15,
+        0.025,
+        0.99996,
+    )
+    with pytest.raises(SystemExit, match="no recipe 'best': give one of fast, paper_baseline, paper_mxa"):
+        run_cli(capsys, "train", "--recipe=best", "--output", tmp_path / "r")
+    with pytest.raises(SystemExit, match=r"give one --config FILE\.yaml or one --recipe NAME"):
+        run_cli(capsys, "train", "--recipe", "fast", "--config", "x.yaml", "--output", tmp_path / "r")

@@ -17,9 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mxa
+import mxa.train as job
 from mxa.data import create_dataset, create_transform
 from mxa.errors import InputError
 from mxa.models.load import load_model
+from mxa.models.weights import save_pretrained
+from mxa.task import MultiLabelTask
 from mxa.train import TrainConfig, build_model, fit, train
 
 
@@ -275,3 +278,93 @@ def test_the_input_size_of_a_model_that_takes_any_is_kept(config):
     summary = train(config(model="resnet10t", img_size=96, epochs=1))
     model = load_model(summary["output"])
     assert create_transform(model)(Image.new("L", (40, 50))).shape == (3, 96, 96)
+
+
+def test_an_average_of_the_weights_is_kept(config, tmp_path, monkeypatch):
+    seen = []
+
+    class Task(MultiLabelTask):
+        def update_ema(self, step=None):
+            super().update_ema(step)
+            seen.append({k: v.clone() for k, v in self.trainable_module.state_dict().items()})
+
+    monkeypatch.setattr("mxa.train.MultiLabelTask", Task)
+    model = "efficientvit_ml_m0"
+    fit(config(model=model, ema=0.9, epochs=2), create_dataset("table", config().root, "train"))
+    average = dict(seen[0])
+    for step, weights in enumerate(seen):
+        decay = min(0.9, 1 - step ** (-2 / 3)) if step > 1 else 0.0  # timm's warm-up
+        average = {
+            k: torch.lerp(weights[k], average[k], decay) if v.is_floating_point() else weights[k]
+            for k, v in average.items()
+        }
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    moved = sum((kept[k] - seen[-1][k]).abs().max().item() for k in kept if kept[k].is_floating_point())
+    assert moved > 1e-3
+    for key, value in kept.items():
+        torch.testing.assert_close(value, average[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_average_is_that_of_an_uninterrupted_run(config, tmp_path, monkeypatch):
+    options = {"model": "efficientvit_ml_m0", "ema": 0.95, "epochs": 3, "agc": 0.02}
+    train(config(**options))
+    save, count = job.save_checkpoint, []
+
+    def stop(state, run):
+        save(state, run)
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(**options, output=tmp_path / "cut"))
+    monkeypatch.setattr(job, "save_checkpoint", save)
+    train(config(**options, output=tmp_path / "cut", resume=True))
+    one, other = (torch.load(tmp_path / r / "checkpoint.pt", weights_only=True)["ema"] for r in ("run", "cut"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_adaptive_clipping_holds_the_body_and_not_the_head(config, tmp_path):
+    start = build_model(config(), ("Edema", "Mass", "Bright"))
+    save_pretrained(start, tmp_path / "start")
+    moved = {}
+    for agc in (None, 1e-6):
+        train(
+            config(
+                init=str(tmp_path / "start"),
+                agc=agc,
+                epochs=1,
+                opt="sgd",
+                lr=1.0,
+                weight_decay=0,
+                output=tmp_path / f"run-{agc}",
+            )
+        )
+        end = load_file(tmp_path / f"run-{agc}" / "model.safetensors")
+        before = start.state_dict()
+        moved[agc] = {
+            k: (end[k] - before[k]).abs().max().item()
+            for k in ("stages.0.blocks.0.ffn0.m.pw1.conv.weight", "head.linear.weight")
+        }
+    body, head = moved[None]
+    assert moved[1e-6][body] < 0.01 * moved[None][body] and moved[1e-6][head] > 0.1 * moved[None][head]
+
+
+def test_the_last_epochs_cool_down(config, tmp_path):
+    train(config(epochs=5, cooldown_epochs=2, warmup_epochs=1, lr=1e-2, min_lr=1e-4))
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run" / "log.csv")]
+    assert rates[3] == rates[4] == pytest.approx(1e-4) and rates[1] > 1e-3
+    with pytest.raises(InputError, match="--cooldown-epochs must be fewer than --epochs"):
+        train(config(epochs=2, cooldown_epochs=2, output=tmp_path / "other"))
+
+
+def test_a_run_without_the_newer_settings_is_resumed(config, tmp_path):
+    train(config(epochs=1))
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["ema"], state["config"]["augment"]
+    torch.save(state, path)
+    train(config(epochs=1, resume=True))
+    with pytest.raises(InputError, match="augment was 'crop'"):
+        train(config(epochs=1, resume=True, augment="better"))
