@@ -59,7 +59,6 @@ def _evaluate(config: Any) -> None:
             print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
         if any(about.get("part") == "all" for about in model["about"]) and config.split is None:
             print("there is no test part: every image was scored, any that the model was trained on included (--split)")
-        _say_bad([path for about in model["about"] for path in about.get("images_left_out", [])], "left out")
     _print_table(*summary_rows(result))
     if result["paired"]:
         _print_table(*paired_rows(result))
@@ -234,7 +233,7 @@ def _usage() -> str:
 
 
 def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list[str]]:
-    """Takes ``--config FILE`` or ``--recipe NAME`` out of the arguments and reads it: the dataclass's fields, as YAML."""
+    """Takes ``--config FILE`` or ``--recipe NAME`` out of the arguments and reads its fields, as YAML."""
     options = ("--config", "--recipe") if kind.__name__ == "TrainConfig" else ("--config",)
     arguments = [
         p for a in arguments for p in (a.split("=", 1) if a.startswith(tuple(f"{o}=" for o in options)) else [a])

@@ -19,6 +19,7 @@ from torch import nn
 from . import __version__
 from .checkpoint import atomic_write
 from .data import Collection, CXRDataset, create_dataset, create_transform, make_loader
+from .data.records import PART_NAMES
 from .data.table import find_columns
 from .data.tables import read_table_file
 from .errors import InputError, require
@@ -30,6 +31,7 @@ from .predictions import (
     MissingScores,
     Predictions,
     by_study,
+    has_targets,
     of_records,
     read_predictions,
 )
@@ -109,6 +111,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
     sources = [[name.strip() for name in model.split(",") if name.strip()] for model in config.models]
+    if not all(sources) or not sources:
+        raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
     names = _names([name for seeds in sources for name in seeds])
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     columns = _group_columns(config, by or (), any(Path(name).suffix in SUFFIXES for name in names))
@@ -143,13 +147,9 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     """
     if Path(name).suffix in SUFFIXES:
         path = Path(name)
-        try:
-            found = read_predictions(path)
-        except InputError as error:
-            if "no columns target:" not in str(error):
-                raise
-            found = _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
-        return found
+        if has_targets(path):
+            return _file_parts(config, read_predictions(path), path)
+        return _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
     model = load_model(name)
     labels = named_outputs(model)
     model.to(pick_device(config.device))
@@ -163,10 +163,31 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
             raise InputError(f"none of the {len(good)} images reads")
         about = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
         if (~good).any():
-            about["images_left_out"] = dataset.bad_paths()
+            about["images_left_out"] = int((~good).sum())
+            _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))
         return of_records(dataset.records.subset(good), logits[good], about)
 
     return _each_part(config, run, labels)
+
+
+def _file_parts(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
+    """Keeps, of a file with targets and parts, the part asked for (the test part) and the validation rows."""
+    _logger.info("%s has its own targets: --data, --views, --merge and --blank do not apply", path)
+    if "part" in found.about:  # of an evaluation of ours: what was asked for then, and validation rows
+        keep = (found.cases["part"] != "val") | (config.validation and found.about["part"] != "val")
+        return found.rows((keep | (found.about["part"] == "val")).to_numpy(bool))
+    parts = found.cases["part"].str.lower().map(lambda part: PART_NAMES.get(part, ""))
+    known = set(parts) - {""}
+    split = config.split or ("test" if "test" in known else "all")
+    if not known or split == "all":
+        found = replace(found, cases=found.cases.assign(part="all"))
+        return replace(found, about={**found.about, "part": "all"})
+    wanted = PART_NAMES.get(split, split)
+    rows = (parts == wanted) | ((parts == "val") & (config.validation and wanted == "test"))
+    if not (parts == wanted).any():
+        raise InputError(f"{path} has no row of the part {split}; it has {', '.join(sorted(known))}")
+    found = replace(found, cases=found.cases.assign(part=parts), about={**found.about, "part": split})
+    return found.rows(rows.to_numpy(bool))
 
 
 def _each_part(

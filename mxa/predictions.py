@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,13 +15,15 @@ import pandas as pd
 
 from .checkpoint import atomic_write
 from .data import Records
-from .data.table import COLUMNS, find_columns
-from .data.tables import label_cells, read_table_file
+from .data.records import PART_NAMES, normal_sex
+from .data.table import COLUMNS, find_columns, plain_text
+from .data.tables import label_cells, read_header, read_table_file
+from .data.views import normal_view
 from .errors import InputError, require
 from .labels import align, canonical
 from .metrics import sigmoid
 
-__all__ = ["CASE_COLUMNS", "MissingScores", "Predictions", "by_study", "of_records", "read_predictions"]
+__all__ = ["CASE_COLUMNS", "MissingScores", "Predictions", "by_study", "has_targets", "of_records", "read_predictions"]
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
 CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "part")
@@ -92,6 +95,17 @@ def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -
     return Predictions(records.labels, logits, records.targets, cases, dict(about))
 
 
+def has_targets(path: Path) -> bool:
+    """Says whether a file of scores has targets too.
+
+    Raises:
+        InputError: no such file, or no table.
+    """
+    if not path.is_file():
+        raise InputError(f"no file of scores {path}")
+    return any(name.startswith("target:") for name in read_header(path))
+
+
 def read_predictions(path: Path, records: Records | None = None) -> Predictions:
     """Reads scores of any program from a Parquet or CSV file.
 
@@ -110,24 +124,30 @@ def read_predictions(path: Path, records: Records | None = None) -> Predictions:
     """
     table = read_table_file(path, ())
     names = find_columns(path, table.columns, {})
-    if table[names["path"]].duplicated().any():
-        twice = table[names["path"]][table[names["path"]].duplicated()].iloc[0]
-        raise InputError(f"{path}: {twice} has more than one row")
+    images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")
+    if (images == "").any():
+        raise InputError(f"{path}: row {int((images == '').argmax()) + 1} names no image")
+    if images.duplicated().any():
+        raise InputError(f"{path}: {images[images.duplicated()].iloc[0]} has more than one row")
+    table[names["path"]] = images
     known = set(names.values())
     plain = [c for c in table.columns if c not in known and ":" not in c]
     targets = {c.partition(":")[2]: c for c in table if c.startswith("target:")}
-    scores = {c.partition(":")[2]: c for c in table if c.startswith(("logit:", "probability:"))}
+    scored = [c for c in table if c.startswith(("logit:", "probability:"))]
+    scores = {c.partition(":")[2]: c for c in scored}
+    if len(scores) < len(scored):
+        raise InputError(f"{path} has a label both as logit: and as probability:; keep one of them")
     if not scores:
         wanted = {canonical(label) for label in (records.labels if records is not None else targets)}
         scores = {c: c for c in plain if canonical(c) in wanted}
+    if records is None and not targets:
+        raise InputError(f"{path} has no columns target:LABEL: name the collection, --data and --root")
     if not scores:
         raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
     logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
     about = {"scores": path.name, **_read_about(path)}
     if records is not None and not targets:
         return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
-    if not targets:
-        raise InputError(f"{path} has no columns target:LABEL: name the collection, --data and --root")
     index = align(tuple(targets), tuple(scores))
     if None in index:
         raise InputError(f"{path} has no column target:{list(scores)[index.index(None)]}")
@@ -161,22 +181,32 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:
-    """Adds what is unknown, and puts ages as numbers."""
+    """Adds what is unknown, and puts views, sexes, ages and parts as collections have them."""
     cases = cases.assign(**{name: "" for name in CASE_COLUMNS if name not in cases and name != "age"})
-    cases["patient"] = cases["patient"].astype(str).str.strip()
-    cases["patient"] = cases["patient"].where(cases["patient"] != "", cases["image"])
-    cases["study"] = cases["study"].astype(str).where(cases["study"] != "", cases["image"])
-    ages = cases.get("age", np.nan)
-    return cases.assign(age=pd.to_numeric(ages, errors="coerce"))
+    for name in [n for n in CASE_COLUMNS if n != "age"]:
+        cases[name] = plain_text(cases[name])
+    for name in ("patient", "study"):
+        cases[name] = cases[name].where(cases[name] != "", cases["image"])
+    if unknown := sorted(set(cases["part"].str.lower()) - {"", *PART_NAMES}):
+        raise InputError(f"unknown part {', '.join(unknown[:3])}: give train, val or test")
+    ages = cases["age"].astype(str).str.removesuffix("Y") if "age" in cases else np.nan
+    return cases.assign(
+        view=cases["view"].map(normal_view), sex=cases["sex"].map(normal_sex), age=pd.to_numeric(ages, errors="coerce")
+    )
 
 
 def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
-    """Finds the score of every row of a collection, by path or, where that is unique, by file name."""
-    rows = {os.path.normpath(name): i for i, name in enumerate(scores.cases[column])}
-    files: dict[str, int | None] = {}
-    for name, i in rows.items():
-        files[os.path.basename(name)] = None if os.path.basename(name) in files else i
-    found = [rows.get(p, files.get(os.path.basename(p))) for p in map(os.path.normpath, records.paths)]
+    """Finds the score of every row of a collection, by path or, where that is unique on both sides, by file name."""
+    rows = {name: i for i, name in enumerate(scores.cases[column])}
+    wanted = [os.path.normpath(p) for p in records.paths]
+    ours, theirs = (Counter(map(os.path.basename, names)) for names in (wanted, rows))
+    files = {os.path.basename(name): i for name, i in rows.items() if theirs[os.path.basename(name)] == 1}
+
+    def row_of(name: str) -> int | None:
+        base = os.path.basename(name)
+        return rows[name] if name in rows else files.get(base) if ours[base] == 1 else None
+
+    found = [row_of(name) for name in wanted]
     if missing := [p for p, i in zip(records.paths, found, strict=True) if i is None]:
         raise MissingScores(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
     index = align(scores.labels, records.labels)

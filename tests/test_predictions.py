@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mxa.data import create_dataset
+from mxa.data.records import Records
 from mxa.errors import InputError
 from mxa.metrics import sigmoid
 from mxa.predictions import Predictions, by_study, of_records, read_predictions
@@ -87,7 +88,7 @@ def test_the_ends_of_probability_stay_in_order(tmp_path):
         ("path,Edema,target:Edema\n1.png,0.5,1\n1.png,0.5,1\n", r"1\.png has more than one row"),
         ("path,logit:Edema\n1.png,0.5\n", "has no columns target:LABEL: name the collection, --data and --root"),
         ("path,logit:Edema,logit:Mass,target:Edema\n1.png,0.5,1,1\n", "has no column target:Mass"),
-        ("path,patient\n1.png,7\n", "has no scores: name a column logit:LABEL"),
+        ("path,target:Edema\n1.png,1\n", "has no scores: name a column logit:LABEL"),
     ],
 )
 def test_files_that_cannot_be_scored(tmp_path, text, message):
@@ -136,3 +137,25 @@ def test_a_study_of_one_image_is_that_image():
     alone = Predictions(one.labels, one.logits, one.targets, one.cases.assign(study=list("abcde")))
     for how in ("mean", "max"):
         same(by_study(alone, how), alone)
+
+
+def test_one_row_is_never_the_score_of_two_images(tmp_path):
+    paths = [f"p{i}/study1/view1_frontal.jpg" for i in range(3)]
+    records = Records(("Edema",), paths, np.zeros((3, 1)), list("abc"))
+    (tmp_path / "s.csv").write_text("path,Edema\nelsewhere/view1_frontal.jpg,0.5\n")
+    with pytest.raises(InputError, match="has no score of 3 of 3 images, such as p0/study1"):
+        read_predictions(tmp_path / "s.csv", records)
+    (tmp_path / "s.csv").write_text("path,Edema\na.png,0.5\n./a.png,0.6\n")
+    with pytest.raises(InputError, match=r"a\.png has more than one row"):
+        read_predictions(tmp_path / "s.csv", records)
+    (tmp_path / "s.csv").write_text("path,logit:Edema,probability:Edema\na.png,0.5,0.6\n")
+    with pytest.raises(InputError, match="both as logit: and as probability:"):
+        read_predictions(tmp_path / "s.csv", records)
+
+
+def test_views_sexes_and_ages_are_read_as_those_of_a_table(tmp_path):
+    rows = "1.png,Lateral,Female,058Y,0.5,1\n2.png,Frontal,M,60,0.5,0\n"
+    (tmp_path / "s.csv").write_text("path,view,sex,age,Edema,target:Edema\n" + rows)
+    cases = read_predictions(tmp_path / "s.csv").cases
+    assert cases["view"].tolist() == ["LATERAL", ""] and cases["sex"].tolist() == ["F", "M"]
+    assert cases["age"].tolist() == [58, 60]

@@ -16,7 +16,7 @@ from .source import Source
 from .tables import label_cells, read_table_file
 from .views import normal_view
 
-__all__ = ["COLUMNS", "Table", "find_columns", "parse_columns"]
+__all__ = ["COLUMNS", "Table", "find_columns", "parse_columns", "plain_text"]
 
 #: What a table's columns may be called; case, spaces, hyphens and underscores do not count.
 COLUMNS = {
@@ -52,7 +52,7 @@ class Table(Source):
         cells = self._cells(path, table[held])
 
         def column(name: str) -> list[str]:
-            return _text(table[names[name]]) if name in names else [""] * len(table)
+            return plain_text(table[names[name]]) if name in names else [""] * len(table)
 
         paths = [_below(path.parent, name) for name in column("path")]
         if "" in paths:
@@ -96,7 +96,7 @@ class Table(Source):
         return cells
 
 
-def _text(column: pd.Series) -> list[str]:
+def plain_text(column: pd.Series) -> list[str]:
     """Returns a column as text, a blank as ``""``, whole floats (of a column with blanks) as integers."""
     if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")

@@ -42,11 +42,13 @@ def patient_weights(patients: np.ndarray, replicates: int = 1000, seed: int = 0)
 def seed_weights(seeds: int, replicates: int, seed: int) -> np.ndarray:
     """Returns the share of each training seed in each replicate, seeds drawn with replacement: ``(R, S)``.
 
-    One seed has no spread that could be resampled: its share is 1.
+    Few seeds drawn with replacement spread too little, by a factor of ``sqrt((S - 1) / S)``: the shares' distances from
+    1/S are widened by its inverse, so that one may lie below 0. One seed has no spread to resample: its share is 1.
     """
     if seeds == 1:
         return np.ones((replicates, 1))
-    return np.random.default_rng((seed, seeds)).multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
+    drawn = np.random.default_rng((seed, seeds)).multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
+    return 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (drawn - 1 / seeds)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:

@@ -105,7 +105,7 @@ def confusion(called: np.ndarray, targets: np.ndarray, weight: np.ndarray | None
     Returns:
         Four arrays ``(..., L)``.
     """
-    weight = np.ones(len(targets)) if weight is None else weight
+    weight = _floating(weight, len(targets))
     positive, negative = targets == 1, targets == 0
     kinds = {"tp": called & positive, "fp": called & negative, "fn": ~called & positive, "tn": ~called & negative}
     return {name: weight @ cells.astype(weight.dtype) for name, cells in kinds.items()}
@@ -130,7 +130,7 @@ def rates(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def brier(probabilities: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """Mean squared difference of probability and target over the known cases: ``(N, L)`` to ``(..., L)``."""
-    weight = np.ones(len(targets)) if weight is None else weight
+    weight = _floating(weight, len(targets))
     known = ~np.isnan(targets)
     squares = np.where(known, (probabilities - np.nan_to_num(targets)) ** 2, 0)
     return _share(weight @ squares.astype(weight.dtype), weight @ known.astype(weight.dtype))
@@ -153,7 +153,7 @@ def calibration_error(
     Returns:
         ``(..., L)`` in [0, 1], NaN where no case is known.
     """
-    weight = np.ones(len(targets)) if weight is None else weight
+    weight = _floating(weight, len(targets))
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
     errors = []
     for label in range(targets.shape[1]):
@@ -164,6 +164,14 @@ def calibration_error(
         gap = of @ (member * (probabilities[known, label] - targets[known, label])[:, None].astype(weight.dtype))
         errors.append(_share(np.abs(gap).sum(-1), of.sum(-1)))
     return np.stack(errors, axis=-1)
+
+
+def _floating(weight: np.ndarray | None, count: int) -> np.ndarray:
+    """Weights as floating point, float32 where they are; ones where there are none."""
+    if weight is None:
+        return np.ones(count)
+    weight = np.asarray(weight)
+    return weight if weight.dtype.kind == "f" else weight.astype(np.float64)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

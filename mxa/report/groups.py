@@ -51,32 +51,40 @@ def groups_of(cases: pd.DataFrame, by: str) -> dict[str, np.ndarray]:
 
 
 def group_numbers(
-    arm: Arm, chosen: Sequence[Any], replicates: int, by: Sequence[str] | None, min_group: int
+    arm: Arm, chosen: Sequence[Any], shares: np.ndarray, by: Sequence[str] | None, min_group: int
 ) -> dict[str, Any]:
     """Scores each group of each grouping, and the gaps between them.
 
     A label counts in a grouping where every scored group has at least 10 positives and 10 negatives of it, so that all
-    groups are compared over the same labels. True and false positive rates are at Youden's threshold. A gap is the
-    largest minus the smallest value among the groups.
+    groups are compared over the same labels. True and false positive rates are at Youden's threshold. Each group but
+    the largest has its differences to the largest, with intervals; a gap is the largest minus the smallest value among
+    the groups, and is above 0 by chance alone.
 
     Returns:
         ``groups``: for each grouping its ``labels``, ``groups`` (``images``, and ``auc``, ``tpr``, ``fpr`` with
-        intervals, means over those labels) and ``gaps``; and for each label its own, under ``by_label``.
+        intervals, means over those labels), ``reference`` and ``gaps``; and for each label its own, under ``by_label``.
     """
     cases = arm.scored[0].cases
     names = by if by is not None else [n for n in ("view", "frontal", "sex", "age") if len(groups_of(cases, n)) > 1]
-    weights = list(patient_weights(cases["patient"].to_numpy(object), replicates)) if names else []
-    return {"groups": {name: _grouping(arm, chosen, groups_of(cases, name), weights, min_group) for name in names}}
+    weights = list(patient_weights(cases["patient"].to_numpy(object), len(shares))) if names else []
+    return {
+        "groups": {name: _grouping(arm, chosen, groups_of(cases, name), weights, shares, min_group) for name in names}
+    }
 
 
 def _grouping(
-    arm: Arm, chosen: Sequence[Any], groups: dict[str, np.ndarray], weights: list[np.ndarray], min_group: int
+    arm: Arm,
+    chosen: Sequence[Any],
+    groups: dict[str, np.ndarray],
+    weights: list[np.ndarray],
+    shares: np.ndarray,
+    min_group: int,
 ) -> dict[str, Any]:
     scored = {name: rows for name, rows in groups.items() if rows.sum() >= min_group}
     counts = np.array([[(arm.targets[rows] == kind).sum(0) for kind in (0, 1)] for rows in scored.values()])
     labels = np.flatnonzero((counts >= _LEAST).all((0, 1))) if len(scored) else np.array([], int)
     result: dict[str, Any] = {"labels": [arm.labels[i] for i in labels], "groups": {}, "gaps": {}, "by_label": {}}
-    values = {name: _rates_of(arm, chosen, rows, labels, weights) for name, rows in scored.items()}
+    values = {name: _rates_of(arm, chosen, rows, labels, weights, shares) for name, rows in scored.items()}
     for name, rows in groups.items():
         about: dict[str, Any] = {"images": int(rows.sum()), "patients": arm.scored[0].cases["patient"][rows].nunique()}
         if name in values and len(labels):
@@ -85,25 +93,30 @@ def _grouping(
         result["groups"][name] = about
     if len(scored) < 2 or not len(labels):
         return result
+    reference = max(scored, key=lambda name: scored[name].sum())
+    result["reference"] = reference
     for metric in next(iter(values.values())):
-        points, draws = (np.stack([v[metric][k] for v in values.values()]) for k in (0, 1))  # (G, L), (G, R, L)
-        means, drawn_means = points.mean(-1), draws.mean(-1)
-        result["gaps"] |= {metric: np.ptp(means), f"{metric}_interval": interval(np.ptp(drawn_means, axis=0))}
+        points = np.stack([v[metric][0] for v in values.values()])  # (G, L)
+        result["gaps"][metric] = np.ptp(points.mean(-1))
+        for name in set(values) - {reference}:
+            (point, drawn), (point0, drawn0) = values[name][metric], values[reference][metric]
+            about = result["groups"][name]
+            about[f"{metric}_difference"] = point.mean() - point0.mean()
+            about[f"{metric}_difference_interval"] = interval((drawn - drawn0).mean(-1))
         for i, label in enumerate(labels):
             row = result["by_label"].setdefault(arm.labels[label], {})
             row[metric] = dict(zip(values, points[:, i], strict=True))
             row[f"{metric}_gap"] = np.ptp(points[:, i])
-            row[f"{metric}_gap_interval"] = interval(np.ptp(draws[..., i], axis=0))
     return result
 
 
 def _rates_of(
-    arm: Arm, chosen: Sequence[Any], rows: np.ndarray, labels: np.ndarray, weights: list[np.ndarray]
+    arm: Arm, chosen: Sequence[Any], rows: np.ndarray, labels: np.ndarray, weights: list[np.ndarray], shares: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """AUC, TPR and FPR of one group, mean over the seeds: point ``(L,)`` and replicates ``(R, L)``."""
     targets = arm.targets[np.ix_(rows, labels)]
 
-    def measure(weight: np.ndarray | None) -> dict[str, np.ndarray]:
+    def measure(weight: np.ndarray | None) -> dict[str, np.ndarray]:  # each (seeds, ..., L)
         each = []
         for one, c in zip(arm.scored, chosen, strict=True):
             logits = one.logits[np.ix_(rows, labels)]
@@ -113,9 +126,15 @@ def _rates_of(
                 at = rates(confusion(logits >= c.thresholds["youden"][labels], targets, weight))
                 found |= {"tpr": at["sensitivity"], "fpr": 1 - at["specificity"]}
             each.append(found)
-        return {metric: np.mean([e[metric] for e in each], axis=0) for metric in each[0]}
+        return {metric: np.stack([e[metric] for e in each]) for metric in each[0]}
 
     if not len(labels):
         return {}
     point, drawn = measure(None), [measure(weight[:, rows]) for weight in weights]
-    return {metric: (point[metric], np.concatenate([d[metric] for d in drawn])) for metric in point}
+    return {
+        metric: (
+            point[metric].mean(0),
+            np.einsum("rs,srl->rl", shares, np.concatenate([d[metric] for d in drawn], axis=1)),
+        )
+        for metric in point
+    }

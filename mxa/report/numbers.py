@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,8 @@ def numbers(
     """Computes the report of one or more arms.
 
     Intervals are 95 % percentiles of bootstrap replicates of patients, and of seeds where an arm has several (each
-    metric is then the mean over the seeds). Every arm sees the same draws, so that the differences are paired.
+    metric is then the mean over the seeds), given the thresholds that were chosen. Every arm sees the same draws of
+    patients, so that the differences are paired; seeds are drawn for each arm by itself.
 
     Args:
         arms: What is compared; the first is the reference of the differences.
@@ -92,22 +93,46 @@ def numbers(
     Raises:
         InputError: a score is not finite, the arms are not of the same images, or a column to group by is unknown.
     """
-    for arm in arms:
-        for one in (*arm.scored, *arm.val):
-            one.check()
-        for other in (*arm.scored, *arms[0].scored):
-            if other.cases["image"].tolist() != arm.scored[0].cases["image"].tolist():
-                raise InputError(f"{arm.name} and {arms[0].name} have scores of different images: score the same part")
+    arms = [_checked(arm, arms[0]) for arm in arms]
     models, draws = [], []
-    for arm in arms:
+    for number, arm in enumerate(arms):
         chosen = [_choose(arm.val[s] if arm.val else None) for s in range(len(arm.scored))]
-        point, drawn = _measured(arm, chosen, replicates)
-        models.append(
-            {**_arm(arm, chosen, point, drawn, replicates), **group_numbers(arm, chosen, replicates, by, min_group)}
-        )
+        shares = seed_weights(len(arm.scored), replicates, number)
+        point, drawn = _measured(arm, chosen, shares)
+        groups = group_numbers(arm, chosen, shares, by, min_group)
+        models.append({**_arm(arm, chosen, point, drawn, replicates), **groups})
         draws.append((point, drawn))
     paired = [_paired(arms[0], *draws[0], arm, *draw) for arm, draw in zip(arms[1:], draws[1:], strict=True)]
     return _plain({"models": models, "paired": paired, "replicates": replicates})
+
+
+def _checked(arm: Arm, first: Arm) -> Arm:
+    """Puts the labels of an arm's seeds into one order, and refuses scores that cannot be compared."""
+    for one in (*arm.scored, *arm.val):
+        one.check()
+    arm = Arm(arm.name, *(tuple(_in_order(one, arm) for one in part) for part in (arm.scored, arm.val)))
+    pairs = [(arm.name, one, arm.scored[0]) for one in arm.scored] + [(arm.name, v, arm.val[0]) for v in arm.val]
+    for name, one, other in (*pairs, (f"{arm.name} and {first.name}", arm.scored[0], first.scored[0])):
+        if one.cases["image"].tolist() != other.cases["image"].tolist():
+            raise InputError(f"{name}: scores of different images: score the same part")
+        if one.cases["patient"].tolist() != other.cases["patient"].tolist():
+            raise InputError(f"{name}: the same images are of different patients")
+        for i, k in enumerate(align(other.labels, one.labels)):
+            if k is not None and not np.array_equal(one.targets[:, i], other.targets[:, k], equal_nan=True):
+                raise InputError(f"{name}: the targets of {one.labels[i]} differ: score the same collection")
+    both = set(arm.scored[0].cases["patient"]) & set(arm.val[0].cases["patient"] if arm.val else ())
+    if both:
+        raise InputError(
+            f"{arm.name}: {len(both)} patient(s) are in the validation part and in the part that is reported"
+        )
+    return arm
+
+
+def _in_order(one: Predictions, arm: Arm) -> Predictions:
+    index = align(one.labels, arm.labels)
+    if None in index or len(one.labels) != len(arm.labels):
+        raise InputError(f"{arm.name}: its seeds have different labels")
+    return replace(one, labels=arm.labels, logits=one.logits[:, index], targets=one.targets[:, index])
 
 
 def _choose(val: Predictions | None) -> _Chosen:
@@ -141,16 +166,15 @@ def _measure(
 
 
 def _measured(
-    arm: Arm, chosen: Sequence[_Chosen], replicates: int
+    arm: Arm, chosen: Sequence[_Chosen], shares: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every metric, mean over the seeds: the point ``(L,)`` or ``()``, and the replicates ``(R, L)`` or ``(R,)``."""
     seeds = [(one.logits, c) for one, c in zip(arm.scored, chosen, strict=True)]
     whole = [_measure(logits, arm.targets, c) for logits, c in seeds]
     point = {name: np.mean([w[name] for w in whole], axis=0) for name in whole[0]}
-    shares = seed_weights(len(seeds), replicates, sum(map(ord, arm.name)))
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in point}
     at = 0
-    for weight in patient_weights(arm.scored[0].cases["patient"].to_numpy(object), replicates):
+    for weight in patient_weights(arm.scored[0].cases["patient"].to_numpy(object), len(shares)):
         each = [_measure(logits, arm.targets, c, weight) for logits, c in seeds]
         share = shares[at : at + len(weight)]
         at += len(weight)

@@ -80,12 +80,10 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
                 "<h3>Groups</h3>",
                 _text(
                     "TPR and FPR at Youden's threshold; means over the labels of which every group has 10 positives "
-                    "and 10 negatives. A largest gap is above 0 by chance alone."
+                    "and 10 negatives. Differences are to the largest group; a largest gap is above 0 by chance alone."
                 ),
                 _table(group_rows(model)),
             ]
-        if model.get("bad_images"):
-            parts += ["<h3>Left out: images that do not read</h3>", _text(", ".join(model["bad_images"]))]
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -95,15 +95,19 @@ def point_rows(model: dict[str, Any], point: str) -> Table:
 
 
 def group_rows(model: dict[str, Any]) -> Table:
-    """A row a group: images, AUC, TPR and FPR, and a row of gaps for each grouping."""
+    """A row a group: images, AUC, TPR and FPR, and the differences to the largest group; then the largest gap."""
     rows = []
     for by, grouping in model["groups"].items():
         of = f"{by} ({len(grouping['labels'])} labels)"
         for name, about in grouping["groups"].items():
-            rows.append((of, name, str(about["images"]), *(shown(about, metric) for metric in ("auc", "tpr", "fpr"))))
+            values = [shown(about, metric) for metric in ("auc", "tpr", "fpr")]
+            mark = "reference" if name == grouping.get("reference") else None
+            values += [mark or shown(about, f"{m}_difference", signed=True) for m in ("auc", "tpr", "fpr")]
+            rows.append((of, name, str(about["images"]), *values))
         if grouping["gaps"]:
-            rows.append((of, "largest gap", "", *(shown(grouping["gaps"], m) for m in ("auc", "tpr", "fpr"))))
-    return ("by", "group", "images", "AUC", "TPR", "FPR"), rows
+            gaps = [shown(grouping["gaps"], m) for m in ("auc", "tpr", "fpr")]
+            rows.append((of, "largest gap", "", *gaps, "", "", ""))
+    return ("by", "group", "images", "AUC", "TPR", "FPR", "AUC, difference", "TPR, difference", "FPR, difference"), rows
 
 
 def paired_rows(result: dict[str, Any]) -> Table:

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from mxa.data import create_dataset, create_transform
 from mxa.errors import InputError
 from mxa.evaluate import EvaluateConfig, evaluate
+from mxa.metrics import sigmoid
 from mxa.models.load import load_model
 from mxa.models.weights import save_pretrained, set_label_names
 
@@ -82,7 +83,7 @@ def test_model_without_names_is_refused(config, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_image_is_an_error_unless_skipped(config, table, tmp_path, workers):
+def test_bad_image_is_an_error_unless_skipped(config, table, tmp_path, workers, caplog):
     for path in table.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     values = np.zeros((8, 8), dtype=np.float32)
@@ -95,7 +96,10 @@ def test_bad_image_is_an_error_unless_skipped(config, table, tmp_path, workers):
         evaluate(config(**broken))
     metrics = one(config(**broken, skip_bad=True))
     assert metrics["images"] == 10
-    assert metrics["about"][0]["images_left_out"] == [str(tmp_path / "6.png"), str(tmp_path / "7.png")]
+    assert metrics["about"][0]["images_left_out"] == 2
+    assert f"do not read: {tmp_path / '6.png'}, {tmp_path / '7.png'}" in caplog.text
+    for name in ("report.html", "model_card.md", "metrics.json"):
+        assert "7.png" not in (tmp_path / "out" / name).read_text()
 
 
 def test_splits(config):
@@ -226,3 +230,40 @@ def test_wrong_options_are_said_before_the_work(config, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file: give a folder"):
         evaluate(config(output=tmp_path / "file"))
+
+
+def test_a_file_of_scores_in_parts(config, tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(90)],
+            "patient": range(90),
+            "split": ["train"] * 30 + ["Validation"] * 30 + ["test"] * 30,
+            "Edema": rng.random(90),
+            "target:Edema": rng.integers(0, 2, 90),
+        }
+    )
+    frame.to_csv(tmp_path / "s.csv", index=False)
+    options = {"models": (str(tmp_path / "s.csv"),), "replicates": 5}
+    metrics = one(config(**options))
+    assert metrics["images"] == 30 and metrics["chosen_on"]["images"] == 30 and metrics["about"][0]["part"] == "test"
+    assert "chosen_on" not in one(config(**options, validation=False))
+    assert one(config(**options, split="train"))["images"] == 30 and one(config(**options, split="all"))["images"] == 90
+    frame.assign(split="holdout").to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(InputError, match="unknown part holdout: give train, val or test"):
+        evaluate(config(**options))
+    frame.assign(patient=[None, *range(89)]).drop(columns="split").to_parquet(tmp_path / "s.parquet")
+    assert one(config(models=(str(tmp_path / "s.parquet"),), replicates=5))["patients"] == 90
+
+
+def test_plain_columns_of_probabilities_find_their_collection(config, tmp_path):
+    first = one(config(replicates=5))
+    frame = pd.read_parquet(tmp_path / "out" / "predictions" / "run.parquet")
+    plain = pd.DataFrame(
+        {"path": frame["image"], **{n: sigmoid(frame[f"logit:{n}"]) for n in ("Edema", "Mass", "Bright")}}
+    )
+    plain.to_csv(tmp_path / "plain.csv", index=False)
+    theirs = one(config(models=(str(tmp_path / "plain.csv"),), output=tmp_path / "theirs", replicates=5))
+    assert theirs["labels"]["Bright"]["auc"] == first["labels"]["Bright"]["auc"]
+    with pytest.raises(InputError, match=r"no file of scores .*none\.csv"):
+        evaluate(config(models=("none.csv",)))

@@ -228,3 +228,15 @@ def test_rates_at_their_ends():
     assert np.isnan(brier(ends["negative"], ends["nothing"])) and np.isnan(
         calibration_error(ends["negative"], ends["nothing"])
     )
+
+
+def test_whole_numbers_as_weights():
+    probabilities, targets = columns(0)
+    times = np.random.default_rng(0).integers(0, 4, len(targets))
+    for metric in (brier, calibration_error, lambda p, t, w: rates(confusion(p >= 0.4, t, w))["ppv"]):
+        np.testing.assert_allclose(
+            metric(probabilities, targets, times), metric(probabilities, targets, times.astype(float))
+        )
+    np.testing.assert_allclose(
+        brier(probabilities, targets, times > 1), brier(probabilities[times > 1], targets[times > 1])
+    )

@@ -58,9 +58,39 @@ def test_a_group_that_is_served_worse_shows(arm):
     logits = one.scored[0].logits.copy()
     women = (one.scored[0].cases["sex"] == "F").to_numpy()
     logits[women] = np.random.default_rng(5).normal(size=(women.sum(), 4))
-    gaps = numbers([replace(one, scored=(replace(one.scored[0], logits=logits),))], 100, ["sex"])["models"][0]
-    gaps = gaps["groups"]["sex"]["gaps"]
-    assert gaps["auc"] > 0.3 and gaps["auc_interval"][0] > 0.15
+    worse = replace(one, scored=(replace(one.scored[0], logits=logits),))
+    grouping = numbers([worse], 100, ["sex"])["models"][0]["groups"]["sex"]
+    women = grouping["groups"]["F"]
+    assert grouping["reference"] == "M" and grouping["gaps"]["auc"] > 0.3
+    assert women["auc_difference"] < -0.3 and women["auc_difference_interval"][1] < -0.15
+
+
+def test_groups_by_chance_differ_by_nothing(arm):
+    held = 0
+    for seed in range(8):
+        one = arm(seeds=(seed,))
+        patients = one.scored[0].cases["patient"]
+        side = dict(zip(patients.unique(), np.random.default_rng(seed).integers(0, 2, 120), strict=True))
+        cases = one.scored[0].cases.assign(sex=[("F", "M")[side[p]] for p in patients])
+        grouping = numbers([replace(one, scored=(replace(one.scored[0], cases=cases),))], 100, ["sex"])["models"][0]
+        grouping = grouping["groups"]["sex"]
+        other = next(g for n, g in grouping["groups"].items() if n != grouping["reference"])
+        low, high = other["auc_difference_interval"]
+        held += low <= 0 <= high
+    assert held >= 6
+
+
+def test_seeds_are_resampled_in_groups_too(arm):
+    far = arm(seeds=(0, 1))
+    far = replace(far, scored=(far.scored[0], replace(far.scored[1], logits=-far.scored[0].logits)))
+    whole = [replace(s, cases=s.cases.assign(sex="F")) for s in far.scored]
+    model = numbers([replace(far, scored=tuple(whole))], 100, ["sex"])["models"][0]
+    group = model["groups"]["sex"]
+    assert group["labels"] == ["Edema", "Mass"] or group["labels"] == ["Edema"]
+    if group["labels"] == ["Edema"]:
+        assert group["groups"]["F"]["auc_interval"] == model["labels"]["Edema"]["auc_interval"]
+    low, high = group["groups"]["F"]["auc_interval"]
+    assert high - low > 0.3
 
 
 def test_small_groups_are_counted_not_scored(arm):

@@ -14,6 +14,7 @@ from mxa.metrics import choose_threshold, fit_temperatures, patient_weights, sig
 from mxa.predictions import Predictions
 from mxa.report import Arm, numbers
 
+LABELS = ("Edema", "Mass", "Fracture", "Hernia")
 NAN = float("nan")
 
 
@@ -208,7 +209,7 @@ def test_a_score_that_is_no_number_is_an_error_that_names_the_case(arm, value):
 
 def test_other_images_are_an_error(arm):
     second = arm("b")
-    with pytest.raises(InputError, match="b and a have scores of different images"):
+    with pytest.raises(InputError, match="b and a: scores of different images"):
         numbers([arm("a"), replace(second, scored=(second.scored[0].rows(np.arange(100)),))], 5)
 
 
@@ -228,3 +229,47 @@ def test_one_case(arm):
     one = arm(val=False)
     model = numbers([replace(one, scored=(one.scored[0].rows(np.array([0])),))], 10)["models"][0]
     assert model["images"] == model["patients"] == 1 and model["labels"]["Edema"]["accuracy"] in (0, 1)
+
+
+def test_the_labels_of_seeds_are_aligned_by_name(arm):
+    two = arm(seeds=(0, 1))
+    columns = [3, 1, 0, 2]
+    mixed = [
+        replace(
+            p, labels=tuple(p.labels[i] for i in columns), logits=p.logits[:, columns], targets=p.targets[:, columns]
+        )
+        for p in (two.scored[1], two.val[1])
+    ]
+    other = replace(two, scored=(two.scored[0], mixed[0]), val=(two.val[0], mixed[1]))
+    assert numbers([other], 20) == numbers([two], 20)
+
+
+def test_what_cannot_be_compared_is_refused(arm):
+    one, two = arm("a"), arm("b", (1,))
+    wrong = replace(two.scored[0], targets=1 - two.targets)
+    with pytest.raises(InputError, match="b and a: the targets of Edema differ: score the same collection"):
+        numbers([one, replace(two, scored=(wrong,))], 5)
+    with pytest.raises(InputError, match="a: the targets of Edema differ"):
+        numbers([replace(one, scored=(one.scored[0], wrong), val=())], 5)
+    fewer = replace(two.scored[0], labels=LABELS[:3], logits=two.scored[0].logits[:, :3], targets=two.targets[:, :3])
+    with pytest.raises(InputError, match="a: its seeds have different labels"):
+        numbers([replace(one, scored=(one.scored[0], fewer), val=())], 5)
+    others = replace(two.scored[0], cases=two.scored[0].cases.assign(patient="x"))
+    with pytest.raises(InputError, match="b and a: the same images are of different patients"):
+        numbers([one, replace(two, scored=(others,))], 5)
+
+
+def test_a_patient_who_validates_and_is_reported_is_refused(arm):
+    one = arm()
+    val = replace(one.val[0], cases=one.val[0].cases.assign(patient=["test0"] * 2 + ["v"] * 118))
+    with pytest.raises(
+        InputError, match=r"a: 1 patient\(s\) are in the validation part and in the part that is reported"
+    ):
+        numbers([replace(one, val=(val,))], 5)
+
+
+def test_a_name_moves_no_interval(arm):
+    assert (
+        numbers([arm("run", (0, 1))], 30)["models"][0]["macro_auc_interval"]
+        == (numbers([arm("x", (0, 1))], 30)["models"][0]["macro_auc_interval"])
+    )
