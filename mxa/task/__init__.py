@@ -3,10 +3,12 @@
 from .distillation import MultiLabelDistillationTask
 from .losses import distillation_mix, masked_bce_with_logits, soft_distillation_loss
 from .multi_label import MultiLabelTask
+from .teacher import Teacher
 
 __all__ = [
     "MultiLabelDistillationTask",
     "MultiLabelTask",
+    "Teacher",
     "distillation_mix",
     "masked_bce_with_logits",
     "soft_distillation_loss",

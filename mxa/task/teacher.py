@@ -1,0 +1,257 @@
+"""A frozen teacher for a student's batches: from TorchXRayVision, timm, a run of ours, or any module.
+
+The logits are raw. With weights loaded, TorchXRayVision's own ``forward`` gives probabilities warped by ``op_threshs``,
+and 0.5 for an untrained output (``op_norm`` of https://github.com/mlmed/torchxrayvision, ``models.py``); here its
+networks are built without thresholds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.task import DistillationTeacher
+from torch import nn
+
+from ..data.transforms import data_config
+from ..errors import InputError
+from ..layers.kd_adapter import KDAdapter
+from ..models.load import load_model, named_outputs
+from .unpickle import PickledModule, read_content, tensors
+
+__all__ = ["Teacher"]
+
+_logger = logging.getLogger(__name__)
+
+XRV_CACHE = "~/.torchxrayvision/models_data"
+XRV_RANGE = {"mean": (0.5,), "std": (1 / 2048,)}  # [0, 1] to [-1024, 1024], as torchxrayvision.datasets.normalize
+
+
+class _Source(NamedTuple):
+    """A teacher's model, the names of its outputs, its input (None: the student's own), its file's SHA-256."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    cfg: Mapping[str, Any] | None
+    sha256: str | None = None
+
+
+class Teacher(DistillationTeacher):
+    """Gives a frozen model's raw logits in a student's labels, for the student's batch.
+
+    The batch is mapped to the teacher's input: un-normalised to [0, 1], made gray by the mean of the channels,
+    resized (bilinear, antialiased; the whole image, so that another aspect ratio is squashed) where the size differs,
+    and brought to the teacher's channels and range. For a gray image already at TorchXRayVision's size that is its
+    ``datasets.normalize(image, 255)``; its crop and resize are not repeated, since the student's crop is what both see.
+
+    It is always in eval mode, takes no gradient, and is in no checkpoint of a task that holds it as ``teacher``. A
+    module that is given is frozen in place (one of TorchXRayVision's is copied).
+
+    Args:
+        source: ``"xrv:NAME"``, weights of TorchXRayVision in its cache folder (nothing is downloaded);
+            ``"xrv:FILE"``, a file of its DenseNet-121 or ResNet-50; a timm name; a run folder; or a module that gives
+            raw logits ``(B, T)``.
+        labels: Names of the student's L outputs.
+        student_cfg: The student, or its ``mean``, ``std`` and ``input_size``.
+        checkpoint: Weights for a timm name, of as many outputs as ``names``.
+        names: Names of the T outputs, ``""`` for an untrained one, where the source does not tell.
+        sha256: Refuse another file than that of this digest (of the ``xrv:`` file, the checkpoint, or the run's
+            ``model.safetensors``), before anything of it is read.
+        no_finding: How No Finding is made where the teacher has none (see ``KDAdapter``).
+        device: Where to put it; a task moves it with itself.
+
+    Attributes:
+        sha256: Digest of the file that was read, or None. TorchXRayVision publishes none to compare with.
+
+    Shape: normalised images ``(B, C, H, W)`` to ``(logits (B, L), mask (L,))``; the mask is True where the teacher
+        knows the label, and the logits are 0 elsewhere.
+
+    Raises:
+        InputError: no such source or file, another digest, a file that holds more than a network, weights that do not
+            fit, outputs without names, or no label in common.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | nn.Module,
+        labels: Sequence[str],
+        student_cfg: Mapping[str, Any] | nn.Module,
+        *,
+        checkpoint: str | Path | None = None,
+        names: Sequence[str] | None = None,
+        sha256: str | None = None,
+        no_finding: str = "trained",
+        device: torch.device | str | None = None,
+    ):
+        student = data_config(student_cfg) if isinstance(student_cfg, nn.Module) else student_cfg
+        found = _find(source, checkpoint, None if names is None else tuple(names), sha256)
+        super().__init__(found.model)
+        cfg = found.cfg or student
+        self.sha256 = found.sha256
+        self.input_size = tuple(cfg["input_size"])
+        self.same = all(tuple(student[k]) == tuple(cfg[k]) for k in ("input_size", "mean", "std"))
+        self.mean_kd, self.std_kd = (_column(cfg[k], self.input_size[0]) for k in ("mean", "std"))  # timm's buffers
+        self.register_buffer("student_mean", _column(student["mean"]), persistent=False)
+        self.register_buffer("student_std", _column(student["std"]), persistent=False)
+        try:
+            self.adapter = KDAdapter(found.names, labels, no_finding)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        self.requires_grad_(False).eval().to(device)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def normalize_input(
+        self,
+        input: torch.Tensor,
+        student_mean: torch.Tensor | None = None,
+        student_std: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Maps the student's batch ``(B, C, H, W)`` to the teacher's input; ``forward`` does so itself.
+
+        Args:
+            input: Normalised images.
+            student_mean: ``(1, C, 1, 1)``; by default as configured.
+            student_std: ``(1, C, 1, 1)``; by default as configured.
+        """
+        parameter = next(self.model.parameters(), input)
+        if self.same and student_mean is None and student_std is None and input.shape[1:] == self.input_size:
+            return input.to(parameter.dtype)
+        mean = self.student_mean if student_mean is None else student_mean
+        std = self.student_std if student_std is None else student_std
+        x = (input.float() * std + mean).mean(1, keepdim=True)  # (B, 1, H, W) in [0, 1]
+        if x.shape[-2:] != self.input_size[1:]:
+            x = F.interpolate(x, self.input_size[1:], mode="bilinear", antialias=True)
+        return ((x - self.mean_kd) / self.std_kd).to(parameter.dtype)  # (B, C, H, W), the teacher's
+
+    @torch.no_grad()
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives raw logits ``(B, L)`` in the student's labels, and the mask ``(L,)`` of those the teacher knows."""
+        return self.adapter(self.model(self.normalize_input(input)))
+
+
+def _column(values: Sequence[float], channels: int | None = None) -> torch.Tensor:
+    """``(1, C, 1, 1)`` of one value a channel, or of one for all."""
+    column = torch.tensor(tuple(values), dtype=torch.float32).view(1, -1, 1, 1)
+    return column if channels is None else column.expand(1, channels, 1, 1).clone()
+
+
+def _read(path: Path, sha256: str | None) -> tuple[bytes, str]:
+    """Reads a file and its digest, and refuses another digest than the one pinned."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} does not read: {error.strerror}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256.strip().lower():
+        raise InputError(f"{path} has SHA-256 {digest}, not the {sha256} that is asked for: it is not loaded")
+    _logger.info("teacher %s: SHA-256 %s", path, digest)
+    return data, digest
+
+
+def _find(
+    source: str | Path | nn.Module, checkpoint: str | Path | None, names: tuple[str, ...] | None, sha256: str | None
+) -> _Source:
+    """Finds a teacher's model, whatever the source."""
+    is_module = isinstance(source, nn.Module)
+    if checkpoint is not None and (is_module or str(source).startswith("xrv:")):
+        raise InputError("a checkpoint goes with a timm name; give a file of TorchXRayVision's as xrv:FILE")
+    if is_module and sha256 is not None:
+        raise InputError("sha256 is that of a file; the teacher is a module")
+    if is_module:
+        return _from_module(source, names)
+    if str(source).startswith("xrv:"):
+        return _from_xrv(str(source).removeprefix("xrv:"), names, sha256)
+    weights = Path(source, "model.safetensors") if checkpoint is None else Path(checkpoint)
+    digest = _read(weights, sha256)[1] if checkpoint is not None or weights.is_file() else None
+    if sha256 is not None and digest is None:
+        raise InputError(f"sha256 is that of a file; {source} is a name: give the weights with checkpoint")
+    if checkpoint is None:
+        model = load_model(source)
+    elif names is None:
+        raise InputError("a checkpoint needs the names of its outputs: give names")
+    else:
+        overlay = {"file": str(weights), "num_classes": len(names)}
+        model = load_model(source, num_classes=len(names), pretrained_cfg_overlay=overlay)
+    names = _checked(names or named_outputs(model), model.num_classes, str(source))
+    return _Source(model, names, data_config(model), digest)
+
+
+def _from_module(model: nn.Module, names: tuple[str, ...] | None) -> _Source:
+    """A module; without a configuration its input is the student's."""
+    if type(model).__module__ == "torchxrayvision.models":
+        entry = {"labels": model.targets, "input_resolution": getattr(model, "input_resolution", None)}
+        return _xrv_source(model.state_dict(), entry, names, type(model).__name__)
+    names = names or tuple(getattr(model, "label_names", None) or ()) or named_outputs(model)
+    return _Source(model, names, data_config(model) if getattr(model, "pretrained_cfg", None) else None)
+
+
+def _xrv_models() -> ModuleType:
+    """Imports ``torchxrayvision.models``; that silences every warning of the process, which is undone."""
+    with warnings.catch_warnings():
+        import torchxrayvision.models as models
+    return models
+
+
+def _xrv_file(what: str, registry: Mapping[str, Mapping[str, Any]]) -> tuple[Path, Mapping[str, Any]]:
+    """Finds a file and its entry in TorchXRayVision's registry, empty for a file that is not of it."""
+    if what in registry:
+        url = registry[what]["weights_url"]
+        path = Path(XRV_CACHE).expanduser() / url.rpartition("/")[2]
+        if not path.is_file():
+            raise InputError(f"{what} is not there, and nothing is downloaded unasked: download {url} to {path}")
+        return path, registry[what]
+    path = Path(what).expanduser()
+    if not path.is_file():
+        raise InputError(f"{what} is neither a file nor weights of TorchXRayVision: {', '.join(registry)}")
+    return path, next((e for e in registry.values() if e["weights_url"].endswith(f"/{path.name}")), {})
+
+
+def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _Source:
+    """A file of TorchXRayVision's, by its name or path."""
+    path, entry = _xrv_file(what, _xrv_models().model_urls)
+    data, digest = _read(path, sha256)
+    content = read_content(data, str(path))
+    if not entry and isinstance(content, PickledModule):
+        entry = {"labels": content.attributes.get("targets") or content.attributes.get("pathologies")}
+    return _xrv_source(tensors(content, str(path)), entry, names, str(path))._replace(sha256=digest)
+
+
+def _xrv_source(
+    state: Mapping[str, torch.Tensor], entry: Mapping[str, Any], names: tuple[str, ...] | None, origin: str
+) -> _Source:
+    """Builds TorchXRayVision's DenseNet-121 or ResNet-50 of a state; its ``forward`` gives raw logits."""
+    models = _xrv_models()
+    state = {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
+    dense = "classifier.weight" in state
+    try:
+        outputs = state["classifier.weight" if dense else "fc.weight"].shape[0]
+        with torch.device("meta"):  # draws no random numbers
+            if dense:
+                model = models.DenseNet(num_classes=outputs)
+            else:
+                model = models.torchvision.models.resnet50(num_classes=outputs)
+                model.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        model.to_empty(device="cpu").load_state_dict(state)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InputError(f"{origin} holds neither TorchXRayVision's DenseNet-121 nor its ResNet-50: {error}") from None
+    size = entry.get("input_resolution") or (224 if dense else 512)
+    names = _checked(names or entry.get("labels"), outputs, origin)
+    return _Source(model, names, {"input_size": (1, size, size)} | XRV_RANGE)
+
+
+def _checked(names: Any, outputs: int, origin: str) -> tuple[str, ...]:
+    """Refuses names that are not one text for each output."""
+    names = tuple(names) if isinstance(names, (list, tuple)) else ()
+    if len(names) != outputs or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{origin} has {outputs} outputs and {len(names)} names: give names, one for each output")
+    return names

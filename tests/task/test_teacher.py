@@ -1,0 +1,441 @@
+"""Teachers of every source: their input, their raw logits by name, their file, and that they stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.task import DistillationTeacher
+from torch import nn
+
+from mxa import set_label_names
+from mxa.data.transforms import ToXrayTensor, data_config
+from mxa.errors import InputError
+from mxa.labels import CHEXPERT
+from mxa.models.weights import save_pretrained
+from mxa.task import MultiLabelDistillationTask
+from mxa.task.teacher import Teacher
+
+IMAGENET = {"input_size": (3, 224, 224), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+#: The student's names of the 11 outputs that ``chex`` was trained for, by its own names.
+TRAINED = {name: name for name in CHEXPERT if name not in ("No Finding", "Pleural Other", "Support Devices")} | {
+    "Pleural Effusion": "Effusion"
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    with warnings.catch_warnings():
+        import torchxrayvision
+    return torchxrayvision.models
+
+
+@pytest.fixture(scope="module")
+def network(models) -> nn.Module:
+    """TorchXRayVision's own, with statistics and a head that give logits of both signs."""
+    torch.manual_seed(0)
+    model = models.DenseNet()
+    nn.init.normal_(model.classifier.weight, std=0.1)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(xrv_input(gray()))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def files(network, models, tmp_path_factory) -> Path:
+    """A home folder with TorchXRayVision's cache: ``chex`` in the legacy format, ``nih`` in the zip format."""
+    home = tmp_path_factory.mktemp("home")
+    cache = home / ".torchxrayvision" / "models_data"
+    cache.mkdir(parents=True)
+    for name, zipped in (("chex", False), ("nih", True)):
+        path = cache / models.model_urls[name]["weights_url"].rpartition("/")[2]
+        torch.save(network, path, _use_new_zipfile_serialization=zipped)
+    return home
+
+
+@pytest.fixture
+def home(files, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(files))
+    return files
+
+
+def file_of(home: Path, name: str) -> Path:
+    return next((home / ".torchxrayvision" / "models_data").glob(f"{name}-*"))
+
+
+@pytest.fixture(scope="module")
+def chex(files) -> Teacher:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HOME", str(files))
+    teacher = Teacher("xrv:densenet121-res224-chex", CHEXPERT, IMAGENET)
+    patch.undo()
+    return teacher
+
+
+def gray(size: int = 224, count: int = 2) -> np.ndarray:
+    """Images ``(B, H, W)``, uint8, with black and white in each."""
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = 0, 255
+    return images
+
+
+def batch(images: np.ndarray, cfg=IMAGENET) -> torch.Tensor:
+    """What a student of this configuration sees, ``(B, C, H, W)``."""
+    return ToXrayTensor(cfg["mean"], cfg["std"]).normalize(torch.from_numpy(images)[:, None])
+
+
+def xrv_input(images: np.ndarray) -> torch.Tensor:
+    from torchxrayvision.datasets import normalize
+
+    return torch.from_numpy(np.stack([normalize(image, 255) for image in images]))[:, None]
+
+
+def named(count: int = 3, **kwargs) -> nn.Module:
+    """A small timm model with names."""
+    model = timm.create_model("test_convnext", num_classes=count, **kwargs).eval()
+    set_label_names(model, ("Edema", "Mass", "Pleural Effusion", "Fracture")[:count])
+    return model
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        IMAGENET,
+        IMAGENET | {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+        {"input_size": (1, 224, 224), "mean": (0.45,), "std": (0.2,)},
+    ],
+)
+def test_input_is_torchxrayvisions(chex, home, cfg):
+    teacher = chex if cfg is IMAGENET else Teacher("xrv:chex", CHEXPERT, cfg)
+    mapped = teacher.normalize_input(batch(gray(), cfg))
+    torch.testing.assert_close(mapped, xrv_input(gray()), rtol=0, atol=1e-3)
+    assert mapped.shape == (2, 1, 224, 224)
+    assert mapped.amin() == pytest.approx(-1024, abs=1e-3)
+    assert mapped.amax() == pytest.approx(1024, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [96, 320])
+def test_input_is_resized_in_its_range(chex, size):
+    images = gray(size, 1)
+    expected = F.interpolate(xrv_input(images), (224, 224), mode="bilinear", antialias=True)
+    torch.testing.assert_close(chex.normalize_input(batch(images)), expected, rtol=0, atol=2e-3)
+    assert chex.normalize_input(batch(images)[:, :, :70]).shape == (1, 1, 224, 224)
+
+
+def test_input_of_another_student(chex):
+    mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
+    images = (torch.from_numpy(gray())[:, None].float() / 255 - mean) / std
+    torch.testing.assert_close(chex.normalize_input(images, mean, std), xrv_input(gray()), rtol=0, atol=1e-3)
+
+
+def test_logits_are_raw_and_by_name(chex, network, models):
+    logits, mask = chex(batch(gray()))
+    assert logits.shape == (2, 14)
+    assert dict(zip(CHEXPERT, mask.tolist(), strict=True)) == {
+        name: name in TRAINED or name == "No Finding" for name in CHEXPERT
+    }
+    with torch.no_grad():
+        features = F.relu(network.features(xrv_input(gray()))).mean((2, 3))
+        expected = network.classifier(features)
+    assert (expected < 0).any()  # no probabilities
+    assert expected.abs().amax() < 20
+    names = models.model_urls["chex"]["labels"]
+    for column, name in enumerate(CHEXPERT):
+        if name in TRAINED:
+            theirs = expected[:, names.index(TRAINED[name])]
+            torch.testing.assert_close(logits[:, column], theirs, rtol=1e-4, atol=1e-4)
+    trained = [i for i, name in enumerate(names) if name]
+    assert len(trained) == 11
+    p = (1 - expected[:, trained].double().sigmoid()).prod(1)
+    torch.testing.assert_close(logits[:, 0], p.logit().float(), rtol=1e-3, atol=1e-3)
+    assert (logits[:, ~mask] == 0).all()
+
+
+def test_torchxrayvisions_own_outputs_differ(chex, home, models):
+    """Its forward, of the same file, gives warped probabilities."""
+    own = models.DenseNet(weights="densenet121-res224-chex")
+    with torch.no_grad():
+        scores = own(xrv_input(gray()))
+        raw = chex.model(xrv_input(gray()))
+    assert ((scores >= 0) & (scores <= 1)).all()
+    torch.testing.assert_close(models.op_norm(raw.sigmoid(), own.op_threshs), scores)
+    given = Teacher(own, CHEXPERT, IMAGENET)
+    for ours, theirs in zip(given(batch(gray())), chex(batch(gray())), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert own.op_threshs is not None  # a copy was made
+    assert all(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize(("name", "count"), [("densenet121-res224-nih", 7), ("nih", 7), ("chex", 11)])
+def test_any_name_in_either_format(home, network, name, count):
+    teacher = Teacher(f"xrv:{name}", CHEXPERT, IMAGENET, no_finding="mask")
+    assert teacher.adapter.mask.sum() == count
+    for key, value in network.state_dict().items():
+        assert torch.equal(teacher.model.state_dict()[key], value), key
+
+
+def test_file(home, network, models, tmp_path):
+    """A file has its names from the registry by its own name, else from what it holds."""
+    assert Teacher(f"xrv:{file_of(home, 'chex')}", CHEXPERT, IMAGENET).adapter.mask.sum() == 12
+    mine = tmp_path / "mine.pt"
+    torch.save(network, mine)
+    with pytest.raises(InputError, match="18 outputs and 0 names: give names"):
+        Teacher(f"xrv:{mine}", CHEXPERT, IMAGENET)
+    network.pathologies = list(CHEXPERT) + [""] * 4
+    torch.save(network, mine)
+    del network.pathologies
+    assert Teacher(f"xrv:{mine}", CHEXPERT, IMAGENET).adapter.mask.all()
+    torch.save(network.state_dict(), mine)
+    teacher = Teacher(f"xrv:{mine}", CHEXPERT, IMAGENET, names=["Edema"] + [""] * 17)
+    assert teacher.adapter.mask.sum() == 2
+    with pytest.raises(InputError, match="18 outputs and 1 names"):
+        Teacher(f"xrv:{mine}", CHEXPERT, IMAGENET, names=["Edema"])
+
+
+def test_fine_tuned_head(network, tmp_path):
+    """The paper's teacher (appendix P): another classifier for the student's labels."""
+    state = network.state_dict() | {"classifier.weight": torch.randn(14, 1024), "classifier.bias": torch.randn(14)}
+    torch.save(state, tmp_path / "tuned.pt")
+    teacher = Teacher(f"xrv:{tmp_path / 'tuned.pt'}", CHEXPERT, IMAGENET, names=CHEXPERT)
+    logits, mask = teacher(batch(gray()))
+    assert mask.all()
+    features = network.features2(xrv_input(gray()))
+    expected = F.linear(features, state["classifier.weight"], state["classifier.bias"])
+    torch.testing.assert_close(logits, expected.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_resnet(home, models):
+    """Its file is a state dict, its input 512."""
+    net = models.torchvision.models.resnet50(num_classes=18)
+    net.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    url = models.model_urls["resnet50-res512-all"]["weights_url"]
+    path = home / ".torchxrayvision" / "models_data" / url.rpartition("/")[2]
+    torch.save(net.state_dict(), path)
+    teacher = Teacher("xrv:resnet50-res512-all", CHEXPERT, IMAGENET)
+    images = gray(512, 1)
+    logits, _ = teacher(batch(images))
+    assert teacher.input_size == (1, 512, 512)
+    with torch.no_grad():
+        expected = net.eval()(xrv_input(images))
+    edema = models.model_urls["resnet50-res512-all"]["labels"].index("Edema")
+    torch.testing.assert_close(logits[:, CHEXPERT.index("Edema")], expected[:, edema], rtol=1e-3, atol=1e-3)
+    own = Teacher(models.ResNet(weights="resnet50-res512-all"), CHEXPERT, IMAGENET)
+    torch.testing.assert_close(own(batch(images))[0], logits, rtol=0, atol=0)
+    path.unlink()
+
+
+def test_missing_file_names_url_and_path(monkeypatch, tmp_path, models):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = models.model_urls["chex"]["weights_url"]
+    path = tmp_path / ".torchxrayvision" / "models_data" / url.rpartition("/")[2]
+    with pytest.raises(InputError, match=f"download {re.escape(url)} to {re.escape(str(path))}"):
+        Teacher("xrv:densenet121-res224-chex", CHEXPERT, IMAGENET)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="densenet121-res224-chex"):
+        Teacher("xrv:densenet121-res224-cheX", CHEXPERT, IMAGENET)
+
+
+def test_digest_is_logged_kept_and_pinned(home, caplog):
+    path = file_of(home, "nih")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with caplog.at_level(logging.INFO, "mxa"):
+        teacher = Teacher("xrv:nih", CHEXPERT, IMAGENET, sha256=digest.upper())
+    assert teacher.sha256 == digest
+    assert digest in caplog.text
+    with pytest.raises(InputError, match=f"{digest}, not the {'0' * 64}"):
+        Teacher("xrv:nih", CHEXPERT, IMAGENET, sha256="0" * 64)
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hostile_file_does_not_run(monkeypatch, tmp_path, models, zipped):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    marker = tmp_path / "ran"
+    path = tmp_path / ".torchxrayvision" / "models_data" / models.model_urls["chex"]["weights_url"].rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(Hostile(marker), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"system"):
+        Teacher("xrv:chex", CHEXPERT, IMAGENET)
+    with pytest.raises(InputError, match="SHA-256"):  # the pin comes first
+        Teacher("xrv:chex", CHEXPERT, IMAGENET, sha256="0" * 64)
+    assert not marker.exists()
+
+
+def test_other_network_is_refused(tmp_path, models):
+    torch.save(models.DenseNet(block_config=(6, 12, 32, 32)), tmp_path / "d169.pt")
+    with pytest.raises(InputError, match="neither TorchXRayVision's DenseNet-121"):
+        Teacher(f"xrv:{tmp_path / 'd169.pt'}", CHEXPERT, IMAGENET)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="neither TorchXRayVision's DenseNet-121"):
+        Teacher(f"xrv:{tmp_path / 'other.pt'}", CHEXPERT, IMAGENET)
+
+
+def test_run_folder(tmp_path):
+    model = named()
+    save_pretrained(model, tmp_path)
+    labels = ("Effusion", "Hernia", "Edema")
+    teacher = Teacher(tmp_path, labels, model)
+    images = batch(gray(160), data_config(model))
+    logits, mask = teacher(images)
+    assert mask.tolist() == [True, False, True]
+    with torch.no_grad():
+        expected = model(images)
+    torch.testing.assert_close(logits[:, [0, 2]], expected[:, [2, 0]], rtol=0, atol=0)  # the batch as it is
+    digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert teacher.sha256 == digest
+    with pytest.raises(InputError, match=digest):
+        Teacher(tmp_path, labels, model, sha256="1" * 64)
+
+
+def test_timm_name_with_a_checkpoint(tmp_path):
+    model = named(4)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    names = ["Edema", "Mass", "Pleural Effusion", "Fracture"]
+    teacher = Teacher("test_convnext", CHEXPERT, IMAGENET, checkpoint=tmp_path / "weights.pt", names=names)
+    cfg = data_config(model)
+    assert teacher.input_size == tuple(cfg["input_size"]) != IMAGENET["input_size"]
+    images = batch(gray(224))
+    x = F.interpolate(
+        torch.from_numpy(gray(224))[:, None] / 255, cfg["input_size"][1:], mode="bilinear", antialias=True
+    )
+    x = (x - torch.tensor(cfg["mean"]).view(1, 3, 1, 1)) / torch.tensor(cfg["std"]).view(1, 3, 1, 1)
+    torch.testing.assert_close(teacher.normalize_input(images), x, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images)[0][:, CHEXPERT.index("Edema")], model(x)[:, 0])
+    with pytest.raises(InputError, match="give names"):
+        Teacher("test_convnext", CHEXPERT, IMAGENET, checkpoint=tmp_path / "weights.pt")
+    with pytest.raises(InputError, match="test_convnext"):
+        Teacher("test_convnext", CHEXPERT, IMAGENET, checkpoint=tmp_path / "weights.pt", names=names[:2])
+    with pytest.raises(InputError, match="not the"):
+        Teacher("test_convnext", CHEXPERT, IMAGENET, checkpoint=tmp_path / "weights.pt", names=names, sha256="0" * 64)
+    with pytest.raises(InputError, match="does not read"):
+        Teacher("test_convnext", CHEXPERT, IMAGENET, checkpoint=tmp_path / "none.pt", names=names)
+
+
+def test_gray_student_and_teacher():
+    """One channel to three and three to one."""
+    student, teacher = named(in_chans=1), named(in_chans=3)
+    wide = Teacher(teacher, ("Mass",), student)
+    assert wide.normalize_input(batch(gray(160), data_config(student))).shape == (2, 3, 160, 160)
+    narrow = Teacher(student, ("Mass",), teacher)
+    mapped = narrow.normalize_input(batch(gray(160), data_config(teacher)))
+    torch.testing.assert_close(mapped, batch(gray(160), data_config(student)), rtol=0, atol=1e-5)
+
+
+def test_module_without_configuration_takes_the_students_input():
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+    teacher = Teacher(module, CHEXPERT, IMAGENET, names=("Edema", "Mass"))
+    images = batch(gray())
+    assert teacher.normalize_input(images) is images
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images)[0][:, CHEXPERT.index("Edema")], module(images)[:, 0])
+    module.label_names = ("Mass", "Edema")
+    assert Teacher(module, CHEXPERT, IMAGENET).adapter.teacher_labels == ("Mass", "Edema")
+
+
+@pytest.mark.parametrize(
+    ("source", "kwargs", "message"),
+    [
+        ("no_such_model", {}, "unknown model"),
+        ("/no/such/weights.pt", {}, "run folder"),
+        ("test_convnext", {"sha256": "0" * 64}, "is a name"),
+        (nn.Identity(), {}, "have no names"),
+        (nn.Identity(), {"names": ("Edema",), "sha256": "0" * 64}, "the teacher is a module"),
+        (nn.Identity(), {"names": ("Edema",), "checkpoint": "a.pt"}, "goes with a timm name"),
+        (nn.Identity(), {"names": ("Emphysema",)}, "no label in common"),
+        (nn.Identity(), {"names": ("Edema",), "no_finding": "some"}, "no_finding"),
+    ],
+)
+def test_clear_errors(source, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        Teacher(source, CHEXPERT, IMAGENET, **kwargs)
+
+
+def test_frozen_by_itself():
+    model = named().train()
+    teacher = Teacher(model, ("Mass",), IMAGENET).train()
+    assert not any(module.training for module in (teacher, *model.modules()))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not teacher(batch(gray()).requires_grad_())[0].requires_grad
+
+
+def test_frozen_in_a_task(chex):
+    student = timm.create_model("test_convnext", num_classes=14)
+    task = MultiLabelDistillationTask(student, chex)
+    assert isinstance(chex, DistillationTeacher)
+    before = {key: value.clone() for key, value in chex.model.state_dict().items()}
+    task.train()
+    assert student.training
+    assert not any(module.training for module in chex.modules())
+    assert not any(parameter.requires_grad for parameter in chex.parameters())
+    images = batch(gray(160)).requires_grad_()
+    result = task(images, torch.rand(2, 14).round())
+    assert result["kd_loss"] > 0
+    result["loss"].backward()
+    assert all(parameter.grad is None for parameter in chex.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in chex.model.state_dict().items())
+    assert set(task.get_checkpoint_state()) == {"state_dict"}
+    assert set(task.get_checkpoint_state()["state_dict"]) == set(student.state_dict())
+    assert not chex(images)[0].requires_grad
+
+
+def test_moves_with_the_task():
+    teacher = Teacher(named(), ("Mass",), IMAGENET)
+    task = MultiLabelDistillationTask(named(1), teacher).to("meta")
+    assert {t.device.type for t in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
+    logits, mask = task.teacher(torch.empty(2, 3, 224, 224, device="meta"))
+    assert logits.device.type == mask.device.type == "meta"
+    assert next(Teacher(named(), ("Mass",), IMAGENET, device="meta").parameters()).device.type == "meta"
+
+
+def test_half_precision():
+    teacher = Teacher(named(), ("Mass",), IMAGENET).to(torch.bfloat16)
+    assert teacher(batch(gray()).bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_random_numbers_are_not_drawn(home):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    Teacher("xrv:chex", CHEXPERT, IMAGENET)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_imports_and_warnings(home):
+    """Nothing imports TorchXRayVision before it is used; its silencing of warnings is undone."""
+    code = f"""
+import sys, warnings
+import mxa, mxa.task.teacher
+assert "torchxrayvision" not in sys.modules
+filters, before = warnings.filters, list(warnings.filters)
+mxa.task.teacher.Teacher("xrv:chex", mxa.labels.CHEXPERT, {IMAGENET})
+assert "torchxrayvision" in sys.modules
+assert warnings.filters is filters and filters == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
