@@ -183,12 +183,13 @@ class _Command:
     run: Callable[[Any], None]
     about: str
     positional: str | None = None
+    recipes: bool = False
 
 
 _COMMANDS = {
     "prepare": _Command("mxa.prepare", "PrepareConfig", _prepare, "Write a collection as shards of small images."),
     "data summary": _Command("mxa.summary", "SummaryConfig", _data_summary, "What a collection's tables hold."),
-    "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model."),
+    "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model.", recipes=True),
     "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score models, and write a report.", "models"),
     "calibrate": _Command(
         "mxa.calibrate", "CalibrateConfig", _calibrate, "Temperatures and thresholds, beside the weights.", "model"
@@ -232,9 +233,9 @@ def _usage() -> str:
     return "usage: mxa COMMAND --help\n" + "\n".join(lines)
 
 
-def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list[str]]:
+def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[str, Any], list[str]]:
     """Takes ``--config FILE`` or ``--recipe NAME`` out of the arguments and reads its fields, as YAML."""
-    options = ("--config", "--recipe") if kind.__name__ == "TrainConfig" else ("--config",)
+    options = ("--config", "--recipe") if recipes else ("--config",)
     arguments = [
         p for a in arguments for p in (a.split("=", 1) if a.startswith(tuple(f"{o}=" for o in options)) else [a])
     ]
@@ -246,10 +247,10 @@ def _read_config(arguments: list[str], kind: type) -> tuple[dict[str, Any], list
         raise InputError("give one --config FILE.yaml or one --recipe NAME")
     path = Path(arguments[at + 1])
     if given == ["--recipe"]:
-        recipes = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
-        if path.name not in recipes:
-            raise InputError(f"no recipe {path.name!r}: give one of {', '.join(sorted(recipes))}")
-        path = recipes[path.name]
+        known = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
+        if path.name not in known:
+            raise InputError(f"no recipe {path.name!r}: give one of {', '.join(sorted(known))}")
+        path = known[path.name]
     yaml = require("yaml", "train")
     try:
         values = yaml.safe_load(path.read_text()) or {}
@@ -281,7 +282,7 @@ def _parse(command: _Command, name: str, arguments: list[str]) -> Any:
     """Parses a subcommand's arguments into its dataclass, over the values of ``--config`` where given."""
     tyro = require("tyro", "train")
     kind = getattr(importlib.import_module(command.module), command.config)
-    values, arguments = _read_config(arguments, kind)
+    values, arguments = _read_config(arguments, kind, command.recipes)
     hints = get_type_hints(kind)
     if command.positional:
         kind.__annotations__[command.positional] = tyro.conf.Positional[hints[command.positional]]

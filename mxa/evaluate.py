@@ -152,6 +152,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
         return _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
     model = load_model(name)
     labels = named_outputs(model)
+    known = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
     model.to(pick_device(config.device))
 
     def run(dataset: CXRDataset) -> Predictions:
@@ -161,7 +162,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
         good = ~dataset.bad.numpy()
         if not good.any():
             raise InputError(f"none of the {len(good)} images reads")
-        about = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
+        about = dict(known)
         if (~good).any():
             about["images_left_out"] = int((~good).sum())
             _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))

@@ -17,7 +17,7 @@ from .errors import InputError
 from .inference import pick_device
 from .models.load import load_model, named_outputs
 
-__all__ = ["PredictConfig", "predict"]
+__all__ = ["PredictConfig", "describe_dicom", "find_images", "predict"]
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"file": str(path)}
         try:
             if is_dicom(path):
-                row |= _about(path, config.identifiers)
+                row |= describe_dicom(path, config.identifiers)
             image = read_image(path, transform.decode_size)
         except InputError as error:
             if not config.skip_bad:
@@ -112,7 +112,8 @@ def _calibrated(calibration: Calibration, point: str, logits: dict[str, float]) 
     }
 
 
-def _about(path: Path, identifiers: bool) -> dict[str, Any]:
+def describe_dicom(path: Path, identifiers: bool = False) -> dict[str, Any]:
+    """Says why a DICOM file is no frontal chest radiograph, logging it too, and gives its identifiers where asked."""
     header = read_header(path)
     reason = unusual(header)
     if reason:

@@ -15,13 +15,13 @@ import pandas as pd
 
 from .checkpoint import atomic_write
 from .data import Records
-from .data.records import PART_NAMES, normal_sex
+from .data.records import PART_NAMES, normal_sex, years
 from .data.table import COLUMNS, find_columns, plain_text
 from .data.tables import label_cells, read_header, read_table_file
 from .data.views import normal_view
 from .errors import InputError, require
 from .labels import align, canonical
-from .metrics import sigmoid
+from .metrics.operating import logit, sigmoid
 
 __all__ = ["CASE_COLUMNS", "MissingScores", "Predictions", "by_study", "has_targets", "of_records", "read_predictions"]
 
@@ -168,8 +168,7 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
         raise InputError(
             f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{name} if they are logits"
         )
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(numbers) - np.log1p(-numbers), -1000, 1000)
+    return logit(numbers)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -189,10 +188,8 @@ def _complete(cases: pd.DataFrame) -> pd.DataFrame:
         cases[name] = cases[name].where(cases[name] != "", cases["image"])
     if unknown := sorted(set(cases["part"].str.lower()) - {"", *PART_NAMES}):
         raise InputError(f"unknown part {', '.join(unknown[:3])}: give train, val or test")
-    ages = cases["age"].astype(str).str.removesuffix("Y") if "age" in cases else np.nan
-    return cases.assign(
-        view=cases["view"].map(normal_view), sex=cases["sex"].map(normal_sex), age=pd.to_numeric(ages, errors="coerce")
-    )
+    ages = years(cases["age"].astype(str)) if "age" in cases else np.nan
+    return cases.assign(view=cases["view"].map(normal_view), sex=cases["sex"].map(normal_sex), age=ages)
 
 
 def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
@@ -236,9 +233,7 @@ def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictio
     else:
         sums = np.zeros((count, len(predictions.labels)))
         np.add.at(sums, index, sigmoid(predictions.logits))
-        mean = sums / np.bincount(index)[:, None]
-        with np.errstate(divide="ignore"):
-            logits = np.clip(np.log(mean) - np.log1p(-mean), -1000, 1000)
+        logits = logit(sums / np.bincount(index)[:, None])
     targets = np.full(logits.shape, -1.0)
     np.maximum.at(targets, index, np.nan_to_num(predictions.targets, nan=-1.0))
     cases = predictions.cases.iloc[first].reset_index(drop=True)

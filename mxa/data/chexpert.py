@@ -39,7 +39,7 @@ class CheXpert(Source):
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``Source.read``."""
         root = Path(root)
-        if not _has(root, "train") and any(root.glob("df_chexpert_plus*.csv*")):
+        if _is_plus(root):
             return _read_plus(root, split)
         if split is None:
             split = "test" if _has(root, "test") else "valid"
@@ -55,13 +55,17 @@ class CheXpert(Source):
 
     def read_all(self, root: str | Path) -> Records:
         """See ``Source.read_all``."""
-        plus = not _has(Path(root), "train") and any(Path(root).glob("df_chexpert_plus*.csv*"))
+        plus = _is_plus(Path(root))
         parts = [part for part in _TABLES if (plus and part != "test") or _has(Path(root), part)]
         return concatenate([self.read(root, part).with_labels(CHEXPERT) for part in parts])
 
 
 def _has(root: Path, part: str) -> bool:
     return has_table(root, *_TABLES[part])
+
+
+def _is_plus(root: Path) -> bool:
+    return not _has(root, "train") and any(root.glob("df_chexpert_plus*.csv*"))
 
 
 def _check_apart(root: Path, part: str, paths: pd.Series, table: Path) -> None:

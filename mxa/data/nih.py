@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import NIH, canonical
-from .records import Records, normal_sex
+from .records import Records, normal_sex, years
 from .source import Source
 from .tables import find_table, read_table_file
 from .views import normal_view
@@ -116,7 +116,7 @@ def _records(
         studies=(f"{p}_{n}" for p, n in zip(patients, table["Follow-up #"], strict=True)),
         views=map(normal_view, table["View Position"]),
         sexes=map(normal_sex, table["Patient Gender"]),
-        ages=pd.to_numeric(table["Patient Age"].str.removesuffix("Y"), errors="coerce"),
+        ages=years(table["Patient Age"]),
         parts=parts,
         root=str(root),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 from numpy.dtypes import StringDType
 from PIL import Image
 
@@ -14,7 +15,7 @@ from ..errors import InputError
 from ..labels import align, merge
 from .image_io import read_image
 
-__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column"]
+__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]
 
 #: What people call the parts, in lower case.
 PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -162,3 +163,8 @@ def normal_sex(text: str) -> str:
     """
     word = text.strip().upper()
     return word[0] if word in ("F", "M", "FEMALE", "MALE") else ""
+
+
+def years(ages: pd.Series) -> np.ndarray:
+    """Returns ages that a table has as text, such as ``"058Y"``, as float64, NaN where unknown."""
+    return pd.to_numeric(ages.str.removesuffix("Y"), errors="coerce").to_numpy(np.float64)

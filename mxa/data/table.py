@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import InputError
 from ..labels import canonical
-from .records import PART_NAMES, Records, normal_sex
+from .records import PART_NAMES, Records, normal_sex, years
 from .source import Source
 from .tables import label_cells, read_table_file
 from .views import normal_view
@@ -73,7 +73,7 @@ class Table(Source):
             studies=column("study") if "study" in names else None,
             views=[normal_view(v) for v in column("view")],
             sexes=[normal_sex(s) for s in column("sex")],
-            ages=pd.to_numeric(pd.Series(column("age")).str.removesuffix("Y"), errors="coerce"),
+            ages=years(pd.Series(column("age"), dtype=object)),
             parts=parts,
             blank="ignore",
             root=str(path.parent),

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import atomic_write
 from ..data import create_transform
-from ..data.dicom import is_dicom, read_header, unusual
+from ..data.dicom import is_dicom
 from ..data.image_io import read_image
 from ..data.transforms import data_config
 from ..errors import InputError, require
@@ -25,7 +25,7 @@ from ..inference import pick_device
 from ..labels import align, resolve_labels
 from ..layers import MXABlock
 from ..models.load import load_model, named_outputs
-from ..predict import find_images
+from ..predict import describe_dicom, find_images
 from .attention import attention_maps, mean_attention
 from .attribution import grad_cam, integrated_gradients
 from .geometry import find_peak, floor
@@ -139,9 +139,8 @@ class _Explainer:
     def read(self, path: Path) -> tuple[dict[str, Any], Image.Image, list[torch.Tensor]]:
         """Returns what is known of a file, the image as it is, and each model's input ``(1, C, H, W)``."""
         row: dict[str, Any] = {"file": str(path)}
-        if is_dicom(path) and (reason := unusual(read_header(path))):
-            _logger.warning("%s: %s", path, reason)
-            row["warning"] = reason
+        if is_dicom(path):
+            row |= describe_dicom(path)
         image = read_image(path)
         row["size"] = [image.width, image.height]
         inputs = [t(read_image(path, t.decode_size))[None].to(self.device) for t in self.transforms]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["OPERATING_POINTS", "TEMPERATURES", "choose_threshold", "choose_thresholds", "fit_temperatures", "sigmoid"]
+__all__ = [
+    "OPERATING_POINTS",
+    "TEMPERATURES",
+    "choose_threshold",
+    "choose_thresholds",
+    "count_calls",
+    "fit_temperatures",
+    "logit",
+    "sigmoid",
+]
 
 #: How a threshold is chosen: the largest sensitivity + specificity (Youden), the largest sensitivity at a specificity
 #: of at least 95 %, the largest F1.
@@ -17,6 +26,29 @@ TEMPERATURES = (0.05, 20.0)
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, in float64."""
     return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))
+
+
+def logit(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of probabilities in [0, 1], in float64; -1000 and 1000 at the ends, beyond those of any other."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(probabilities) - np.log1p(-probabilities), -1000, 1000)
+
+
+def count_calls(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts what each threshold calls: the scores that occur, highest first, and true and false positives at each.
+
+    Args:
+        scores: ``(N,)``.
+        target: ``(N,)``: 1, 0, or NaN where masked.
+
+    Returns:
+        Three arrays ``(T,)``; the last counts are all positives and all negatives.
+    """
+    known = ~np.isnan(target)
+    order = np.argsort(-scores[known], kind="stable")
+    values, positive = scores[known][order], target[known][order] == 1
+    last = np.flatnonzero(np.r_[np.diff(values) != 0, True]) if len(values) else order  # of each group of ties
+    return values[last], np.cumsum(positive)[last], np.cumsum(~positive)[last]
 
 
 def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> float:
@@ -33,14 +65,10 @@ def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> floa
         The threshold, in the unit of the scores; NaN where there is no positive or no negative. Where no score has a
         specificity of 95 %, infinity (nothing is called).
     """
-    known = ~np.isnan(target)
-    order = np.argsort(-scores[known], kind="stable")
-    values, positive = scores[known][order], target[known][order] == 1
-    if not positive.any() or positive.all():
+    values, tp, fp = count_calls(scores, target)
+    if not len(values) or not tp[-1] or not fp[-1]:
         return float("nan")
-    last = np.flatnonzero(np.r_[np.diff(values) != 0, True])  # the last of each group of ties
-    tp, fp = np.cumsum(positive)[last], np.cumsum(~positive)[last]
-    positives, negatives = positive.sum(), (~positive).sum()
+    positives, negatives = tp[-1], fp[-1]
     if point == "youden":
         worth = tp * negatives - fp * positives  # whole numbers, so that ties are ties
     elif point == "specificity95":
@@ -50,7 +78,7 @@ def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> floa
     else:
         raise ValueError(f"unknown operating point {point!r}: give one of {', '.join(OPERATING_POINTS)}")
     best = int(worth.argmax())
-    return float(values[last[best]]) if worth[best] >= 0 else float("inf")
+    return float(values[best]) if worth[best] >= 0 else float("inf")
 
 
 def choose_thresholds(scores: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
             for point in OPERATING_POINTS:
                 parts += [f"<h3>Operating point: {_POINTS[point]}</h3>", _table(point_rows(model, point))]
             parts.append(_picture(plots.confusion_figure(model, "youden"), "Confusion at Youden's threshold"))
-        parts += ["<h3>Calibration</h3>", _picture(plots.reliability_figure(arm), "Reliability by label")]
+        parts += ["<h3>Calibration</h3>", _picture(plots.reliability_figure(arm, model), "Reliability by label")]
         if model["groups"]:
             parts += [
                 "<h3>Groups</h3>",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import require
-from ..metrics import fit_temperatures, sigmoid
+from ..metrics import sigmoid
+from ..metrics.operating import count_calls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,16 +57,6 @@ def _grid(names: Sequence[str], title: str, draw: Callable[[Axes, int], None], s
     return figure
 
 
-def _steps(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Counts of true and false positives at each threshold, from none called to all; positives and negatives."""
-    known = ~np.isnan(target)
-    order = np.argsort(-scores[known], kind="stable")
-    values, positive = scores[known][order], target[known][order] == 1
-    last = np.flatnonzero(np.r_[np.diff(values) != 0, True]) if len(values) else np.array([], int)
-    tp, fp = np.r_[0, np.cumsum(positive)[last]], np.r_[0, np.cumsum(~positive)[last]]
-    return tp, fp, int(positive.sum()), int((~positive).sum())
-
-
 def curves_figure(arms: Sequence[Arm], kind: str) -> Figure:
     """ROC (``kind="roc"``) or precision-recall (``"pr"``) curves, a picture a label, a line a model's first seed."""
     labels = arms[0].labels
@@ -75,7 +66,9 @@ def curves_figure(arms: Sequence[Arm], kind: str) -> Figure:
             if labels[i] not in arm.labels:
                 continue
             column = arm.labels.index(labels[i])
-            tp, fp, positives, negatives = _steps(arm.scored[0].logits[:, column], arm.targets[:, column])
+            _, tp, fp = count_calls(arm.scored[0].logits[:, column], arm.targets[:, column])
+            tp, fp = np.r_[0, tp], np.r_[0, fp]  # from none called to all
+            positives, negatives = tp[-1], fp[-1]
             if not positives or not negatives:
                 ax.text(0.5, 0.5, "undefined", ha="center", va="center", fontsize=8)
                 continue
@@ -100,12 +93,10 @@ def curves_figure(arms: Sequence[Arm], kind: str) -> Figure:
     return _grid(labels, title + ("; first seed" if any(len(arm.scored) > 1 for arm in arms) else ""), draw)
 
 
-def reliability_figure(arm: Arm, bins: int = 10) -> Figure:
+def reliability_figure(arm: Arm, model: dict[str, Any], bins: int = 10) -> Figure:
     """Share of positives against mean probability, in bins of as many images; before and after temperature scaling."""
     one = arm.scored[0]
-    temperatures = (
-        fit_temperatures(arm.val[0].logits, arm.val[0].targets) if arm.val else np.full(len(arm.labels), np.nan)
-    )
+    temperatures = [row.get("temperature", [None])[0] for row in model["labels"].values()]
 
     def draw(ax: Axes, i: int) -> None:
         known = ~np.isnan(one.targets[:, i])
@@ -114,7 +105,7 @@ def reliability_figure(arm: Arm, bins: int = 10) -> Figure:
         for number, (name, temperature) in enumerate(
             (("as the model gives them", 1.0), ("after temperature scaling", temperatures[i]))
         ):
-            if np.isnan(temperature) or known.sum() < bins:
+            if temperature is None or known.sum() < bins:
                 continue
             p = sigmoid(one.logits[known, i] / temperature)
             groups = np.array_split(np.argsort(p, kind="stable"), bins)
