@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from .errors import InputError
 
 __all__ = ["atomic_write", "load_checkpoint", "save_checkpoint"]
 
+_logger = logging.getLogger(__name__)
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
@@ -57,7 +59,10 @@ def load_checkpoint(directory: Path) -> dict | None:
     for path in (directory / NAME, directory / PREVIOUS):
         if path.exists():
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if broken:
+                    _logger.warning("%s: the one before it is used", broken[0])
+                return state
             except Exception as error:  # a truncated file raises one of many classes
                 broken.append(f"{path}: {error}")
     if broken:

@@ -38,12 +38,25 @@ def _data_summary(config: Any) -> None:
         print(f"written: {Path(config.output) / 'summary.json'}, summary.png")
 
 
+def _teach(config: Any) -> None:
+    from .teach import teach
+
+    found = teach(config)
+    print(f"written: logits of {len(found):,} images for {', '.join(found.labels)}: {config.output}")
+
+
 def _train(config: Any) -> None:
     from .train import train
 
     summary = train(config)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if summary["stopped"]:
+        print(f"stopped after epoch {summary['epochs']}: {summary['stopped']}")
     auc = f", validation macro AUC {summary['macro_auc']:.4f}" if summary["macro_auc"] == summary["macro_auc"] else ""
-    print(f"kept: epoch {summary['epoch'] + 1}{auc}\nrun:  {summary['output']}")
+    kept = f"epoch {summary['epoch'] + 1}{auc}" if summary["epoch"] >= 0 else "nothing yet"
+    speed = f"{summary['seconds']:.0f} s, {summary['images_per_second']} images/s on {summary['device']}"
+    print(f"kept: {kept}\nrun:  {summary['output']} ({speed})")
     _say_bad(summary["bad_images"], "replaced in training")
 
 
@@ -189,6 +202,7 @@ class _Command:
 _COMMANDS = {
     "prepare": _Command("mxa.prepare", "PrepareConfig", _prepare, "Write a collection as shards of small images."),
     "data summary": _Command("mxa.summary", "SummaryConfig", _data_summary, "What a collection's tables hold."),
+    "teach": _Command("mxa.teach", "TeachConfig", _teach, "A teacher's logits, once, for train --teacher.", "teacher"),
     "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model.", recipes=True),
     "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score models, and write a report.", "models"),
     "calibrate": _Command(
@@ -306,7 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if wanted else 2)
     command = _COMMANDS[name]
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mxa").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, the first speaks for all
+    logging.getLogger("mxa").setLevel(logging.INFO if first else logging.ERROR)
     try:
         command.run(_parse(command, name, arguments[len(name.split()) :]))
     except InputError as error:

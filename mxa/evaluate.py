@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from . import __version__
@@ -23,7 +24,7 @@ from .data.records import PART_NAMES
 from .data.table import find_columns
 from .data.tables import read_table_file
 from .errors import InputError, require
-from .inference import pick_device, predict_logits
+from .inference import predict_logits
 from .models.load import load_model, named_outputs
 from .predictions import (
     CASE_COLUMNS,
@@ -35,6 +36,7 @@ from .predictions import (
     of_records,
     read_predictions,
 )
+from .processes import pick_device
 
 __all__ = ["EvaluateConfig", "evaluate", "score", "weights_sha256"]
 
@@ -158,7 +160,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     def run(dataset: CXRDataset) -> Predictions:
         loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
         dataset.on_bad = "mask" if config.skip_bad else "raise"
-        logits = predict_logits(model, loader, config.amp)
+        logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
         good = ~dataset.bad.numpy()
         if not good.any():
             raise InputError(f"none of the {len(good)} images reads")

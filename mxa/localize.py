@@ -19,11 +19,11 @@ from torch import nn
 from .data import Records, create_transform
 from .data.boxes import BoxedImage, read_boxed
 from .errors import InputError
-from .inference import pick_device
 from .labels import align
 from .metrics.localization import CENTRE, Scores, commonest_point, mean_box, score_box, score_map, score_point
 from .metrics.localization_table import CaseScore, localization_markdown, localization_table, write_csv
 from .models.load import load_model, named_outputs
+from .processes import pick_device
 
 __all__ = ["LocalizeConfig", "floors", "localize"]
 

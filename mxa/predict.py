@@ -14,8 +14,8 @@ from .data import create_transform
 from .data.dicom import is_dicom, read_header, unusual
 from .data.image_io import IMAGE_SUFFIXES, list_images, read_image
 from .errors import InputError
-from .inference import pick_device
 from .models.load import load_model, named_outputs
+from .processes import pick_device
 
 __all__ = ["PredictConfig", "describe_dicom", "find_images", "predict"]
 

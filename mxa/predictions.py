@@ -76,12 +76,12 @@ class Predictions:
                 f"{self.cases['image'].iloc[row]}: the training diverged, or a cell is blank"
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, targets: bool = True) -> None:
         """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``about`` in its metadata."""
         pyarrow = require("pyarrow", "train")
         require("pyarrow.parquet", "train")
         columns = {f"logit:{name}": self.logits[:, i] for i, name in enumerate(self.labels)}
-        columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels)}
+        columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels) if targets}
         table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.about)})
         atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))

@@ -16,11 +16,12 @@ class TrainProgress:
         epochs: Number of epochs.
         steps: Steps of one epoch.
         first: First epoch, when a run is resumed.
+        hidden: Show nothing: another process does.
     """
 
-    def __init__(self, epochs: int, steps: int, first: int = 0):
+    def __init__(self, epochs: int, steps: int, first: int = 0, hidden: bool = False):
         rich = require("rich.progress", "train")
-        self.epochs, self.steps = epochs, steps
+        self.epochs, self.steps, self.hidden = epochs, steps, hidden
         self._bar = rich.Progress(
             rich.TextColumn("epoch {task.fields[epoch]}"),
             rich.BarColumn(),
@@ -28,6 +29,7 @@ class TrainProgress:
             rich.TextColumn("loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.1e}  left"),
             rich.TimeRemainingColumn(),
             transient=True,
+            disable=hidden,
         )
         self._task = self._bar.add_task(
             "", total=epochs * steps, completed=first * steps, epoch=f"{first + 1}/{epochs}", loss=0.0, lr=0.0
@@ -47,5 +49,7 @@ class TrainProgress:
 
     def epoch(self, epoch: int, loss: float, scores: dict[str, float]) -> None:
         """Prints the line of an epoch."""
+        if self.hidden:
+            return
         tail = f"  val loss {scores['loss']:.4f}  val macro AUC {scores['macro_auc']:.4f}" if scores else ""
         self._bar.console.print(f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}{tail}", highlight=False)

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.optim import list_optimizers
 
 from .data import Collection
 from .errors import InputError
+from .processes import rank_and_count
 
-__all__ = ["TrainConfig", "check_config", "check_same_run", "plain_config"]
+__all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "plain_config"]
+
+AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -20,7 +25,7 @@ class TrainConfig:
     """What defines a training run; a YAML file for ``--config`` holds what differs from these defaults."""
 
     output: Path
-    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json."""
+    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json, summary.json."""
     model: str = "efficientvit_ml_m0_mxa"
     """Any timm model name."""
     data: Collection = "phantom"
@@ -40,13 +45,29 @@ class TrainConfig:
     blank: str | None = None
     """What a blank label becomes: negative or ignore, by label as above; the collection's habit by default."""
     init: str | None = None
-    """Start from these weights: a timm name with weights, a run folder, or a file."""
+    """Start from these weights: a timm name with weights, a run folder, a file, or, for --model densenet121 (or
+    resnet50), TorchXRayVision's as xrv:NAME or xrv:FILE."""
     freeze: Literal["backbone"] | None = None
     """Train only what --init did not fill, and the head."""
+    teacher: str | None = None
+    """Distil from it: xrv:NAME or xrv:FILE (TorchXRayVision), a timm name, a run folder, or what mxa teach wrote."""
+    teacher_sha256: str | None = None
+    """Digest that the teacher's file must have."""
+    alpha: float = 0.5
+    """Weight of the teacher's loss beside that of the labels, with --teacher."""
+    temperature: float = 1.0
+    """Of teacher and student in the teacher's loss."""
+    loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
+    """The labels' loss, by timm's names; masked labels count in none."""
     img_size: int | None = None
     """Side of the input, in pixels; the model's own by default."""
     epochs: int = 20
+    patience: int | None = None
+    """Stop when the validation score has not risen for so many epochs."""
     batch_size: int = 32
+    """Images of one step, over all its parts and processes."""
+    grad_accum: int = 1
+    """Parts that a step's images are taken in, one after the other, where they do not fit into memory at once."""
     lr: float = 1e-3
     """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
     min_lr: float = 1e-5
@@ -80,10 +101,24 @@ class TrainConfig:
     """Worker processes of the loader."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
-    amp: bool = False
-    """bfloat16 autocast."""
-    resume: bool = False
-    """Go on from the checkpoint in output."""
+    amp: Literal["bf16", "fp16"] | None = None
+    """Autocast; fp16 scales the loss."""
+    compile: bool = False
+    """torch.compile."""
+    channels_last: bool = False
+    """Channels-last memory format."""
+    grad_checkpointing: bool = False
+    """Keep fewer activations and compute them again, for models that can."""
+    sync_bn: bool = False
+    """Batch norms take their statistics of all processes (CUDA)."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time; on the CPU they do anyhow."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too, into output/tensorboard."""
+    checkpoint_steps: int | None = None
+    """Write a checkpoint after every so many steps of an epoch, not only at its end."""
+    resume: Literal["auto"] | None = None
+    """auto: go on from the checkpoint in output, start where there is none, do nothing where the run is finished."""
 
 
 _BOUNDS = {
@@ -100,6 +135,11 @@ _BOUNDS = {
     "ema": (0, 1),
     "weight_decay": (0, 1000),
     "layer_decay": (0.01, 1),
+    "alpha": (0, 1),
+    "temperature": (1e-3, 1000),
+    "patience": (1, 100_000),
+    "grad_accum": (1, 100_000),
+    "checkpoint_steps": (1, 10**9),
     "drop_rate": (0, 0.99),
     "drop_path_rate": (0, 0.99),
     "scale": (0.01, 1),
@@ -119,10 +159,8 @@ def check_config(config: TrainConfig) -> None:
     if run.exists() and not run.is_dir():
         raise InputError(f"--output {run} is a file: give a folder")
     held = [name for name in ("checkpoint.pt", "model.safetensors", "config.json") if (run / name).exists()]
-    if held and not config.resume:
-        raise InputError(f"{run} holds {held[0]}: add --resume to go on with a run, or give another --output")
-    if config.resume and not (run / "config.yaml").exists():
-        raise InputError(f"{run} holds no run to resume")
+    if held and not (config.resume and (run / "config.yaml").exists()):
+        raise InputError(f"{run} holds {held[0]}: add --resume auto to go on with a run, or give another --output")
     if "." in config.model and ":" not in config.model:
         raise InputError(
             f"--model {config.model} names weights: give --init {config.model} and --model without its tag"
@@ -136,6 +174,11 @@ def check_config(config: TrainConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
+    if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
+        raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")
+    shares = config.grad_accum * rank_and_count()[1]
+    if config.batch_size % shares:
+        raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (parts x processes)")
     if config.cooldown_epochs >= config.epochs:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
 
@@ -155,7 +198,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
     Raises:
         InputError: a setting differs; the message names it.
     """
-    free = ("output", "root", "workers", "device")
+    free = ("output", "root", "workers", "device", "tensorboard", "checkpoint_steps")
     saved = {**plain_config(TrainConfig(config.output)), **saved}
     changed = [k for k, v in plain_config(config).items() if k not in free and v != saved[k]]
     if changed:

@@ -61,6 +61,10 @@ class CXRDataset(ImageDataset):
         """Sets the epoch of the seeded randomness, in worker processes too."""
         self._epoch.fill_(epoch)
 
+    def derived_seed(self) -> int:
+        """A seed that is a function of (seed, epoch)."""
+        return derive_seed(self.seed, int(self._epoch))
+
     def bad_paths(self) -> list[str]:
         """Names the images that did not read so far."""
         return [self.records.path(i) for i in np.flatnonzero(self.bad.numpy())]
@@ -124,6 +128,11 @@ class _RecordsReader(Reader):
         return Path(path).name if basename else path
 
 
+def derive_seed(*key: int) -> int:
+    """Mixes integers into one seed."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 @contextmanager
 def seeded(seed: int | None, *key: int) -> Iterator[None]:
     """Makes random numbers (torch, numpy, random) a function of seed and key inside the block; None does nothing."""
@@ -131,7 +140,7 @@ def seeded(seed: int | None, *key: int) -> Iterator[None]:
         yield
         return
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    derived = int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+    derived = derive_seed(seed, *key)
     torch.default_generator.manual_seed(derived)  # torch.manual_seed would seed CUDA too, for good
     np.random.seed(derived)
     random.seed(derived)

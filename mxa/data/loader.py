@@ -1,40 +1,90 @@
-"""timm's loader with our transform."""
+"""The loaders of training and of everything else."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import create_loader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ..errors import InputError
+from ..processes import rank_and_count
 from .dataset import CXRDataset
 from .shards import ShardDataset
 from .transforms import ToXrayTensor, XrayTransform
 
-__all__ = ["make_loader"]
+__all__ = ["TrainSampler", "make_loader"]
+
+
+class TrainSampler(Sampler[int]):
+    """Rows of a training dataset in a random order, whole batches only.
+
+    The order is a function of the dataset's seed and epoch, and a global batch holds the same rows however many
+    processes share it.
+
+    Args:
+        dataset: Its seed must be set where several processes train.
+        batch_size: Images of one batch of one process.
+    """
+
+    def __init__(self, dataset: CXRDataset, batch_size: int):
+        self.dataset, self.batch_size = dataset, batch_size
+        self.start = 0  # batches to leave out, of a run that is resumed
+        if dataset.seed is None and rank_and_count()[1] > 1:
+            raise InputError("set dataset.seed: several processes need one order")
+
+    def __len__(self) -> int:
+        return len(self.dataset) // (self.batch_size * rank_and_count()[1]) * self.batch_size
+
+    def rows(self, batch: int) -> np.ndarray:
+        """Rows of this process's share of a batch of the current epoch."""
+        rank, count = rank_and_count()
+        return self._order().reshape(-1, self.batch_size, count)[batch, :, rank]
+
+    def __iter__(self) -> Iterator[int]:
+        rank, count = rank_and_count()
+        yield from self._order().reshape(-1, self.batch_size, count)[self.start :, :, rank].flatten().tolist()
+
+    def _order(self) -> np.ndarray:
+        generator = None
+        if self.dataset.seed is not None:
+            generator = torch.Generator().manual_seed(self.dataset.derived_seed())
+        order = torch.randperm(len(self.dataset), generator=generator).numpy()
+        return order[: len(self) * rank_and_count()[1]]
 
 
 class _Loader:
-    """The loader it holds, but for two things: planes are normalised here, and a worker's bad input is one line.
+    """The loader it holds, but that planes are normalised here, that a worker's bad input is one line, and ``skip``.
 
     A worker sends gray planes, a twelfth of what the model takes.
     """
 
     def __init__(self, loader: DataLoader, to_tensor: ToXrayTensor | None):
         self.loader, self.to_tensor = loader, to_tensor
+        self.skip = 0  # batches that the next epoch leaves out
+        self.open: Iterator | None = None
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loader"], name)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.open is not None:
+            self.open.close()  # an epoch that was left early, which would end after this one has begun
         self.loader.dataset.as_planes = self.to_tensor is not None
-        return self._batches(iter(self.loader))  # the loader draws its seeds now, not when the first batch is wanted
+        skip, self.skip = self.skip, 0
+        if isinstance(self.loader.sampler, TrainSampler):
+            self.loader.sampler.start, skip = skip, 0
+        batches = iter(self.loader)  # the loader draws its seeds now, not when the first batch is wanted
+        self.open = self._batches(itertools.islice(batches, skip, None))
+        return self.open
 
     def _batches(self, batches: Iterator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
@@ -57,9 +107,10 @@ def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torc
 def make_loader(
     dataset: CXRDataset, transform: Callable, batch_size: int, workers: int = 0, is_training: bool = False
 ) -> DataLoader:
-    """Creates timm's loader over a dataset and gives the dataset its transform.
+    """Creates a loader over a dataset and gives the dataset its transform.
 
-    In training the order is random and an incomplete last batch is dropped.
+    In training the order is random (``TrainSampler``), an incomplete last batch is dropped, and several processes share
+    each batch of ``batch_size`` times their number; otherwise it is timm's loader, over every image in order.
 
     Returns:
         A loader of ``(images, targets)``: ``(B, C, H, W)`` and ``(B, L)``, float32.
@@ -70,14 +121,27 @@ def make_loader(
     if isinstance(dataset, ShardDataset):
         workers = dataset.plan(batch_size, workers, is_training)
     planes = isinstance(transform, XrayTransform)
-    loader = create_loader(
-        dataset,
-        input_size=1,
-        batch_size=batch_size,
-        is_training=is_training,
-        num_workers=workers,
-        use_prefetcher=False,
-        collate_fn=_collate if planes else None,
-    )
+    collate = _collate if planes else None
+    if is_training:
+        sampler = None if isinstance(dataset, ShardDataset) else TrainSampler(dataset, batch_size)
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=True,
+            persistent_workers=workers > 0,
+        )
+    else:
+        loader = create_loader(
+            dataset,
+            input_size=1,
+            batch_size=batch_size,
+            num_workers=workers,
+            use_prefetcher=False,
+            collate_fn=collate,
+        )
     dataset.transform = transform  # create_loader has set timm's own
     return _Loader(loader, transform.to_tensor if planes else None)

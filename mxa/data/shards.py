@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError, require
+from ..processes import rank_and_count
 from .dataset import CXRDataset
 from .image_io import read_image
 from .records import Records
@@ -182,7 +182,7 @@ class ShardDataset(CXRDataset, IterableDataset):
             InputError: there are more nodes than shards.
         """
         self.batch_size, self.is_training = batch_size, is_training
-        _, nodes = _node()
+        _, nodes = rank_and_count()
         shards = len(self._rows)
         if shards < nodes:
             raise InputError(
@@ -193,7 +193,7 @@ class ShardDataset(CXRDataset, IterableDataset):
     def __len__(self) -> int:
         """Images that this node's loader gives in an epoch."""
         rows = len(self.records)
-        return rows // (_node()[1] * self.batch_size) * self.batch_size if self.is_training else rows
+        return rows // (rank_and_count()[1] * self.batch_size) * self.batch_size if self.is_training else rows
 
     def __iter__(self) -> Iterator[tuple]:
         """Goes through this worker's samples of the epoch."""
@@ -216,7 +216,7 @@ class ShardDataset(CXRDataset, IterableDataset):
                 yield self._sample(row, self._image(row, partial(self.records.decode, images)))
 
     def _train(self, worker: int, workers: int) -> Iterator[tuple]:
-        node, nodes = _node()
+        node, nodes = rank_and_count()
         batches = len(self) // self.batch_size
         wanted = (batches // workers + (worker < batches % workers)) * self.batch_size
         turn = 0
@@ -248,10 +248,3 @@ class ShardDataset(CXRDataset, IterableDataset):
             for i in rng.permutation(len(held)):
                 row, images = held[i]
                 yield row, self._image(row, partial(self.records.decode, images))
-
-
-def _node() -> tuple[int, int]:
-    """Returns this process's rank, and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

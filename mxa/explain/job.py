@@ -21,11 +21,11 @@ from ..data.dicom import is_dicom
 from ..data.image_io import read_image
 from ..data.transforms import data_config
 from ..errors import InputError, require
-from ..inference import pick_device
 from ..labels import align, resolve_labels
 from ..layers import MXABlock
 from ..models.load import load_model, named_outputs
 from ..predict import describe_dicom, find_images
+from ..processes import pick_device
 from .attention import attention_maps, mean_attention
 from .attribution import grad_cam, integrated_gradients
 from .geometry import find_peak, floor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..labels import align
 from .weights import check_keys, label_names, resize_attention_biases
 
-__all__ = ["create", "init_weights", "load_model", "named_outputs"]
+__all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs"]
 
 
 def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
@@ -110,6 +111,13 @@ def init_weights(model: nn.Module, source: str) -> set[str]:
     else:
         origin = load_model(source)
         state, names = origin.state_dict(), label_names(origin)
+    return fill_weights(model, state, names, source)
+
+
+def fill_weights(
+    model: nn.Module, state: dict[str, torch.Tensor], names: Sequence[str] | None, origin: str
+) -> set[str]:
+    """Fills a model from a state whose outputs are ``names``, as ``init_weights`` does; ``origin`` is for errors."""
     cfg = model.pretrained_cfg
     own = model.state_dict()
     stems, heads = _names(cfg.get("first_conv")), _names(cfg.get("classifier"))
@@ -128,6 +136,6 @@ def init_weights(model: nn.Module, source: str) -> set[str]:
     try:
         check_keys(state, model)
     except RuntimeError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{origin}: {error}") from None
     model.load_state_dict(state, strict=False)
     return set(state) - set(head_keys)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from .losses import distillation_mix, soft_distillation_loss
+from .losses import distillation_mix, masked_bce_with_logits, soft_distillation_loss
 from .multi_label import MultiLabelTask
 
 __all__ = ["MultiLabelDistillationTask"]
@@ -19,10 +21,12 @@ class MultiLabelDistillationTask(MultiLabelTask):
     Args:
         model: The student: ``(B, C, H, W)`` to logits ``(B, L)``.
         teacher: Gives logits ``(B, L)`` in the student's labels and a mask of those it knows, for the student's batch.
+            None where its logits are known beforehand: they follow the targets, then ``(B, 2 L)``, NaN where unknown.
         alpha: Weight of the distillation, in [0, 1].
         temperature: Of student and teacher alike.
         pos_weight: ``(L,)``, weight of the positive term of each label.
         device: Device of the task's tensors.
+        criterion: As of ``MultiLabelTask``.
 
     Raises:
         ValueError: alpha or temperature out of range.
@@ -31,29 +35,35 @@ class MultiLabelDistillationTask(MultiLabelTask):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         alpha: float = 0.5,
         temperature: float = 1.0,
         pos_weight: torch.Tensor | None = None,
         device: torch.device | None = None,
+        criterion: Callable[..., torch.Tensor] = masked_bce_with_logits,
     ):
-        super().__init__(model, pos_weight, device)
+        super().__init__(model, pos_weight, device, criterion)
         if not 0 <= alpha <= 1 or not temperature > 0:
             raise ValueError(f"alpha must be in [0, 1] and temperature above 0, got {alpha} and {temperature}")
-        self.teacher = teacher.requires_grad_(False).eval().to(self.device)
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval().to(self.device)
         self.alpha, self.temperature = alpha, temperature
 
     def train(self, mode: bool = True) -> MultiLabelDistillationTask:
         """Sets the student's mode; the teacher's is eval."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gives ``loss``, its parts ``task_loss`` and ``kd_loss``, and ``output``, the student's logits ``(B, L)``."""
+        if self.teacher is None:
+            target, logits = target.chunk(2, dim=1)
+            mask = ~logits.isnan()
+        else:
+            with torch.no_grad():
+                logits, mask = self.teacher(input)
         result = super().forward(input, target)
-        with torch.no_grad():
-            logits, mask = self.teacher(input)
         kd = soft_distillation_loss(result["output"], logits, mask, self.temperature)
         loss = distillation_mix(result["loss"], kd, self.alpha)
         return {"loss": loss, "output": result["output"], "task_loss": result["loss"].detach(), "kd_loss": kd.detach()}

@@ -1,12 +1,22 @@
-"""Losses on multi-label logits, as pure functions; under data-parallel training, of the global batch."""
+"""Losses on multi-label logits; under data-parallel training, of the global batch."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import distributed
+from timm.loss import (
+    MULTI_LABEL_LOSS_TYPES,
+    AsymmetricLossMultiLabel,
+    DistributionBalancedLoss,
+    PolyBinaryCrossEntropy,
+    TwoWayLoss,
+    ZlprLoss,
+)
+from torch import nn
 
-__all__ = ["distillation_mix", "masked_bce_with_logits", "soft_distillation_loss"]
+from ..processes import rank_and_count, total
+
+__all__ = ["MaskedLoss", "distillation_mix", "masked_bce_with_logits", "soft_distillation_loss"]
 
 
 def masked_bce_with_logits(
@@ -66,7 +76,7 @@ def soft_distillation_loss(
     teacher_logits = teacher_logits.detach()
     mask = ~teacher_logits.isnan() if mask is None else mask.expand_as(teacher_logits)
     p = (teacher_logits.masked_fill(~mask, 0.0) / temperature).sigmoid().to(student_logits.dtype)
-    sums = _over_processes(torch.stack([(p * mask).sum(0), mask.sum(0).to(p.dtype)]))
+    sums = total(torch.stack([(p * mask).sum(0), mask.sum(0).to(p.dtype)]))
     weight = 1 - sums[0] / sums[1].clamp(min=1)  # (L,)
     loss = F.binary_cross_entropy_with_logits(student_logits / temperature, p, reduction="none")
     return _mean_of_present(weight * loss, mask)
@@ -77,6 +87,65 @@ def distillation_mix(supervised: torch.Tensor, soft: torch.Tensor, alpha: float)
     return (1 - alpha) * supervised + alpha * soft
 
 
+class MaskedLoss(nn.Module):
+    """timm's multi-label losses by name, with masked labels: these count nowhere, in the value and in the gradient.
+
+    Those of one label at a time (``"bce"``, ``"asl"``, ``"poly"``, ``"db"``) are averaged as ``masked_bce_with_logits``
+    is, over an image's present labels and then over images, so that their scale does not depend on the number of
+    labels. ``"zlpr"`` compares the present labels of an image, and is averaged over images; ``"twoway"`` compares the
+    images of a batch too, under data-parallel training those of each process.
+
+    Args:
+        name: One of ``timm.loss.MULTI_LABEL_LOSS_TYPES``.
+        class_counts: For ``"db"``, the positives of each label in ``num_samples`` images, ``(L,)``.
+        num_samples: For ``"db"``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str, class_counts: torch.Tensor | None = None, num_samples: int | None = None):
+        super().__init__()
+        if name not in MULTI_LABEL_LOSS_TYPES:
+            raise ValueError(f"unknown loss {name!r}: give one of {', '.join(MULTI_LABEL_LOSS_TYPES)}")
+        self.name = name
+        if name in ("asl", "poly"):
+            kind = AsymmetricLossMultiLabel if name == "asl" else PolyBinaryCrossEntropy
+            self.loss = kind(reduction="none")
+        elif name == "db":
+            self.loss = DistributionBalancedLoss(class_counts, num_samples, reduction="none")
+        elif name != "bce":
+            self.loss = ZlprLoss() if name == "zlpr" else TwoWayLoss()
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        pos_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Gives a scalar; arguments as of ``masked_bce_with_logits``, which alone takes ``pos_weight``."""
+        if self.name == "bce":
+            return masked_bce_with_logits(logits, target, mask, pos_weight)
+        if pos_weight is not None:
+            raise ValueError(f"pos_weight goes with the loss bce, not with {self.name}")
+        mask = ~target.isnan() if mask is None else mask
+        target = target.masked_fill(~mask, 0.0)
+        if self.name in ("asl", "poly", "db"):
+            return _mean_of_present(self.loss(logits, target), mask)
+        rows = mask.any(1)
+        if not rows.any():
+            return logits.sum() * 0.0
+        logits = logits.float().masked_fill(~mask, _OUT)
+        value = self.loss(logits[rows], target[rows])
+        if self.name == "twoway":
+            return value
+        return value * rows.sum() / (total(rows.sum().float()) / rank_and_count()[1])
+
+
+_OUT = -1e4  # logit of a masked negative: its exponential is 0
+
+
 def _mean_of_present(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over an image's present labels, then over the images that have any: ``(B, L)`` to a scalar.
 
@@ -84,17 +153,5 @@ def _mean_of_present(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     present = mask.sum(1)  # (B,)
     per_image = loss.masked_fill(~mask, 0.0).sum(1) / present.clamp(min=1)
-    images = _over_processes((present > 0).sum().to(loss.dtype)) / _processes()
+    images = total((present > 0).sum().to(loss.dtype)) / rank_and_count()[1]
     return per_image.sum() / torch.where(images > 0, images, torch.ones_like(images))
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _over_processes(value: torch.Tensor) -> torch.Tensor:
-    """Sum over the processes of a data-parallel training; no gradient."""
-    if _processes() > 1:
-        value = value.detach().clone()
-        distributed.all_reduce(value)
-    return value

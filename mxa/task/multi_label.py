@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.task import MultiLabelClassificationTask
 from torch import nn
@@ -18,10 +20,17 @@ class MultiLabelTask(MultiLabelClassificationTask):
         model: ``(B, C, H, W)`` to logits ``(B, L)``.
         pos_weight: ``(L,)``, weight of the positive term of each label.
         device: Device of the task's tensors.
+        criterion: Called with logits, target, mask and pos_weight: ``masked_bce_with_logits`` or a ``MaskedLoss``.
     """
 
-    def __init__(self, model: nn.Module, pos_weight: torch.Tensor | None = None, device: torch.device | None = None):
-        super().__init__(model, criterion=masked_bce_with_logits, device=device, verbose=False)
+    def __init__(
+        self,
+        model: nn.Module,
+        pos_weight: torch.Tensor | None = None,
+        device: torch.device | None = None,
+        criterion: Callable[..., torch.Tensor] = masked_bce_with_logits,
+    ):
+        super().__init__(model, criterion=criterion, device=device, verbose=False)
         pos_weight = None if pos_weight is None else pos_weight.to(self.device)
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 

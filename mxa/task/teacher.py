@@ -26,7 +26,7 @@ from ..layers.kd_adapter import KDAdapter
 from ..models.load import load_model, named_outputs
 from .unpickle import PickledModule, read_content, tensors
 
-__all__ = ["Teacher"]
+__all__ = ["Teacher", "read_xrv_weights"]
 
 _logger = logging.getLogger(__name__)
 
@@ -216,14 +216,42 @@ def _xrv_file(what: str, registry: Mapping[str, Mapping[str, Any]]) -> tuple[Pat
     return path, next((e for e in registry.values() if e["weights_url"].endswith(f"/{path.name}")), {})
 
 
-def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _Source:
-    """A file of TorchXRayVision's, by its name or path."""
+def _xrv_content(what: str, sha256: str | None) -> tuple[Path, dict[str, torch.Tensor], Mapping[str, Any], str]:
+    """Path, tensors, entry and digest of a file of TorchXRayVision's, by its name or path."""
     path, entry = _xrv_file(what, _xrv_models().model_urls)
     data, digest = _read(path, sha256)
     content = read_content(data, str(path))
     if not entry and isinstance(content, PickledModule):
         entry = {"labels": content.attributes.get("targets") or content.attributes.get("pathologies")}
-    return _xrv_source(tensors(content, str(path)), entry, names, str(path))._replace(sha256=digest)
+    return path, tensors(content, str(path)), entry, digest
+
+
+def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _Source:
+    path, state, entry, digest = _xrv_content(what, sha256)
+    return _xrv_source(state, entry, names, str(path))._replace(sha256=digest)
+
+
+def read_xrv_weights(what: str, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
+    """Reads TorchXRayVision's weights to start a timm ``densenet121`` or ``resnet50`` of one channel from.
+
+    Args:
+        what: Its name for the weights, or a file.
+        sha256: As of ``Teacher``.
+
+    Returns:
+        Tensors by timm's names, and the names of the outputs (None where unknown).
+
+    Raises:
+        InputError: as ``Teacher``.
+    """
+    _, state, entry, _ = _xrv_content(what, sha256)
+    names = entry.get("labels")
+    return _xrv_state(state), tuple(names) if isinstance(names, (list, tuple)) else None
+
+
+def _xrv_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the wrapper's name, and without the thresholds that warp its scores."""
+    return {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
 
 
 def _xrv_source(
@@ -231,7 +259,7 @@ def _xrv_source(
 ) -> _Source:
     """Builds TorchXRayVision's DenseNet-121 or ResNet-50 of a state; its ``forward`` gives raw logits."""
     models = _xrv_models()
-    state = {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
+    state = _xrv_state(state)
     dense = "classifier.weight" in state
     try:
         outputs = state["classifier.weight" if dense else "fc.weight"].shape[0]

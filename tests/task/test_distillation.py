@@ -168,7 +168,7 @@ def test_what_is_out_of_range_is_refused(student, options):
 
 
 TWO = """
-import os, sys, torch
+import gc, sys, torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from mxa.task import masked_bce_with_logits, soft_distillation_loss
@@ -188,9 +188,9 @@ distributed.all_reduce(losses)
 if rank == 0:
     grads = {"weight": model.module.weight.grad, "bias": model.module.bias.grad}
     torch.save({"losses": losses / 2, **grads}, f"{path}/out.pt")
-distributed.barrier()
-sys.stdout.flush()
-os._exit(0)  # the threads of gloo may outlive the interpreter's exit, and abort it
+del model, logits, bce, kd
+gc.collect()  # a DistributedDataParallel that outlives its group can abort the process as it exits
+distributed.destroy_process_group()
 """
 
 

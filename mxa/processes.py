@@ -1,0 +1,91 @@
+"""Several processes that train one model, as ``torchrun`` starts them; one process is the case of one."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import distributed
+
+from .errors import InputError
+
+__all__ = ["any_process", "gather_rows", "pick_device", "processes", "rank_and_count", "total"]
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Returns this process's rank, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Returns the device named, by default CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextmanager
+def processes(name: str | None) -> Iterator[torch.device]:
+    """Joins the processes that torchrun has started (``nccl`` on CUDA, else ``gloo``) and gives this one's device.
+
+    Without torchrun, or inside another such block, it gives the device and does no more.
+
+    Args:
+        name: As for ``pick_device``; with several processes each takes the CUDA device of its local rank.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and (name or "cuda").partition(":")[0] == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = pick_device(name)
+    if not several or distributed.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        gc.collect()  # a DistributedDataParallel that outlives its group can abort the process as it exits
+        distributed.destroy_process_group()
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Sum over the processes; no gradient."""
+    if rank_and_count()[1] > 1:
+        value = value.detach().clone()
+        distributed.all_reduce(value)
+    return value
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Says whether the flag is set in any process; all of them must ask."""
+    if rank_and_count()[1] == 1:
+        return flag
+    return bool(total(torch.tensor(float(flag), device=device)) > 0)
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """Puts the rows ``(N_i, ...)`` of all processes one after the other, in the order of the ranks."""
+    count = rank_and_count()[1]
+    if count == 1:
+        return rows
+    pieces: list = [None] * count
+    distributed.all_gather_object(pieces, rows)
+    return np.concatenate(pieces)
