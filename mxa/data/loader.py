@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class _Loader:
     def __init__(self, loader: DataLoader, to_tensor: ToXrayTensor | None):
         self.loader, self.to_tensor = loader, to_tensor
         self.skip = 0  # batches that the next epoch leaves out
-        self.open: Iterator | None = None
+        self.open: Callable[[], Iterator | None] = lambda: None
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -76,15 +77,16 @@ class _Loader:
         return getattr(self.__dict__["loader"], name)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self.open is not None:
-            self.open.close()  # an epoch that was left early, which would end after this one has begun
+        if left := self.open():
+            left.close()  # an epoch that was left early, which would end after this one has begun
         self.loader.dataset.as_planes = self.to_tensor is not None
         skip, self.skip = self.skip, 0
         if isinstance(self.loader.sampler, TrainSampler):
             self.loader.sampler.start, skip = skip, 0
         batches = iter(self.loader)  # the loader draws its seeds now, not when the first batch is wanted
-        self.open = self._batches(itertools.islice(batches, skip, None))
-        return self.open
+        epoch = self._batches(itertools.islice(batches, skip, None))
+        self.open = weakref.ref(epoch)
+        return epoch
 
     def _batches(self, batches: Iterator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms.functional import pil_to_tensor
 
 from mxa.data import CXRDataset, Records, create_dataset, create_transform, make_loader
+from mxa.data.loader import TrainSampler
 from mxa.errors import InputError
 
 CFG = {"input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25,)}
@@ -327,3 +328,45 @@ def test_bad_input_in_a_worker_is_one_line(made_nih, workers, transform):
     with pytest.raises(InputError) as error:
         list(make_loader(dataset, transform, 5, workers))
     assert str(error.value).startswith("no image ") and "\n" not in str(error.value)
+
+
+# The order of training
+
+
+def test_processes_share_the_batches_of_one(made_nih, monkeypatch):
+    dataset = create_dataset("nih", made_nih())
+    dataset.seed = 3
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        whole = np.array(list(TrainSampler(dataset, 6))).reshape(-1, 6)
+        shares = []
+        for rank in range(3):
+            monkeypatch.setattr("mxa.data.loader.rank_and_count", lambda rank=rank: (rank, 3))
+            sampler = TrainSampler(dataset, 2)
+            shares.append(np.array(list(sampler)).reshape(-1, 2))
+            np.testing.assert_array_equal(sampler.rows(1), shares[-1][1])
+            sampler.start = 2
+            np.testing.assert_array_equal(np.array(list(sampler)).reshape(-1, 2), shares[-1][2:])
+        monkeypatch.undo()
+        for batch, *parts in zip(whole, *shares, strict=True):
+            assert sorted(batch) == sorted(np.concatenate(parts))
+    dataset.seed = None
+    monkeypatch.setattr("mxa.data.loader.rank_and_count", lambda: (0, 3))
+    with pytest.raises(InputError, match="several processes need one order"):
+        TrainSampler(dataset, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_is_left_early_does_not_disturb_the_next(made_nih, workers):
+    dataset = create_dataset("nih", made_nih())
+    dataset.seed = 0
+    loader = make_loader(dataset, create_transform(CFG), 4, workers, is_training=True)
+    whole = list(loader)
+    left = iter(loader)
+    next(left)
+    again = list(loader)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole, again, strict=True))
+    loader.skip = 3
+    rest = list(loader)
+    assert len(rest) == len(whole) - 3 and all(torch.equal(a[0], b[0]) for a, b in zip(whole[3:], rest, strict=True))
+    assert len(list(loader)) == len(whole)

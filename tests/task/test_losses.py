@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.loss import MULTI_LABEL_LOSS_TYPES, create_classification_loss
 
-from mxa.task import masked_bce_with_logits
+from mxa.task import MaskedLoss, masked_bce_with_logits
 
 
 def case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -132,3 +133,59 @@ def test_bfloat16_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loss = masked_bce_with_logits(logits.bfloat16(), target, mask)
     assert loss.item() == pytest.approx(reference(logits, target, mask), rel=0.02)
+
+
+# timm's losses, with masks
+
+
+COUNTS = torch.tensor([3.0, 1.0, 5.0])
+
+
+def masked_loss(name: str) -> MaskedLoss:
+    return MaskedLoss(name, COUNTS, 10) if name == "db" else MaskedLoss(name)
+
+
+def timms(name: str) -> torch.nn.Module:
+    options = {"class_counts": COUNTS, "num_samples": 10} if name == "db" else {}
+    options |= {"asl_reduction": "mean"} if name == "asl" else {}
+    return create_classification_loss(name, multi_label=True, **options)
+
+
+@pytest.mark.parametrize("name", MULTI_LABEL_LOSS_TYPES)
+def test_without_masks_it_is_timms(name):
+    torch.manual_seed(0)
+    logits, target = 3 * torch.randn(6, 3), (torch.rand(6, 3) < 0.5).float()
+    torch.testing.assert_close(masked_loss(name)(logits, target), timms(name)(logits, target))
+
+
+@pytest.mark.parametrize("name", [n for n in MULTI_LABEL_LOSS_TYPES if n != "db"])
+def test_a_label_that_is_masked_everywhere_is_not_there(name):
+    torch.manual_seed(1)
+    logits, target = 3 * torch.randn(6, 3), (torch.rand(6, 3) < 0.5).float()
+    target[:, 1] = math.nan
+    kept = [0, 2]
+    torch.testing.assert_close(masked_loss(name)(logits, target), timms(name)(logits[:, kept], target[:, kept]))
+
+
+@pytest.mark.parametrize("name", MULTI_LABEL_LOSS_TYPES)
+def test_what_is_masked_moves_nothing(name):
+    torch.manual_seed(2)
+    logits, target = (3 * torch.randn(6, 3)).requires_grad_(), (torch.rand(6, 3) < 0.5).float()
+    target[torch.rand(6, 3) < 0.4] = math.nan
+    target[4] = math.nan
+    mask = ~target.isnan()
+    loss = masked_loss(name)(logits, target)
+    loss.backward()
+    assert (logits.grad[~mask] == 0).all() and logits.grad.isfinite().all() and (logits.grad[mask] != 0).any()
+    other = torch.where(mask, logits.detach(), 50 * torch.randn(6, 3))
+    torch.testing.assert_close(masked_loss(name)(other, target), loss.detach())
+    nothing = masked_loss(name)(logits, torch.full_like(target, math.nan))
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="unknown loss 'nothing': give one of bce, asl"):
+        MaskedLoss("nothing")
+    with pytest.raises(ValueError, match="pos_weight goes with the loss bce"):
+        MaskedLoss("asl")(torch.zeros(1, 2), torch.zeros(1, 2), None, torch.ones(2))
