@@ -60,6 +60,21 @@ def _train(config: Any) -> None:
     _say_bad(summary["bad_images"], "replaced in training")
 
 
+def _ablate(config: Any) -> None:
+    from .ablate import ablate, table_rows
+    from .report.tables import paired_rows
+
+    result = ablate(config)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    _print_table(*table_rows(result["rows"]))
+    if result["paired"]:
+        _print_table(*paired_rows(result))
+    if result["stopped"]:
+        print("stopped by SIGTERM: the same command goes on")
+    print(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores/")
+
+
 def _evaluate(config: Any) -> None:
     from .evaluate import evaluate
     from .report.tables import label_rows, paired_rows, summary_rows
@@ -204,6 +219,7 @@ _COMMANDS = {
     "data summary": _Command("mxa.summary", "SummaryConfig", _data_summary, "What a collection's tables hold."),
     "teach": _Command("mxa.teach", "TeachConfig", _teach, "A teacher's logits, once, for train --teacher.", "teacher"),
     "train": _Command("mxa.train", "TrainConfig", _train, "Train or fine-tune a model.", recipes=True),
+    "ablate": _Command("mxa.ablate", "AblateConfig", _ablate, "What MXA and a teacher are worth.", recipes=True),
     "evaluate": _Command("mxa.evaluate", "EvaluateConfig", _evaluate, "Score models, and write a report.", "models"),
     "calibrate": _Command(
         "mxa.calibrate", "CalibrateConfig", _calibrate, "Temperatures and thresholds, beside the weights.", "model"

@@ -7,12 +7,11 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -35,10 +34,23 @@ from .predictions import (
     has_targets,
     of_records,
     read_predictions,
+    stack,
 )
 from .processes import pick_device
 
-__all__ = ["EvaluateConfig", "evaluate", "score", "weights_sha256"]
+if TYPE_CHECKING:
+    from .report import Arm
+
+__all__ = [
+    "EvaluateConfig",
+    "evaluate",
+    "score",
+    "score_images",
+    "split_parts",
+    "weights_sha256",
+    "with_validation",
+    "write_report",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -101,9 +113,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
     """
-    from .report import Arm, numbers  # here, so that scoring alone does not need what the pages need
-    from .report.page import page
-    from .report.tables import card, csv_text
+    from .report import Arm  # here, so that scoring alone does not need what the pages need
 
     if config.batch_size < 1 or config.workers < 0 or config.replicates < 1:
         raise InputError("--batch-size and --replicates must be at least 1 and --workers at least 0")
@@ -129,8 +139,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         parts = [_parts(one, config.level) for one in scored]
         val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
         arms.append(Arm(_arm_name([names[name] for name in seeds]), tuple(part[0] for part in parts), val))
-    result = numbers(arms, config.replicates, by, config.min_group)
-    result["notes"] = [config.note] if config.note else []
+    return write_report(folder, arms, config.replicates, by, config.min_group, config.note)
+
+
+def write_report(
+    folder: Path,
+    arms: Sequence[Arm],
+    replicates: int,
+    by: Sequence[str] | None = None,
+    min_group: int = 50,
+    note: str | None = None,
+) -> dict[str, Any]:
+    """Computes the numbers of some arms and writes ``report.html``, ``metrics.json`` and ``.csv``, ``model_card.md``.
+
+    Returns:
+        What ``mxa.report.numbers`` does, and ``notes``.
+    """
+    from .report import numbers  # here, so that scoring alone does not need what the pages need
+    from .report.page import page
+    from .report.tables import card, csv_text
+
+    result = numbers(arms, replicates, by, min_group)
+    result["notes"] = [note] if note else []
     _write(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     _write(folder / "metrics.csv", csv_text(result))
     _write(folder / "model_card.md", card(result))
@@ -158,19 +188,30 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     model.to(pick_device(config.device))
 
     def run(dataset: CXRDataset) -> Predictions:
-        loader = make_loader(dataset, create_transform(model), config.batch_size, config.workers)
         dataset.on_bad = "mask" if config.skip_bad else "raise"
-        logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
-        good = ~dataset.bad.numpy()
-        if not good.any():
-            raise InputError(f"none of the {len(good)} images reads")
-        about = dict(known)
-        if (~good).any():
-            about["images_left_out"] = int((~good).sum())
-            _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))
-        return of_records(dataset.records.subset(good), logits[good], about)
+        return score_images(model, dataset, known, config.batch_size, config.workers, config.amp)
 
     return _each_part(config, run, labels)
+
+
+def score_images(
+    model: nn.Module, dataset: CXRDataset, about: Mapping[str, Any], batch_size: int, workers: int, amp: bool = False
+) -> Predictions:
+    """Scores of a model on a dataset; images that do not read are left out and counted in ``about``.
+
+    Raises:
+        InputError: an image does not read, unless the dataset masks such images, or none does.
+    """
+    loader = make_loader(dataset, create_transform(model), batch_size, workers)
+    logits = predict_logits(model, loader, torch.bfloat16 if amp else None)
+    good = ~dataset.bad.numpy()
+    if not good.any():
+        raise InputError(f"none of the {len(good)} images reads")
+    about = dict(about)
+    if (~good).any():
+        about["images_left_out"] = int((~good).sum())
+        _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))
+    return of_records(dataset.records.subset(good), logits[good], about)
 
 
 def _file_parts(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
@@ -213,28 +254,33 @@ def _each_part(
     about |= {"merged": True} if config.merge else {}
     if dataset.records.unused:
         about["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
-    pieces = [scored.cases.assign(part=split)]
     val = None
     if config.validation and split in ("test", "valid"):
         try:
             val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
         except MissingScores as error:
             _logger.warning("%s: no threshold or temperature is chosen", error)
-    if val is not None:
-        pieces.append(val.cases.assign(part="val"))
-        logits, targets = (np.concatenate([getattr(p, k) for p in (scored, val)]) for k in ("logits", "targets"))
-        return Predictions(scored.labels, logits, targets, pd.concat(pieces, ignore_index=True), about)
-    return Predictions(scored.labels, scored.logits, scored.targets, pieces[0], about)
+    return with_validation(replace(scored, about=about), split, val)
 
 
-def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
+def with_validation(scored: Predictions, split: str, val: Predictions | None) -> Predictions:
+    """Puts validation rows after those of a part; ``cases["part"]`` says which is which."""
+    scored = replace(scored, cases=scored.cases.assign(part=split))
+    if val is None:
+        return scored
+    return stack(scored, replace(val, cases=val.cases.assign(part="val")))
+
+
+def split_parts(found: Predictions) -> tuple[Predictions, Predictions | None]:
     """The rows that are reported, and the validation rows where they are others."""
-    if level != "image":
-        found = by_study(found, level.removeprefix("study-"))
     val = (found.cases["part"] == "val").to_numpy(bool)
     if val.all() or not val.any():
         return found, None
     return found.rows(~val), found.rows(val)
+
+
+def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
+    return split_parts(found if level == "image" else by_study(found, level.removeprefix("study-")))
 
 
 def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd.DataFrame | None:

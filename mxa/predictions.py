@@ -23,7 +23,16 @@ from .errors import InputError, require
 from .labels import align, canonical
 from .metrics.operating import logit, sigmoid
 
-__all__ = ["CASE_COLUMNS", "MissingScores", "Predictions", "by_study", "has_targets", "of_records", "read_predictions"]
+__all__ = [
+    "CASE_COLUMNS",
+    "MissingScores",
+    "Predictions",
+    "by_study",
+    "has_targets",
+    "of_records",
+    "read_predictions",
+    "stack",
+]
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
 CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "part")
@@ -93,6 +102,20 @@ def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -
     cases = {name: getattr(records, column).astype(object) for name, column in texts.items()}
     cases = pd.DataFrame({**cases, "age": records.ages, "part": records.parts.astype(object)})
     return Predictions(records.labels, logits, records.targets, cases, dict(about))
+
+
+def stack(first: Predictions, *others: Predictions) -> Predictions:
+    """Puts the rows of several one after the other; labels and ``about`` are the first's.
+
+    Raises:
+        InputError: their labels differ.
+    """
+    if any(other.labels != first.labels for other in others):
+        raise InputError("scores of different labels cannot be put together")
+    all_of = (first, *others)
+    logits, targets = (np.concatenate([getattr(one, k) for one in all_of]) for k in ("logits", "targets"))
+    cases = pd.concat([one.cases for one in all_of], ignore_index=True)
+    return replace(first, logits=logits, targets=targets, cases=cases)
 
 
 def has_targets(path: Path) -> bool:

@@ -31,7 +31,7 @@ from .data.dataset import derive_seed
 from .engine import Engine, deterministic, prepare_model
 from .errors import InputError, require
 from .inference import predict_logits
-from .metrics import macro_auroc
+from .metrics import macro_auroc, micro_auroc
 from .models.weights import save_pretrained
 from .processes import any_process, gather_rows, processes, rank_and_count, total
 from .progress import TrainProgress
@@ -296,7 +296,8 @@ def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torc
     if not np.isfinite(logits).all():
         raise InputError("the outputs on the validation part are not finite: lower --lr and start again")
     loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
-    return {"loss": float(loss), "macro_auc": macro_auroc(logits, targets)}
+    scores = {"macro_auc": macro_auroc(logits, targets), "micro_auc": micro_auroc(logits, targets)}
+    return {"loss": float(loss), **scores}
 
 
 def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:

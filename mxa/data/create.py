@@ -22,7 +22,7 @@ from .phantom import Phantom
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, is_url
 from .source import Source
-from .splits import check_disjoint, check_unique, divide
+from .splits import check_disjoint, check_unique, divide, fold_parts
 from .table import Table, parse_columns
 from .vindr import VinDr
 from .xrv import read_xrv
@@ -63,6 +63,7 @@ def create_dataset(
     views: str | Sequence[str] = "frontal",
     merge: bool = False,
     columns: str | Mapping[str, str] | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
@@ -81,6 +82,8 @@ def create_dataset(
         merge: Make those of ``labels`` that the collection lacks from others, as ``mxa.labels.MERGES`` says; logged.
             One made of some of its parts only has no negative, whatever the policy for blank cells.
         columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
+        fold: Number (from 0) and count of the folds of a cross-validation by patient: that fold tests, the rest trains
+            and validates, whatever the collection's own parts.
 
     Raises:
         InputError: unknown source, split, label, policy or view, a missing file or column, an image named twice, a
@@ -89,7 +92,7 @@ def create_dataset(
     wanted = None if labels is None else resolve_labels(labels)
     if merge and wanted is None:
         raise InputError("--merge needs --labels: say which labels are to be made")
-    records = read_source(source, root, split, wanted, columns)
+    records = read_source(source, root, split, wanted, columns, fold)
     where = f"{source} {root}" if root else source
     if split is None:
         split = next((part for part in ("test", "valid") if (records.parts == part).any()), "all")
@@ -141,6 +144,7 @@ def read_source(
     split: str | None = None,
     labels: Sequence[str] | None = None,
     columns: str | Mapping[str, str] | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> Records:
     """Reads a collection's tables and divides it: every row with its part, cells as they stand.
 
@@ -150,6 +154,7 @@ def read_source(
         split: The part that is wanted, for a collection that has a table for each; ``"every"`` reads them all.
         labels: Names.
         columns: Names of a table's columns.
+        fold: As in ``create_dataset``.
 
     Raises:
         InputError: as ``create_dataset``.
@@ -166,10 +171,12 @@ def read_source(
             raise InputError(f"data source {source!r} needs --root")
         if not (kind.reads_urls and is_url(root)) and not Path(root).exists():
             raise InputError(f"no such folder or file: {root}")
-    records = kind.read_all(root) if split == "every" else kind.read(root, split)
+    records = kind.read_all(root) if split == "every" or fold else kind.read(root, split)
     where = f"{source} {root}"
     check_unique(records, where)
     check_disjoint(records, where)
+    if fold:
+        return divide(fold_parts(records, *fold, kind.cut_by), 0, kind.cut_by)
     return divide(records, kind.test_percent, kind.cut_by)
 
 

@@ -13,10 +13,10 @@ from ..errors import InputError
 from ..labels import align, canonical
 from .records import Records, hash_keys
 
-__all__ = ["check_disjoint", "check_unique", "cut", "divide"]
+__all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_parts"]
 
 
-def cut(patients: np.ndarray, targets: np.ndarray, percent: int, salt: str = "") -> np.ndarray:
+def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "") -> np.ndarray:
     """Cuts a share of the patients, stratified by label, without a random number.
 
     Patients who share their rarest positive label (the one that the fewest patients have) form a stratum; of each,
@@ -61,8 +61,7 @@ def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None
         test_percent: Share of the patients that test, where no row is of a test part.
         labels: Labels that the cut is stratified by, whatever their order; all by default.
     """
-    names = sorted(records.labels if labels is None else labels, key=canonical)
-    targets = records.targets[:, [i for i in align(records.labels, names) if i is not None]]
+    targets = _stratifying(records, labels)
     parts = records.parts.copy()
     for part, percent, salt in (("test", test_percent, "test-"), ("val", 10, "")):
         if percent and not (parts == part).any():
@@ -70,6 +69,40 @@ def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None
             chosen = cut(records.patients[train], targets[train], percent, salt)
             parts[train[chosen]] = part
     return replace(records, parts=parts)
+
+
+def fold_parts(records: Records, number: int, count: int, labels: Sequence[str] | None = None) -> Records:
+    """Makes one fold of a cross-validation by patient: it tests, the others train; the collection's parts are dropped.
+
+    Args:
+        records: Every row.
+        number: Which fold, from 0.
+        count: How many folds; every image tests in exactly one.
+        labels: As of ``divide``.
+
+    Raises:
+        InputError: fewer than 2 folds, or no such fold.
+    """
+    if count < 2 or not 0 <= number < count:
+        raise InputError(f"there is no fold {number} of {count}: 2 folds at least, counted from 0")
+    targets = _stratifying(records, labels)
+    left = np.arange(len(records))
+    for n in range(number + 1):
+        share = 100 / (count - n)
+        last = n == count - 1
+        chosen = (
+            np.ones(len(left), bool) if last else cut(records.patients[left], targets[left], share, f"fold{count}-")
+        )
+        tested, left = left[chosen], left[~chosen]
+    parts = np.full(len(records), "train", dtype=records.parts.dtype)
+    parts[tested] = "test"
+    return replace(records, parts=parts)
+
+
+def _stratifying(records: Records, labels: Sequence[str] | None) -> np.ndarray:
+    """Targets that a cut is stratified by, in the order of their names."""
+    names = sorted(records.labels if labels is None else labels, key=canonical)
+    return records.targets[:, [i for i in align(records.labels, names) if i is not None]]
 
 
 def check_disjoint(records: Records, where: str) -> None:

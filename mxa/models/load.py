@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ..labels import align
 from .weights import check_keys, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs"]
+
+_logger = logging.getLogger(__name__)
 
 
 def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
@@ -138,4 +141,7 @@ def fill_weights(
     except RuntimeError as error:
         raise InputError(f"{origin}: {error}") from None
     model.load_state_dict(state, strict=False)
+    if head_keys:
+        kept = [name for name, row in zip(label_names(model) or (), rows, strict=True) if row is not None]
+        _logger.info("%s: the head keeps %s; other rows start fresh", origin, ", ".join(kept) or "no row")
     return set(state) - set(head_keys)

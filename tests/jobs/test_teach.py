@@ -113,7 +113,7 @@ def test_an_image_that_does_not_read_has_no_logits(config, run, table, tmp_path)
     assert np.isnan(found.logits[0]).all() and np.isfinite(found.logits[1:]).all()
 
 
-def test_start_from_torchxrayvision(config, tmp_path):
+def test_start_from_torchxrayvision(config, tmp_path, caplog):
     """The fine-tuned teacher of appendix P: before the first step it gives TorchXRayVision's own logits."""
     import warnings
 
@@ -122,10 +122,13 @@ def test_start_from_torchxrayvision(config, tmp_path):
     torch.manual_seed(0)
     network = torchxrayvision.models.DenseNet()
     torch.nn.init.normal_(network.classifier.weight, std=0.1)
+    network.pathologies = list(network.targets)  # as in its published files
     torch.save(network, tmp_path / "densenet.pt")
     source = f"xrv:{tmp_path / 'densenet.pt'}"
     options = {"model": "densenet121", "img_size": None, "init": source, "epochs": 1, "batch_size": 12}
+    caplog.set_level("INFO", "mxa")
     train(config(**options, labels="Edema,Mass", opt="sgd", lr=1e-12, min_lr=0.0, weight_decay=0.0))
+    assert "the head keeps Edema, Mass" in caplog.text
     model = load_model(tmp_path / "run")
     assert (*model.pretrained_cfg["mean"], *model.pretrained_cfg["std"]) == (0.5, 1 / 2048)
     images = 1024 * (2 * torch.rand(2, 1, 224, 224) - 1)
@@ -133,7 +136,7 @@ def test_start_from_torchxrayvision(config, tmp_path):
     theirs = network.classifier(torch.nn.functional.relu(network.features(images)).mean((2, 3)))
     with torch.no_grad():
         ours = model(images)
-    columns = [network.pathologies.index(name) for name in ("Edema", "Mass")]
+    columns = [network.targets.index(name) for name in ("Edema", "Mass")]
     torch.testing.assert_close(ours, theirs[:, columns], rtol=1e-3, atol=1e-3)
     teacher = Teacher(str(tmp_path / "run"), XRV, model)
     assert int(teacher.adapter.mask.sum()) == 2

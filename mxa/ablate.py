@@ -1,0 +1,295 @@
+"""The paper's Table 2 on any data: what MXA and distillation change, over seeds and patients."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import yaml
+
+from . import __version__
+from .checkpoint import atomic_write
+from .data import create_dataset
+from .errors import InputError, require
+from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
+from .metrics import macro_auroc, micro_auroc
+from .models.load import load_model
+from .predictions import read_predictions, stack
+from .processes import any_process, processes, rank_and_count
+from .report import Arm
+from .report.numbers import ENOUGH
+from .report.tables import markdown, paired_rows, shown
+from .report.training import boxes_figure, learning_figure
+from .train import fit
+from .train_config import TrainConfig, plain_config
+
+__all__ = ["ROWS", "AblateConfig", "ablate"]
+
+#: The rows of the table, by the name of their arm.
+ROWS = {"baseline": "baseline", "mxa": "+ MXA", "kd": "+ KD", "mxa+kd": "+ MXA + KD"}
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AblateConfig(TrainConfig):
+    """What is compared: a training recipe with and without MXA and a teacher, on the same patients."""
+
+    output: Path
+    """Folder: a run folder and a file of scores for each run, table.md, report.html, learning.png, boxes.png."""
+    model: str = "efficientvit_ml_m0_mxa"
+    """The model with MXA; the baseline is that without."""
+    augment: Literal["crop", "paper", "better"] = "better"
+    """As for mxa train; better is the paper's for this table."""
+    arms: tuple[Literal["baseline", "mxa", "kd", "mxa+kd"], ...] = ("baseline", "mxa", "mxa+kd")
+    """What to train now; rows of other arms stay as they are."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of every arm for each."""
+    folds: int | None = None
+    """Cross-validation by patient instead of the collection's own test part."""
+    replicates: int = 1000
+    """Bootstrap replicates (of patients and seeds) for the intervals."""
+    note: str | None = None
+    """What must be said beside the scores; it stands at the top of the table."""
+
+
+class _Run(NamedTuple):
+    """One training."""
+
+    arm: str
+    seed: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+
+def ablate(config: AblateConfig) -> dict[str, Any]:
+    """Trains every arm for every seed and fold that has no scores yet, and makes the table anew after each.
+
+    A finished run is a file, ``scores/NAME.parquet``; the table is made of the files that are there, so that the work
+    can be stopped, continued (an unfinished run too) and extended by arms and seeds, with the other settings unchanged.
+    Scores are of the test part (or of every image, each in the fold that tests it), by the weights of the epoch that
+    was best on validation patients.
+
+    Returns:
+        ``rows`` (a dict an arm: name, runs finished, the numbers or ``"not run"``), ``paired``, ``stopped``.
+
+    Raises:
+        InputError: bad input, or another table's folder.
+    """
+    _check(config)
+    with processes(config.device) as device:
+        rank, folder = rank_and_count()[0], Path(config.output)
+        _claim(config, folder, writes=rank == 0)
+        any_process(False, device)
+        folds = [None] if config.folds is None else range(config.folds)
+        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, folds, config.arms)]
+        stopped = False
+        for run in [run for run in runs if not _scores(folder, run).is_file()]:
+            _logger.info("%s of %s", run.name, folder)
+            stopped = _train(config, run) == "SIGTERM"
+            if stopped:
+                break
+            if rank == 0:
+                _score(config, run)
+                _tables(config)
+            any_process(False, device)
+        result = _tables(config) if rank == 0 else {}
+    return {**result, "stopped": stopped}
+
+
+def _check(config: AblateConfig) -> None:
+    """Refuses, before any work, what would fail in the middle of it."""
+    if not config.model.endswith("_mxa"):
+        raise InputError(f"--model {config.model} has no MXA: give one that ends in _mxa")
+    if config.seed or config.resume:
+        raise InputError("mxa ablate has --seeds, and goes on by itself: leave --seed and --resume out")
+    if not config.arms or not config.seeds or config.replicates < 1:
+        raise InputError("give at least one of --arms, of --seeds and of --replicates")
+    if config.teacher is None and any("kd" in arm for arm in config.arms):
+        raise InputError("the arms with kd need --teacher; without one, --arms baseline mxa")
+    if config.folds is not None and config.folds < 2:
+        raise InputError("--folds must be at least 2")
+    for module in ("matplotlib", "pyarrow"):
+        require(module, "train")
+
+
+def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
+    """Writes the settings that all runs share, or compares them with those of the table that is there."""
+    free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
+    settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
+    path = folder / "ablation.yaml"
+    if path.is_file():
+        saved = yaml.safe_load(path.read_text())
+        if saved.get("teacher") is None and config.teacher:  # a table that had no arm with one
+            saved["teacher"] = settings["teacher"]
+        settings["teacher"] = settings["teacher"] or saved["teacher"]
+        if changed := [k for k in settings if settings[k] != saved.get(k)]:
+            what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
+            raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--output {folder} is in use and holds no table: give another folder")
+    if writes:
+        (folder / "scores").mkdir(parents=True, exist_ok=True)
+        _write(path, yaml.safe_dump(settings, sort_keys=False))
+
+
+def _scores(folder: Path, run: _Run) -> Path:
+    return folder / "scores" / f"{run.name}.parquet"
+
+
+def _datasets(config: AblateConfig, run: _Run, *parts: str, labels: Sequence[str] | str | None) -> list:
+    options = {k: getattr(config, k) for k in ("uncertain", "blank", "views", "merge", "columns")}
+    fold = None if run.fold is None else (run.fold, config.folds)
+    return [create_dataset(config.data, config.root, part, labels, fold=fold, **options) for part in parts]
+
+
+def _train(config: AblateConfig, run: _Run) -> str | None:
+    shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
+    changed = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
+    changed["model"] = config.model if "mxa" in run.arm else config.model.removesuffix("_mxa")
+    changed["teacher"], changed["teacher_sha256"] = (
+        (config.teacher, config.teacher_sha256) if "kd" in run.arm else (None, None)
+    )
+    train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
+    return fit(TrainConfig(**{**shared, **changed}), train_set, val_set)["stopped"]
+
+
+def _score(config: AblateConfig, run: _Run) -> None:
+    """Scores the test part and the validation patients with the weights that a run kept."""
+    where = Path(config.output) / "runs" / run.name
+    model = load_model(where)
+    about = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
+    test, val = _datasets(config, run, "test", "val", labels=model.label_names)
+    about |= {"data": config.data, "part": "test", "views": config.views, "uncertain": "masked"}
+    about["blank"] = config.blank or test.records.blank
+    scored, chosen = (score_images(model, d, about, config.batch_size, config.workers) for d in (test, val))
+    with_validation(scored, "test", chosen).save(_scores(Path(config.output), run))
+
+
+def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
+    """The runs that have scores, of each arm and seed; a seed counts when all its folds are there."""
+    folder = Path(config.output) / "scores"
+    found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in ROWS}
+    for path in sorted(folder.glob("*.parquet")):
+        arm, _, rest = path.stem.partition("-seed")
+        seed, _, fold = rest.partition("-fold")
+        found[arm].setdefault(int(seed), []).append(_Run(arm, int(seed), int(fold) if fold else None))
+    whole = config.folds or 1
+    return {arm: {s: r for s, r in sorted(seeds.items()) if len(r) == whole} for arm, seeds in found.items()}
+
+
+def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
+    """Scores of an arm; with folds those of all images, and no validation part, whose patients test in other folds."""
+    scored, chosen = [], []
+    for runs in seeds.values():
+        parts = [split_parts(read_predictions(_scores(Path(config.output), run))) for run in runs]
+        tested = stack(*(test for test, _ in parts))
+        scored.append(tested.rows(np.argsort(tested.cases["image"].to_numpy(str), kind="stable")))
+        chosen.append(parts[0][1])
+    use = config.folds is None and all(val is not None for val in chosen)
+    return Arm(ROWS[arm], tuple(scored), tuple(chosen) if use else ())
+
+
+def _tables(config: AblateConfig) -> dict[str, Any]:
+    """Writes table.md, the report and the pictures, of the runs that are finished."""
+    folder, finished = Path(config.output), _finished(config)
+    known = {arm: seeds for arm, seeds in finished.items() if seeds}
+    rows: dict[str, Any] = {arm: {"row": row, "seeds": list(finished[arm])} for arm, row in ROWS.items()}
+    result: dict[str, Any] = {"models": [], "paired": []}
+    if known:
+        arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
+        result = write_report(folder, arms, config.replicates, note=config.note)
+        for arm, numbers in zip(known, result["models"], strict=True):
+            rows[arm]["numbers"] = numbers
+        _pictures(folder, config, known, arms)
+    _write(folder / "table.md", _markdown(config, rows, result, known))
+    return {"rows": rows, "paired": result["paired"]}
+
+
+def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The table: a row an arm, ``not run`` where it has no scores."""
+    columns = (f"macro_auc_min{ENOUGH}", "macro_auc", "micro_auc", "loss", "accuracy", "f1")
+    head = ("", "seeds", f"macro AUC, labels with {ENOUGH} positives", "macro AUC", "micro AUC", "loss", "accuracy")
+    table = []
+    for about in rows.values():
+        cells = ["not run"] + [""] * (len(columns) - 1)
+        if "numbers" in about:
+            cells = [shown(about["numbers"], name) for name in columns]
+        table.append((about["row"], ", ".join(map(str, about["seeds"])) or "-", *cells))
+    return (*head, "F1"), table
+
+
+def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]) -> str:
+    first = next(iter(result["models"]), None)
+    what = f"{config.data}, {config.epochs} epochs, {config.model}, augment {config.augment}"
+    parts = ["## MXA and distillation, one by one\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
+    parts.append(markdown(table_rows(rows)))
+    if first:
+        cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else "test part"
+        parts.append(
+            f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, patients "
+            f"and seeds resampled {config.replicates:,} times; accuracy and F1 at probability 0.5. Each run's weights are "
+            "those of its best epoch on validation patients.\n"
+        )
+    if result["paired"]:
+        parts += ["Differences on the same patients:\n", markdown(paired_rows(result))]
+    runs = [run for seeds in known.values() for of in seeds.values() for run in of]
+    if runs:
+        lines = [_run_row(config, run) for run in runs]
+        head = ("run", "best epoch", "validation macro AUC", "seconds", "images/s", "device")
+        parts += ["Runs:\n", markdown((head, lines))]
+    return "\n".join(parts)
+
+
+def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
+    path = Path(config.output) / "runs" / run.name / "summary.json"
+    if not path.is_file():  # the run folder was removed; its scores are enough for the table
+        return (run.name, *["-"] * 5)
+    about = json.loads(path.read_text())
+    auc = "-" if about["macro_auc"] is None else f"{about['macro_auc']:.4f}"
+    device = f"{about['device']}, {about['processes']} process(es)"
+    return (run.name, str(about["epoch"] + 1), auc, f"{about['seconds']:.0f}", str(about["images_per_second"]), device)
+
+
+def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, list[_Run]]], arms: Sequence[Arm]) -> None:
+    curves: dict[str, dict[str, np.ndarray]] = {"micro AUC": {}, "macro AUC": {}}
+    for arm, seeds in known.items():
+        paths = [folder / "runs" / run.name / "log.csv" for runs in seeds.values() for run in runs]
+        logs = [list(csv.DictReader(path.open())) for path in paths if path.is_file()]
+        for metric, rows in curves.items():
+            scores = np.full((len(logs), config.epochs), np.nan)
+            for row, log in zip(scores, logs, strict=True):
+                values = [float(line[f"eval_{metric.split()[0]}_auc"]) for line in log]
+                row[: len(values)] = values
+            if len(scores):
+                rows[ROWS[arm]] = scores
+    if not curves["micro AUC"]:
+        return
+    finals = {
+        metric: {arm.name: np.array([of(one.logits, one.targets) for one in arm.scored]) for arm in arms}
+        for metric, of in (("micro AUC", micro_auroc), ("macro AUC", macro_auroc))
+    }
+    unit = "seeds and folds" if config.folds else "seeds"
+    pictures = {
+        "learning.png": learning_figure(curves, unit),
+        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC"),
+    }
+    for name, figure in pictures.items():
+        atomic_write(
+            folder / name,
+            lambda path, figure=figure: figure.savefig(path, dpi=110, format="png", metadata={"Software": None}),
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
