@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -237,9 +238,9 @@ def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any]
     if first:
         cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else "test part"
         parts.append(
-            f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, patients "
-            f"and seeds resampled {config.replicates:,} times; accuracy and F1 at probability 0.5. Each run's weights are "
-            "those of its best epoch on validation patients.\n"
+            f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, "
+            f"patients and seeds resampled {config.replicates:,} times; accuracy and F1 at probability 0.5. Each run's "
+            "weights are those of its best epoch on validation patients.\n"
         )
     if result["paired"]:
         parts += ["Differences on the same patients:\n", markdown(paired_rows(result))]
@@ -285,10 +286,8 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, lis
         "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC"),
     }
     for name, figure in pictures.items():
-        atomic_write(
-            folder / name,
-            lambda path, figure=figure: figure.savefig(path, dpi=110, format="png", metadata={"Software": None}),
-        )
+        save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})
+        atomic_write(folder / name, save)
 
 
 def _write(path: Path, text: str) -> None:

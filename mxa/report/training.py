@@ -36,6 +36,7 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
             low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
             ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
         ax.set(xlabel="epoch", ylabel=f"{metric}, validation patients")
+        ax.locator_params(axis="x", integer=True)
         ax.grid(linewidth=0.3)
     figure.suptitle(f"Mean and range over {unit} (their number in brackets)", fontsize=10)
     handles, texts = axes[0].get_legend_handles_labels()
@@ -71,18 +72,14 @@ def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str) -> F
         boxes = [column[~np.isnan(column)] for column in scores.T]
         at = np.arange(1, len(boxes) + 1) + (number - (len(names) - 1) / 2) * width
         drawn = right.boxplot(boxes, positions=at, widths=0.9 * width, patch_artist=True, manage_ticks=False)
-        for box in drawn["boxes"]:
-            box.set(facecolor=str(0.95 - 0.5 * number / max(1, len(names) - 1)), hatch=_HATCHES[number % 6])
-        right.bar(
-            0,
-            0,
-            label=name,
-            color=str(0.95 - 0.5 * number / max(1, len(names) - 1)),
-            edgecolor="k",
-            hatch=_HATCHES[number % 6],
-        )
+        face = {"facecolor": str(0.95 - 0.5 * number / max(1, len(names) - 1)), "hatch": _HATCHES[number % 6]}
+        for box, median in zip(drawn["boxes"], drawn["medians"], strict=True):
+            box.set(**face)
+            median.set(color="k", linewidth=2)
+        right.bar(0, 0, label=name, edgecolor="k", **face)
     every = np.concatenate([s[~np.isnan(s)] for s in spread.values()])
     right.set(xlabel="epoch", ylabel=f"{metric}, validation patients", xlim=(0.4, scores.shape[1] + 0.6))
+    right.locator_params(axis="x", integer=True)
     right.set_ylim(every.min() - 0.01, every.max() + 0.01)
     right.set_title("Spread over the runs, by epoch", fontsize=9)
     right.legend(fontsize=8, frameon=False)

@@ -1,0 +1,150 @@
+"""The table of arms, seeds and folds, made of the files that are there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+import mxa.ablate as job
+from mxa.ablate import AblateConfig, ablate
+from mxa.data import create_dataset
+from mxa.errors import InputError
+from mxa.evaluate import EvaluateConfig, evaluate
+
+TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
+
+
+@pytest.fixture
+def config(table, tmp_path):
+    def build(**fields) -> AblateConfig:
+        shared = {"data": "table", "root": table, "output": tmp_path / "table", "replicates": 20, "augment": "crop"}
+        return AblateConfig(**{**TINY, **shared, "seeds": (0,), "arms": ("baseline", "mxa"), **fields})
+
+    return build
+
+
+def cells(text: str, row: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_rows_are_added_and_never_trained_again(config, run, tmp_path):
+    folder = tmp_path / "table"
+    result = ablate(config())
+    text = (folder / "table.md").read_text()
+    assert cells(text, "+ KD")[2] == cells(text, "+ MXA + KD")[2] == "not run"
+    assert "numbers" not in result["rows"]["kd"] and len(result["paired"]) == 1
+    before = {p: p.stat().st_mtime_ns for p in (folder / "scores").iterdir()}
+    assert {p.stem for p in before} == {"baseline-seed0", "mxa-seed0"}
+    result = ablate(config(arms=("mxa+kd",), teacher=str(run), seeds=(0, 1)))
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert result["rows"]["mxa+kd"]["seeds"] == [0, 1] and result["rows"]["baseline"]["seeds"] == [0]
+    text = (folder / "table.md").read_text()
+    assert cells(text, "+ KD")[2] == "not run" and cells(text, "+ MXA + KD")[1] == "0, 1"
+    assert {"report.html", "learning.png", "boxes.png", "metrics.json"} <= {p.name for p in folder.iterdir()}
+    assert all(Image.open(folder / name).size[0] > 500 for name in ("learning.png", "boxes.png"))
+    settings = yaml.safe_load((folder / "runs" / "baseline-seed0" / "config.yaml").read_text())
+    assert settings["model"] == "efficientvit_ml_m0" and settings["teacher"] is None
+    assert (folder / "runs" / "mxa+kd-seed1" / "teacher.json").is_file()
+    assert ablate(config(arms=("baseline",)))["rows"]["mxa+kd"]["seeds"] == [0, 1]  # without a teacher at hand
+    with pytest.raises(InputError, match="epochs was 1"):
+        ablate(config(epochs=2))
+
+
+def test_the_numbers_are_those_of_evaluate(config, table, tmp_path):
+    ours = ablate(config())["rows"]
+    runs = tuple(str(tmp_path / "table" / "runs" / f"{arm}-seed0") for arm in ("baseline", "mxa"))
+    where = {"data": "table", "root": table, "workers": 0, "replicates": 20}
+    theirs = evaluate(EvaluateConfig(runs, tmp_path / "evaluated", **where))
+    for arm, model in zip(("baseline", "mxa"), theirs["models"], strict=True):
+        numbers = ours[arm]["numbers"]
+        for name in ("macro_auc", "micro_auc", "macro_auc_interval", "loss", "f1"):
+            assert numbers[name] == pytest.approx(model[name], rel=1e-5), name
+        assert numbers["labels"]["Bright"]["temperature"] == pytest.approx(model["labels"]["Bright"]["temperature"])
+
+
+def test_every_image_is_tested_in_its_fold(config, table, tmp_path):
+    result = ablate(config(folds=3, arms=("baseline",), seeds=(4,)))
+    numbers = result["rows"]["baseline"]["numbers"]
+    assert (numbers["images"], numbers["patients"]) == (48, 24) and "chosen_on" not in numbers
+    seen = []
+    for fold in range(3):
+        scores = pd.read_parquet(tmp_path / "table" / "scores" / f"baseline-seed4-fold{fold}.parquet")
+        test, val = (set(scores["patient"][scores["part"] == part]) for part in ("test", "val"))
+        train = set(create_dataset("table", table, "train", fold=(fold, 3)).records.patients.tolist())
+        assert test and val and train and not (test & val or test & train or val & train)
+        seen += list(test)
+    assert len(seen) == len(set(seen)) == 24
+    (tmp_path / "table" / "scores" / "baseline-seed4-fold1.parquet").unlink()
+    job._tables(config(folds=3))
+    assert cells((tmp_path / "table" / "table.md").read_text(), "baseline")[2] == "not run"
+
+
+def test_sigterm_stops_between_and_the_same_command_goes_on(config, tmp_path, monkeypatch):
+    fit, calls = job.fit, []
+
+    def interrupted(*args):
+        calls.append(args[0].output.name)
+        if len(calls) == 2:
+            return {"stopped": "SIGTERM"}
+        return fit(*args)
+
+    monkeypatch.setattr(job, "fit", interrupted)
+    result = ablate(config())
+    assert result["stopped"] and "numbers" not in result["rows"]["mxa"] and "numbers" in result["rows"]["baseline"]
+    result = ablate(config())
+    assert not result["stopped"] and "numbers" in result["rows"]["mxa"]
+    assert calls == ["baseline-seed0", "mxa-seed0", "mxa-seed0"]
+
+
+def test_the_table_needs_no_run_folders(config, tmp_path):
+    import shutil
+
+    first = ablate(config())
+    shutil.rmtree(tmp_path / "table" / "runs")
+    again = ablate(config())
+    assert json.dumps(first["rows"]) == json.dumps(again["rows"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "efficientvit_ml_m0"}, "has no MXA"),
+        ({"arms": ("mxa+kd",)}, "need --teacher"),
+        ({"seed": 3}, "leave --seed"),
+        ({"folds": 1}, "--folds must be at least 2"),
+        ({"seeds": ()}, "at least one"),
+    ],
+)
+def test_bad_input_writes_nothing(config, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        ablate(config(**fields))
+    assert not (tmp_path / "table").exists()
+
+
+def test_another_folder_is_not_taken(config, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no table"):
+        ablate(config())
+
+
+def test_folds_are_stratified_and_do_not_depend_on_the_order(table):
+    from mxa.data.create import read_source
+    from mxa.data.splits import fold_parts
+
+    records = read_source("table", table)
+    shares = []
+    for fold in range(4):
+        parts = fold_parts(records, fold, 4).parts
+        order = np.random.default_rng(fold).permutation(len(records))
+        assert (fold_parts(records.subset(order), fold, 4).parts == parts[order]).all()
+        shares.append((records.targets[parts == "test"] == 1).sum(0))
+    assert np.ptp(np.array(shares)[:, 2]) <= 6  # Bright, in images; patients have two
+    with pytest.raises(InputError, match="no fold 4 of 4"):
+        fold_parts(records, 4, 4)
