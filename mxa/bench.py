@@ -31,7 +31,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from .errors import InputError, require
 from .layers.roi import roi_resize
 
-__all__ = ["BenchLayersConfig", "BenchModelsConfig", "bench_layers", "bench_models", "print_table"]
+__all__ = [
+    "BenchLayersConfig",
+    "BenchModelsConfig",
+    "alternate",
+    "bench_layers",
+    "bench_models",
+    "print_table",
+    "threads",
+    "write_record",
+]
 
 _M5_MAPS = ((192, 14), (288, 7), (384, 4))  # channels and side of the maps that MXA sees in M5 at 224x224
 _MIN_SECONDS = 0.005  # shorter calls are timed several at once
@@ -102,7 +111,7 @@ def bench_models(config: BenchModelsConfig) -> list[dict]:
         raise InputError("name at least one model or peer, and give batch norm a batch_size of at least 2")
     device = torch.device(config.device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    with _threads(config.threads):
+    with threads(config.threads):
         torch.manual_seed(0)
         shape = (config.batch_size, 3, config.img_size, config.img_size)
         images = torch.randn(shape, device=device).contiguous(memory_format=layout)
@@ -112,18 +121,18 @@ def bench_models(config: BenchModelsConfig) -> list[dict]:
         params = [sum(p.numel() for p in model.parameters()) / 1e6 for model in models]
         macs = [_macs(model, one) for model in models]
         with torch.inference_mode():
-            first = _alternate([partial(model, one) for model in models], config.repeats, device)
-            rounds = _alternate([partial(model, images) for model in models], config.repeats, device)
+            first = alternate([partial(model, one) for model in models], config.repeats, device)
+            rounds = alternate([partial(model, images) for model in models], config.repeats, device)
         speeds = [[config.batch_size / ms * 1e3 for ms in times] for times in rounds]
         steps = [partial(_training_step, model.train(), images, targets) for model in models]
-        training = _alternate(steps, config.repeats, device)
+        training = alternate(steps, config.repeats, device)
         memory = [_memory(model, step, images, device) / 1e6 for model, step in zip(models, steps, strict=True)]
     rows = []
     for i, name in enumerate(names):
         row = {"model": name} | _counted("params_m", params, i) | _counted("macs_g", macs, i)
         row |= _timed("latency_b1_ms", first, i) | _timed("latency_ms", rounds, i) | _timed("images_per_s", speeds, i)
         rows.append(row | _timed("train_ms", training, i) | _counted("train_memory_mb", memory, i))
-    _write(config, rows, device)
+    write_record(config, rows, device)
     return rows
 
 
@@ -137,7 +146,7 @@ def bench_layers(config: BenchLayersConfig) -> list[dict]:
     """
     device = torch.device(config.device)
     rows = []
-    with _threads(config.threads):
+    with threads(config.threads):
         torch.manual_seed(0)
         for channels, side in _M5_MAPS:
             for batch in config.batch_sizes:
@@ -146,13 +155,13 @@ def bench_layers(config: BenchLayersConfig) -> list[dict]:
                 boxes = torch.cat([corners[0] * 0.4, 0.6 + corners[1] * 0.4], dim=1).requires_grad_()
                 resizes = (_grid_resize, roi_resize)
                 with torch.inference_mode():
-                    forward = _alternate([partial(f, x, boxes) for f in resizes], config.repeats, device)
-                both = _alternate([partial(_resize_and_back, f, x, boxes) for f in resizes], config.repeats, device)
+                    forward = alternate([partial(f, x, boxes) for f in resizes], config.repeats, device)
+                both = alternate([partial(_resize_and_back, f, x, boxes) for f in resizes], config.repeats, device)
                 for name, rounds in (("forward", forward), ("forward+backward", both)):
                     row = {"maps": f"{channels}x{side}x{side}", "batch": batch, "pass": name}
                     row["grid_sample_ms"] = median(times[0] for times in rounds)
                     rows.append(row | _timed("roi_resize_ms", rounds, 1))
-    _write(config, rows, device)
+    write_record(config, rows, device)
     return rows
 
 
@@ -196,7 +205,8 @@ def _build(name: str, config: BenchModelsConfig) -> nn.Module:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Uses so many CPU threads inside the block; torch's own choice by default."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -248,7 +258,7 @@ def _memory(model: nn.Module, step: Callable[[], object], images: torch.Tensor, 
     return sum(storage.nbytes() for address, storage in saved.items() if address not in weights)
 
 
-def _alternate(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
+def alternate(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
     """Milliseconds per call, ``repeats`` rounds of one time per function, each round in another order."""
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, got {repeats}")
@@ -285,7 +295,8 @@ def _timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
     return {key: median(times[i] for times in rounds), f"{key}_ratio": middle, f"{key}_ratio_iqr": [low, high]}
 
 
-def _write(config: Any, rows: list[dict], device: torch.device) -> None:
+def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
+    """Writes configuration, environment and rows as JSON, where the configuration names a file."""
     if config.output is None:
         return
     environment = {

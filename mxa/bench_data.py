@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .bench import _alternate, _timed, _write
+from .bench import _timed, alternate, write_record
 from .data import create_dataset, create_transform, make_loader
 from .data.phantom import LABELS, draw
 from .data.xrv import shipped_table
@@ -78,7 +78,7 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
         counts = {name: _exhaust(loader) for name, loader in loaders.items()}
         if len(set(counts.values())) != 1:
             raise InputError(f"the loaders do not give the same number of images: {counts}")
-        rounds = _alternate([lambda x=x: _exhaust(x) for x in loaders.values()], config.repeats, torch.device("cpu"))
+        rounds = alternate([lambda x=x: _exhaust(x) for x in loaders.values()], config.repeats, torch.device("cpu"))
     count = next(iter(counts.values()))
     speeds = [[count / ms * 1e3 for ms in times] for times in rounds]
     costs = [
@@ -89,7 +89,7 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
     rows: list[dict[str, Any]] = [
         {"loader": name} | _timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(loaders)
     ]
-    _write(config, rows, torch.device("cpu"))
+    write_record(config, rows, torch.device("cpu"))
     return rows
 
 

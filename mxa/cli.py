@@ -195,6 +195,13 @@ def _bench_layers(config: Any) -> None:
     print_table(bench_layers(config))
 
 
+def _bench_task(config: Any) -> None:
+    from .bench import print_table
+    from .bench_task import bench_task
+
+    print_table(bench_task(config))
+
+
 def _bench_data(config: Any) -> None:
     from .bench import print_table
     from .bench_data import bench_data
@@ -229,6 +236,7 @@ _COMMANDS = {
     "localize": _Command("mxa.localize", "LocalizeConfig", _localize, "Do its maps find boxed findings?", "models"),
     "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
     "bench data": _Command("mxa.bench_data", "BenchDataConfig", _bench_data, "Loading, beside TorchXRayVision."),
+    "bench task": _Command("mxa.bench_task", "BenchTaskConfig", _bench_task, "What a teacher costs a training step."),
     "bench layers": _Command("mxa.bench", "BenchLayersConfig", _bench_layers, "The ROI crop beside grid_sample."),
 }
 
