@@ -6,7 +6,7 @@ import torch
 from timm.layers.cbam import ChannelAttn
 from torch import nn
 
-__all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
+__all__ = ["CBAM", "CBAM3d", "ChannelAttention", "SpatialAttention", "SpatialAttention3d"]
 
 
 class ChannelAttention(ChannelAttn):
@@ -36,11 +36,15 @@ class SpatialAttention(nn.Module):
     Shape: ``(B, C, H, W)`` to the same.
     """
 
+    convolution = nn.Conv2d
+
     def __init__(self, kernel_size: int = 7, device=None, dtype=None):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        self.conv = self.convolution(
+            2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype
+        )
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the attention map in (0, 1): ``(B, C, H, W)`` to ``(B, 1, H, W)``."""
@@ -69,3 +73,30 @@ class CBAM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.spatial(self.channel(x))
+
+
+class SpatialAttention3d(SpatialAttention):
+    """Spatial attention of volumes: ``(B, C, D, H, W)`` to the same."""
+
+    convolution = nn.Conv3d
+
+
+class CBAM3d(nn.Module):
+    """CBAM of volumes: the same two attentions.
+
+    Args:
+        dim: Channels C.
+        reduction: Reduction of the channel attention's MLP.
+        kernel_size: Kernel of the spatial attention.
+
+    Shape: ``(B, C, D, H, W)`` to the same.
+    """
+
+    def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7, device=None, dtype=None):
+        super().__init__()
+        self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
+        self.spatial = SpatialAttention3d(kernel_size, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.channel(x.flatten(3)).view_as(x)  # it pools over all of (D, H W)
+        return self.spatial(x)

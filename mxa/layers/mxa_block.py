@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerScale2d, register_notrace_module
 from torch import nn
 
-from .cbam import CBAM
-from .roi import ROIPool
+from .cbam import CBAM, CBAM3d
+from .roi import ROIPool, ROIPool3d
 
-__all__ = ["MXABlock"]
+__all__ = ["MXABlock", "MXABlock3d"]
 
 
 @register_notrace_module  # FX cannot trace code that depends on the size of the map
@@ -26,8 +29,17 @@ class MXABlock(nn.Module):
         min_size: Smallest side of a box, in (0, 1).
         init_values: First value of the gate ``gamma``, one per channel. 1.0 is the paper's plain sum; with 0.0 an
             untrained block adds exactly nothing.
+        input_fmt: One of timm's ``Format`` names: ``"NCHW"``, ``"NHWC"``, or ``"NLC"`` for tokens, row by row.
+        num_prefix_tokens: For ``"NLC"``, tokens before those of the map (class, registers): MXA does not see them and
+            gives zeros there.
+        grid_size: For ``"NLC"``, the map's (H, W). Another number of tokens is taken as a map of the same aspect ratio;
+            square by default.
 
-    Shape: ``(B, C, H, W)`` to the same, any H and W.
+    Shape: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H W, C)`` to the same, any H and W.
+
+    Raises:
+        ValueError: another format, prefix tokens or a grid where there are no tokens, or (in ``forward``) tokens that
+            do not fill a grid.
 
     >>> block = MXABlock(32, init_values=0.0).eval()
     >>> block(torch.ones(1, 32, 7, 9)).abs().max().item()
@@ -42,14 +54,87 @@ class MXABlock(nn.Module):
         roi_head: str = "softmax",
         min_size: float = 0.1,
         init_values: float = 1.0,
+        input_fmt: str = "NCHW",
+        num_prefix_tokens: int = 0,
+        grid_size: tuple[int, int] | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        if input_fmt not in ("NCHW", "NHWC", "NLC"):
+            raise ValueError(f"unknown input_fmt {input_fmt!r}: give NCHW, NHWC or NLC")
+        if input_fmt != "NLC" and (num_prefix_tokens or grid_size):
+            raise ValueError(f"num_prefix_tokens and grid_size are for tokens (NLC), not for {input_fmt}")
+        self.input_fmt = input_fmt
+        self.num_prefix_tokens = num_prefix_tokens
+        self.grid_size = (1, 1) if grid_size is None else tuple(grid_size)  # (H, W), or another of that shape
         self.roi = ROIPool(dim, roi_head, min_size, **dd)
         self.cbam = CBAM(dim, reduction, kernel_size, **dd)
         self.ls = LayerScale2d(dim, init_values, **dd)
 
+    def to_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes the map out of an input: any of the formats to ``(B, C, H, W)``."""
+        if self.input_fmt == "NCHW":
+            return x
+        if self.input_fmt == "NHWC":
+            return x.permute(0, 3, 1, 2)
+        tokens = x[:, self.num_prefix_tokens :]  # (B, H W, C)
+        height, width = self._grid(tokens.shape[1])
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ls(self.cbam(self.roi(x)))
+        y = self.ls(self.cbam(self.roi(self.to_map(x))))  # (B, C, H, W)
+        if self.input_fmt == "NCHW":
+            return y
+        if self.input_fmt == "NHWC":
+            return y.permute(0, 2, 3, 1)
+        return F.pad(y.flatten(2).transpose(1, 2), (0, 0, self.num_prefix_tokens, 0))  # (B, P + H W, C)
+
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        """The (H, W) of so many tokens."""
+        height, width = self.grid_size
+        if tokens != height * width:
+            rows = int(round(math.sqrt(tokens * height / width)))  # noqa: RUF046  TorchScript's round gives a float
+            if rows == 0 or tokens % rows or rows * width != tokens // rows * height:
+                raise ValueError(
+                    f"{tokens} tokens do not fill a map shaped like {height} x {width}: give grid_size=(H, W), and "
+                    "num_prefix_tokens"
+                )
+            height, width = rows, tokens // rows
+        return height, width
+
+
+@register_notrace_module
+class MXABlock3d(nn.Module):
+    """Medical X-ray Attention for volumes (CT, MRI): the same block, one axis more (the paper's outlook, section 4).
+
+    Args:
+        dim: Channels C.
+        reduction: Reduction of CBAM's channel attention.
+        kernel_size: Kernel of CBAM's spatial attention.
+        min_size: Smallest side of a box, in (0, 1).
+        init_values: First value of the gate, as in ``MXABlock``.
+
+    Shape: ``(B, C, D, H, W)`` to the same, any D, H and W.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        min_size: float = 0.1,
+        init_values: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.roi = ROIPool3d(dim, min_size, **dd)
+        self.cbam = CBAM3d(dim, reduction, kernel_size, **dd)
+        self.ls = LayerScale2d(dim, init_values, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.cbam(self.roi(x))
+        return self.ls(y.flatten(3)).view_as(y)  # (B, C, D, H W) is a map to it

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-__all__ = ["MeanROIHead", "ROIHead", "ROIPool", "roi_resize"]
+__all__ = ["MeanROIHead", "ROIHead", "ROIHead3d", "ROIPool", "ROIPool3d", "roi_resize", "roi_resize3d"]
 
 
 def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int) -> torch.Tensor:
@@ -47,13 +47,33 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return torch.bmm(x, cols.transpose(1, 2)).view(batch, channels, height, width)  # (B, C, H', W')
 
 
+def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Crops one box from each volume and resizes it trilinearly to the size of the volume, as ``roi_resize`` does maps.
+
+    Args:
+        x: Volumes ``(B, C, D, H, W)``.
+        boxes: ``(B, 6)``, ``x1, y1, z1, x2, y2, z2`` in [0, 1] of width, height and depth.
+
+    Returns:
+        ``(B, C, D, H, W)`` in the dtype of ``x``; differentiable in both arguments.
+    """
+    batch, channels, depth, height, width = x.shape
+    if boxes.dtype != torch.float64:
+        boxes = boxes.float()
+    maps = x.transpose(1, 2).reshape(batch * depth, channels, height, width)
+    slices = boxes[:, (0, 1, 3, 4)].repeat_interleave(depth, dim=0)  # the same box in every slice
+    maps = roi_resize(maps, slices).view(batch, depth, channels * height * width)
+    planes = _interpolation(boxes[:, 2], boxes[:, 5], depth).to(x.dtype)  # (B, D', D)
+    return torch.bmm(planes, maps).view(batch, depth, channels, height, width).transpose(1, 2)
+
+
 def _clamp_value(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Clamps the value and lets the gradient through, so that a box on the border can leave it."""
     return x.clamp(low, high).detach() + (x - x.detach())
 
 
 def _box(centre: torch.Tensor, half: torch.Tensor, min_size: float) -> torch.Tensor:
-    """Valid boxes from centres and half sizes, both ``(B, 2)`` as x, y: ``(B, 4)``, sides at least ``min_size``."""
+    """Valid boxes from centres and half sizes, both ``(B, N)``: ``(B, 2 N)``, sides at least ``min_size``."""
     centre = _clamp_value(centre, min_size / 2, 1 - min_size / 2)
     half = _clamp_value(half, min_size / 2, 1.0)
     return _clamp_value(torch.cat([centre - half, centre + half], dim=1), 0.0, 1.0)
@@ -75,21 +95,23 @@ class ROIHead(nn.Module):
     Shape: ``(B, C, H, W)`` to boxes ``(B, 4)``, float32 at least, ``0 <= x1 < x2 <= 1`` and ``0 <= y1 < y2 <= 1``.
     """
 
+    axes, convolution, norm = 2, nn.Conv2d, nn.BatchNorm2d
+
     def __init__(self, dim: int, hidden_dim: int | None = None, min_size: float = 0.1, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         hidden_dim = hidden_dim or max(dim // 4, 1)
         self.min_size = min_size
         self.score = nn.Sequential(
-            nn.Conv2d(dim, hidden_dim, 1, bias=False, **dd),
-            nn.BatchNorm2d(hidden_dim, **dd),
+            self.convolution(dim, hidden_dim, 1, bias=False, **dd),
+            self.norm(hidden_dim, **dd),
             nn.ReLU(),
-            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, bias=False, **dd),
-            nn.BatchNorm2d(hidden_dim, **dd),
+            self.convolution(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, bias=False, **dd),
+            self.norm(hidden_dim, **dd),
             nn.ReLU(),
-            nn.Conv2d(hidden_dim, 1, 1, bias=False, **dd),
+            self.convolution(hidden_dim, 1, 1, bias=False, **dd),
         )
-        self.log_scale = nn.Parameter(torch.empty(2, **dd))  # x, y
+        self.log_scale = nn.Parameter(torch.empty(self.axes, **dd))  # x, y
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,12 +128,14 @@ class ROIHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         heat = self.heat_map(x)
-        mean_x, var_x = _moments(heat.sum(1))
-        mean_y, var_y = _moments(heat.sum(2))
-        centre = torch.stack([mean_x, mean_y], dim=1)  # (B, 2)
+        means, variances = [], []
+        for axis in range(heat.ndim - 1, 0, -1):  # x is the last
+            mean, variance = _moments(heat.transpose(1, axis).flatten(2).sum(2))
+            means.append(mean)
+            variances.append(variance)
+        mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, 2)
         scale = _clamp_value(self.log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box's clamp is far inside
-        half = (3 * torch.stack([var_x, var_y], dim=1)).sqrt() * scale
-        return _box(centre, half, self.min_size)
+        return _box(mean, (3 * variance).sqrt() * scale, self.min_size)
 
 
 def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,6 +145,15 @@ def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = (weight * at).sum(1)
     variance = (weight * (at - mean[:, None]).square()).sum(1) + 1 / (12 * n * n)
     return mean, variance
+
+
+class ROIHead3d(ROIHead):
+    """``ROIHead`` of volumes: six numbers instead of four.
+
+    Shape: ``(B, C, D, H, W)`` to boxes ``(B, 6)``, ``x1, y1, z1, x2, y2, z2``.
+    """
+
+    axes, convolution, norm = 3, nn.Conv3d, nn.BatchNorm3d
 
 
 class MeanROIHead(nn.Module):
@@ -179,3 +212,21 @@ class ROIPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return roi_resize(x, self.head(x))
+
+
+class ROIPool3d(nn.Module):
+    """Learnable ROI pooling of volumes: predict a box, crop it, resize it to the size of the volume.
+
+    Args:
+        dim: Channels C.
+        min_size: Smallest side of a box, in (0, 1).
+
+    Shape: ``(B, C, D, H, W)`` to the same. The boxes are ``pool.head(x)``.
+    """
+
+    def __init__(self, dim: int, min_size: float = 0.1, device=None, dtype=None):
+        super().__init__()
+        self.head = ROIHead3d(dim, min_size=min_size, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return roi_resize3d(x, self.head(x))

@@ -1,5 +1,6 @@
 """Registered architectures and their weights."""
 
+from . import grafted  # noqa: F401  registers its name
 from .efficientvit_ml import EfficientVitMl
 from .weights import label_names, save_pretrained, set_label_names
 

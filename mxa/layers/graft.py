@@ -1,0 +1,250 @@
+"""MXA beside the attention of any timm model, without a change to its weights' names."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from .mxa_block import MXABlock
+
+__all__ = ["GRAFTED", "graft", "ungraft"]
+
+#: Architecture under which a grafted model is saved; ``mxa.models`` registers it.
+GRAFTED = "mxa_grafted"
+
+#: Modules whose attention works in windows inside a method that sees the whole map: MXA goes beside that method.
+WHOLE_MAP = {
+    "SwinTransformerBlock": "_attn",
+    "SwinTransformerV2Block": "_attn",
+    "SwinTransformerV2CrBlock": "_shifted_window_attn",
+    "PartitionAttentionCl": "_partition_attn",
+    "PartitionAttention2d": "_partition_attn",
+    "ParallelPartitionAttention": "_partition_attn",
+}
+_ATTENTION = re.compile(r"(?!.*(Block|Pool))\w*(Attention|Attn|XCA|LiteMLA)")
+
+_logger = logging.getLogger(__name__)
+
+
+class _Place(NamedTuple):
+    """A module, and the method beside which MXA goes."""
+
+    name: str
+    module: nn.Module
+    method: str
+
+
+def graft(
+    model: nn.Module,
+    where: str | Sequence[str] | None = None,
+    last: int | None = None,
+    init_values: float = 0.0,
+    reduction: int = 16,
+    kernel_size: int = 7,
+    roi_head: str = "softmax",
+    min_size: float = 0.1,
+    input_size: tuple[int, int, int] | None = None,
+) -> nn.Module:
+    """Adds an MXA block beside every attention: ``attention(x)`` becomes ``attention(x) + MXA(x)`` (section 2.2).
+
+    The blocks are submodules ``mxa`` of the modules they stand beside; no other key of the ``state_dict`` changes, and
+    a checkpoint without MXA still loads (strictly but for MXA's keys, which keep their values). What the input of each
+    place looks like is seen in one forward of a copy. Windowed attention of Swin and MaxViT gets MXA on the whole map;
+    where a model cuts its windows elsewhere (TinyViT) MXA sees a window, which is logged. Attention that changes the
+    shape (downsampling, class attention) is left out, which is logged too.
+
+    Args:
+        model: Any timm model; it is changed in place.
+        where: Names of modules, or patterns (``"layer4.*.conv2"``), whose input and output have one shape; every
+            attention by default. A model without attention needs it.
+        last: Only the last so many of these places.
+        init_values: First value of the gates. With 0.0 the model's outputs do not change at all until it is trained.
+        reduction: As all that follow, of ``MXABlock``.
+        kernel_size: Kernel of the spatial attention.
+        roi_head: Box head.
+        min_size: Smallest side of a box.
+        input_size: (C, H, W) of the model's input; by default as it is configured.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: it has MXA already, or no place for it; the message says why.
+    """
+    if getattr(model, "_mxa_grafted", None) or any(isinstance(module, MXABlock) for module in model.modules()):
+        raise ValueError("the model has MXA already: ungraft it first")
+    options = {"reduction": reduction, "kernel_size": kernel_size, "roi_head": roi_head, "min_size": min_size}
+    places = _places(model, where)
+    input_size = tuple(input_size or resolve_model_data_config(model)["input_size"])
+    made, refused = [], []
+    for place, seen in zip(places, _watch(model, places, input_size), strict=True):
+        try:
+            made.append((place, _layout(model, place, seen, input_size)))
+        except ValueError as error:
+            refused.append(f"{place.name} ({error})")
+    if not made:
+        why = "; ".join(refused[:3]) or "it has no attention: name modules or patterns in `where`"
+        raise ValueError(f"{type(model).__name__} cannot be grafted: {why}")
+    if last is not None and not 1 <= last <= len(made):
+        raise ValueError(f"last must be between 1 and {len(made)}, the places there are, got {last}")
+    made = made[-last:] if last else made
+    for place, (dim, layout) in made:
+        tensor = next(place.module.parameters())
+        block = MXABlock(dim, init_values=init_values, **options, **layout, device=tensor.device, dtype=tensor.dtype)
+        block.register_load_state_dict_pre_hook(_keep_own)
+        place.module.mxa = block.train(place.module.training)
+        place.module.__class__ = _grafted_class(type(place.module), place.method)
+    if refused:
+        _logger.info("no MXA beside %s", "; ".join(refused))
+    _remember(model, {"where": [place.name for place, _ in made], "init_values": init_values, **options})
+    return model
+
+
+def ungraft(model: nn.Module) -> nn.Module:
+    """Takes the grafted MXA blocks out again and returns the model, as it was.
+
+    Raises:
+        ValueError: it is not grafted.
+    """
+    if not getattr(model, "_mxa_grafted", None):
+        raise ValueError("the model is not grafted")
+    for module in model.modules():
+        if hasattr(type(module), "_grafted"):
+            module.__class__, _ = type(module)._grafted
+            del module.mxa
+    for name, value in model.__dict__.pop("_mxa_grafted").items():
+        setattr(model, name, value)
+    return model
+
+
+def _remember(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Makes what is saved with the model say how to build it, in timm's own fields."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    before = {"_model_args": dict(getattr(model, "_model_args", {}))}
+    if cfg and cfg.get("architecture"):
+        before |= {"pretrained_cfg": cfg, "default_cfg": getattr(model, "default_cfg", cfg)}
+        model._model_args = {**before["_model_args"], "base": cfg["architecture"], "grafted": recipe}
+        model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": GRAFTED}
+    model._mxa_grafted = before
+
+
+def _places(model: nn.Module, where: str | Sequence[str] | None) -> list[_Place]:
+    """Finds the places: those named, or the outermost attention modules."""
+    patterns = [where] if isinstance(where, str) else where
+    places: list[_Place] = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if any(name.startswith(f"{place.name}.") for place in places) or not name:
+            continue
+        if patterns is None:
+            wanted = kind in WHOLE_MAP or _ATTENTION.match(kind)
+        else:
+            wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
+        if wanted and next(module.parameters(), None) is not None:
+            places.append(_Place(name, module, WHOLE_MAP.get(kind, "forward")))
+    if patterns is not None:
+        for pattern in patterns:
+            if not any(fnmatchcase(place.name, pattern) for place in places):
+                raise ValueError(f"no module is called {pattern}: see [n for n, _ in model.named_modules()]")
+    return places
+
+
+def _watch(model: nn.Module, places: Sequence[_Place], size: tuple[int, ...]) -> list[tuple | None]:
+    """Shapes of the input and the output of each place, None where it was not called."""
+    seen: list[tuple | None] = [None] * len(places)
+    twin = copy.deepcopy(model).eval()
+    for i, place in enumerate(places):
+        module = twin.get_submodule(place.name)
+        setattr(module, place.method, _Recorder(getattr(module, place.method), seen, i))
+    tensor = next(twin.parameters())
+    with torch.no_grad():
+        twin(torch.zeros(1, *size, device=tensor.device, dtype=tensor.dtype))
+    return seen
+
+
+class _Recorder:
+    """Calls a method and notes the shapes."""
+
+    def __init__(self, method: Callable, seen: list, i: int):
+        self.method, self.seen, self.i = method, seen, i
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        y = self.method(x, *args, **kwargs)
+        self.seen[self.i] = (tuple(x.shape), tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__)
+        return y
+
+
+def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
+    """Channels, and the format of a place's input for ``MXABlock``.
+
+    Raises:
+        ValueError: MXA cannot stand there; the message says why.
+    """
+    if seen is None:
+        raise ValueError("its forward is not called with a tensor first")
+    x, y = seen
+    if x != y:
+        raise ValueError(f"it takes {x} and gives {y}")
+    if len(x) == 4:
+        return next(_channels(place.module, x), (x[1], {"input_fmt": "NCHW"}))
+    if len(x) != 3:
+        raise ValueError(f"its input {x} is neither a map nor tokens")
+    if x[0] > 1:
+        side = math.isqrt(x[1])
+        _logger.info("%s: MXA sees windows of %d tokens, not the whole map", place.name, x[1])
+        if side * side != x[1]:
+            raise ValueError(f"windows of {x[1]} tokens are not square")
+        return x[2], {"input_fmt": "NLC", "grid_size": (side, side)}
+    for prefix in dict.fromkeys((getattr(model, "num_prefix_tokens", 0), 0, 1)):
+        tokens = x[1] - prefix
+        rows = round(math.sqrt(tokens * size[1] / size[2]))
+        if rows and rows * (tokens // rows) == tokens and rows * size[2] == tokens // rows * size[1]:
+            grid = (rows, tokens // rows)
+            return x[2], {"input_fmt": "NLC", "num_prefix_tokens": prefix, "grid_size": grid}
+    raise ValueError(f"its {x[1]} tokens are no grid of an input of {size[1]} x {size[2]}")
+
+
+def _channels(module: nn.Module, shape: tuple[int, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Where the channels of a 4-d input are, by what its layers take."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == shape[3]:
+            yield shape[3], {"input_fmt": "NHWC"}
+        elif isinstance(layer, nn.Conv2d) and layer.in_channels == shape[1]:
+            yield shape[1], {"input_fmt": "NCHW"}
+
+
+@cache
+def _grafted_class(kind: type, method: str) -> type:
+    """A class that is another but for one method, to whose result MXA is added."""
+    original = getattr(kind, method)
+
+    def added(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return original(self, x, *args, **kwargs) + self.mxa(x)
+
+    def reduce(self: nn.Module, protocol: int) -> tuple:
+        return _new, (kind, method), self.__dict__
+
+    members = {method: added, "__reduce_ex__": reduce, "_grafted": (kind, method), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), members)
+
+
+def _new(kind: type, method: str) -> nn.Module:
+    """An empty module of a grafted class, for pickle and deepcopy."""
+    grown = _grafted_class(kind, method)
+    return grown.__new__(grown)
+
+
+def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Lets a checkpoint without MXA load: the block keeps its values. One with a part of them is an error as ever."""
+    if not any(key.startswith(prefix) for key in state):
+        state.update({prefix + key: value for key, value in module.state_dict().items()})
