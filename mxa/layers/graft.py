@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import re
@@ -59,9 +58,9 @@ def graft(
 
     The blocks are submodules ``mxa`` of the modules they stand beside; no other key of the ``state_dict`` changes, and
     a checkpoint without MXA still loads (strictly but for MXA's keys, which keep their values). What the input of each
-    place looks like is seen in one forward of a copy. Windowed attention of Swin and MaxViT gets MXA on the whole map;
-    where a model cuts its windows elsewhere (TinyViT) MXA sees a window, which is logged. Attention that changes the
-    shape (downsampling, class attention) is left out, which is logged too.
+    place looks like is seen in one forward, in eval mode. Windowed attention of Swin and MaxViT gets MXA on the whole
+    map; where a model cuts its windows elsewhere (TinyViT) MXA sees a window, which is logged. Attention that changes
+    the shape (downsampling, class attention) is left out, which is logged too.
 
     Args:
         model: Any timm model; it is changed in place.
@@ -160,15 +159,22 @@ def _places(model: nn.Module, where: str | Sequence[str] | None) -> list[_Place]
 
 
 def _watch(model: nn.Module, places: Sequence[_Place], size: tuple[int, ...]) -> list[tuple | None]:
-    """Shapes of the input and the output of each place, None where it was not called."""
+    """Shapes of the input and the output of each place in one forward, None where it was not called."""
     seen: list[tuple | None] = [None] * len(places)
-    twin = copy.deepcopy(model).eval()
-    for i, place in enumerate(places):
-        module = twin.get_submodule(place.name)
-        setattr(module, place.method, _Recorder(getattr(module, place.method), seen, i))
-    tensor = next(twin.parameters())
-    with torch.no_grad():
-        twin(torch.zeros(1, *size, device=tensor.device, dtype=tensor.dtype))
+    modes = {module: module.training for module in model.modules()}
+    tensor = next(model.parameters())
+    try:
+        for i, place in enumerate(places):  # an attribute of the object hides the method of its class
+            setattr(place.module, place.method, _Recorder(getattr(place.module, place.method), seen, i))
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, *size, device=tensor.device, dtype=tensor.dtype))
+    finally:
+        for place in places:
+            delattr(place.module, place.method)
+        model.train()  # drops what timm's attention keeps in eval mode
+        for module, mode in modes.items():
+            module.training = mode
     return seen
 
 
