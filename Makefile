@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-clients lint
 
 demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
@@ -13,6 +13,10 @@ test: $(INSTALLED)  ## The test suite
 
 test-slow: $(INSTALLED)  ## The heavier checks
 	$(BIN)/python -m pytest -q -m slow
+
+test-clients: $(INSTALLED)  ## Other libraries around our models, and every family of timm's with MXA grafted on
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[clients]"
+	$(BIN)/python -m pytest -q -m clients tests/clients
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -166,6 +166,8 @@ def read_source(
     kind = SOURCES[source](labels, parse_columns(columns) if isinstance(columns, str) else columns)
     if split not in (None, "every", *kind.splits):
         raise InputError(f"unknown split {split!r}: give one of {', '.join(kind.splits)}")
+    if source == "phantom" and root is not None:
+        raise InputError(f"--data phantom is drawn and has no --root, got {root}")
     if source != "phantom":
         if root is None:
             raise InputError(f"data source {source!r} needs --root")

@@ -60,7 +60,8 @@ def graft(
     a checkpoint without MXA still loads (strictly but for MXA's keys, which keep their values). What the input of each
     place looks like is seen in one forward, in eval mode. Windowed attention of Swin and MaxViT gets MXA on the whole
     map; where a model cuts its windows elsewhere (TinyViT) MXA sees a window, which is logged. Attention that changes
-    the shape (downsampling, class attention) is left out, which is logged too.
+    the shape (downsampling, class attention) is left out, which is logged too, and so is the last one of a model that
+    classifies by its class token alone, which MXA does not touch.
 
     Args:
         model: Any timm model; it is changed in place.
@@ -91,6 +92,9 @@ def graft(
             made.append((place, _layout(model, place, seen, input_size)))
         except ValueError as error:
             refused.append(f"{place.name} ({error})")
+    by_token = where is None and getattr(model, "global_pool", "") == "token"
+    if by_token and made and made[-1][1][1].get("num_prefix_tokens"):
+        refused.append(f"{made.pop()[0].name} (after it only the class token counts: build it with global_pool='avg')")
     if not made:
         why = "; ".join(refused[:3]) or "it has no attention: name modules or patterns in `where`"
         raise ValueError(f"{type(model).__name__} cannot be grafted: {why}")

@@ -26,7 +26,7 @@ VIT = "test_vit"  # timm's small one, 160 px
 
 def vit(**options) -> nn.Module:
     torch.manual_seed(0)
-    return timm.create_model(VIT, num_classes=5, **options)
+    return timm.create_model(VIT, num_classes=5, **{"global_pool": "avg", **options})
 
 
 def images(model: nn.Module, count: int = 2) -> torch.Tensor:
@@ -143,6 +143,16 @@ def test_another_input(tmp_path):
     assert model(torch.randn(1, 3, 192, 192)).shape == (1, 5)
     with pytest.raises(ValueError, match="tokens do not fill"):
         model(torch.randn(1, 3, 96, 160))
+
+
+def test_the_last_block_of_a_class_token_is_left_out(caplog):
+    caplog.set_level(logging.INFO)
+    model = graft(vit(global_pool="token"))
+    assert len(blocks(model)) == len(model.blocks) - 1
+    assert "no MXA beside blocks.5.attn (after it only the class token counts" in caplog.text
+    open_gates(model)(images(model)).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for block in blocks(model) for p in block.parameters())
+    assert len(blocks(graft(vit(global_pool="token"), where="blocks.*.attn"))) == len(model.blocks)
 
 
 def test_where_and_last():
