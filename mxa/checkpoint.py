@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["atomic_write", "load_checkpoint", "save_checkpoint"]
+__all__ = ["alone_in", "atomic_write", "load_checkpoint", "save_checkpoint", "whole_or_not_at_all"]
 
 _logger = logging.getLogger(__name__)
-NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+NAME, PREVIOUS, BROKEN = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.broken.pt"
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | None = None) -> None:
     """Calls ``write`` on a temporary file beside ``path``, flushes it to the disk and moves it into place.
 
     Where that fails (a full disk), what was at ``path`` is still there and the temporary file is not.
+
+    Args:
+        path: The file.
+        write: Writes it.
+        previous: Where to keep what was at ``path``; it is moved when the new file is on the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -38,15 +48,29 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         os.close(folder)
 
 
+@contextmanager
+def whole_or_not_at_all(path: Path) -> Iterator[None]:
+    """Turns what torch and safetensors raise on a full disk into one error; what was there before still is.
+
+    Raises:
+        InputError: the file could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{path} could not be written ({str(error).splitlines()[0]}): free space, then run again with --resume auto"
+        ) from error
+
+
 def save_checkpoint(state: dict, directory: Path) -> None:
-    """Writes ``checkpoint.pt`` and keeps the one before it as ``checkpoint.previous.pt``."""
+    """Writes ``checkpoint.pt`` and keeps the one before it as ``checkpoint.previous.pt``.
 
-    def write(temporary: Path) -> None:
-        torch.save(state, temporary)
-        if (directory / NAME).exists():
-            os.replace(directory / NAME, directory / PREVIOUS)
-
-    atomic_write(directory / NAME, write)
+    Raises:
+        InputError: it could not be written.
+    """
+    with whole_or_not_at_all(directory / NAME):
+        atomic_write(directory / NAME, lambda temporary: torch.save(state, temporary), directory / PREVIOUS)
 
 
 def load_checkpoint(directory: Path) -> dict | None:
@@ -62,9 +86,36 @@ def load_checkpoint(directory: Path) -> dict | None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 if broken:
                     _logger.warning("%s: the one before it is used", broken[0])
+                    os.replace(directory / NAME, directory / BROKEN)  # so that it never takes a good one's place
                 return state
             except Exception as error:  # a truncated file raises one of many classes
-                broken.append(f"{path}: {error}")
+                broken.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     if broken:
         raise InputError(f"no checkpoint reads ({'; '.join(broken)}): train again in another --output")
     return None
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a folder inside the block; the system lets go of it however the process ends.
+
+    Where the system or the file system has no such lock (Windows, some network disks), nothing is held.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(f"another process is training in {directory}: wait for it, or end it") from None
+        yield
+    finally:
+        os.close(handle)

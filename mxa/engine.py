@@ -149,11 +149,14 @@ class Engine:
 
 def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
     optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
+    falling = config.epochs - config.cooldown_epochs
+    warm_up = min(config.warmup_epochs, falling - 1)
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        num_epochs=config.epochs - config.cooldown_epochs,
+        num_epochs=falling - warm_up,
         cooldown_epochs=config.cooldown_epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs - config.cooldown_epochs - 1),
+        warmup_epochs=warm_up,
+        warmup_prefix=True,  # the cosine begins at the peak
         warmup_lr=config.lr / 100,
         min_lr=min(config.min_lr, config.lr),
         step_on_epochs=False,

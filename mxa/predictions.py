@@ -139,8 +139,8 @@ def read_predictions(path: Path, records: Records | None = None) -> Predictions:
 
     Args:
         path: The file.
-        records: Rows of the collection, for a file without targets: joined by image name, targets and the rest from
-            here. An image of ``records`` without a score is an error, a score without an image is left out.
+        records: Rows of the collection: scores are joined by image name, targets and the rest are from here. An image
+            of ``records`` without a score is an error, a score without an image is left out.
 
     Raises:
         InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
@@ -169,7 +169,7 @@ def read_predictions(path: Path, records: Records | None = None) -> Predictions:
         raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
     logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
     about = {"scores": path.name, **_read_about(path)}
-    if records is not None and not targets:
+    if records is not None:
         return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
     index = align(tuple(targets), tuple(scores))
     if None in index:
@@ -231,6 +231,8 @@ def _joined(scores: Predictions, column: str, records: Records, path: Path) -> P
         raise MissingScores(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
     index = align(scores.labels, records.labels)
     held = [k for k, i in enumerate(index) if i is not None]
+    if not held:
+        raise InputError(f"{path} has {', '.join(scores.labels)}, and none of {', '.join(records.labels)}")
     logits = scores.logits[found][:, [index[k] for k in held]]
     labels = tuple(records.labels[k] for k in held)
     made = of_records(records.with_labels(labels), logits, scores.about)

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ def processes(name: str | None) -> Iterator[torch.device]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    wait = timedelta(hours=6)  # for the first process, where it scores or writes alone
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
     try:
         yield device
     finally:

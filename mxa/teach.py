@@ -94,12 +94,16 @@ def teach(config: TeachConfig) -> Predictions:
     model = _Logits(teacher).to(pick_device(config.device))
     logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
     logits[dataset.bad.numpy()] = np.nan
+    bad = dataset.bad_paths()
+    if len(bad) == len(dataset):
+        raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
     known = teacher.adapter.mask.cpu().numpy()
     about = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
     cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
     found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, about)
     found.save(path, targets=False)
-    if bad := dataset.bad_paths():
-        _logger.warning("left blank, they do not read: %s", ", ".join(bad))
+    if bad:
+        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
+        _logger.warning("left blank, they do not read: %s%s", ", ".join(bad[:20]), more)
     return found

@@ -11,8 +11,8 @@ import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from . import __version__
-from .checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from .data import CXRDataset, Records, create_dataset, create_transform, data_config, make_loader
+from .checkpoint import alone_in, atomic_write, load_checkpoint, save_checkpoint, whole_or_not_at_all
+from .data import CXRDataset, create_dataset, create_transform, data_config, make_loader
 from .data.dataset import derive_seed
 from .engine import Engine, deterministic, prepare_model
 from .errors import InputError, require
 from .inference import predict_logits
 from .metrics import macro_auroc, micro_auroc
-from .models.weights import save_pretrained
+from .models.weights import label_names, save_pretrained
 from .processes import any_process, gather_rows, processes, rank_and_count, total
 from .progress import TrainProgress
 from .task import masked_bce_with_logits
+from .train_checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
 from .train_config import AMP_TYPES, TrainConfig, check_config, check_same_run, plain_config
 from .train_start import build_model, create_task, start_weights
 
@@ -90,9 +91,9 @@ def _fit(
         raise InputError(f"training needs {2 * share} images at least, got {len(train_set)}")
     if val_set is not None and len(val_set) < count:
         raise InputError(f"validation needs {count} images at least, got {len(val_set)}")
-    _check_labels(train_set)
+    check_labels(train_set)
     if val_set is not None:
-        _check_files(val_set)
+        check_files(val_set)
     run, labels = Path(config.output), train_set.labels
     torch.manual_seed(config.seed)
     model = build_model(config, labels)
@@ -115,11 +116,11 @@ def _fit(
     steps = len(loader) // config.grad_accum
     engine = Engine(config, task, steps, frozen)
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
-    settings = plain_config(config)
+    same = fingerprint(train_set, about_teacher, config.workers)
     if config.resume and (saved := load_checkpoint(run)):
         check_same_run(config, saved["config"])
-        if tuple(saved["labels"]) != labels or saved["images"] != len(train_set):
-            raise InputError(f"--resume: the run was trained on {saved['images']} images with other rows or labels")
+        if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
+            raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
         engine.load_state_dict(saved)
         state = {k: saved[k] for k in state}
         train_set.bad[saved["bad"]] = True
@@ -131,20 +132,54 @@ def _fit(
 
     any_process(False, device)  # all have looked into the folder before the first writes to it
     writes = rank == 0
-    board = _board(config, run, state["epoch"]) if writes else None
     if writes:
         run.mkdir(parents=True, exist_ok=True)
+    with alone_in(run) if writes else nullcontext():
+        return _run(config, engine, train_set, loader, val_set, val_loader, state, same, about_teacher)
+
+
+def _run(
+    config: TrainConfig,
+    engine: Engine,
+    train_set: CXRDataset,
+    loader: DataLoader,
+    val_set: CXRDataset | None,
+    val_loader: DataLoader | None,
+    state: dict[str, Any],
+    same: dict[str, Any],
+    about_teacher: dict[str, Any],
+) -> dict[str, Any]:
+    """Trains from a state on, and writes the run folder in the first process."""
+    rank, count = rank_and_count()
+    device, steps, run, writes = engine.device, engine.steps, Path(config.output), rank == 0
+    settings = plain_config(config)
+    board = _board(config, run, state["epoch"]) if writes else None
+    if writes:
         _write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         if about_teacher:
             _write_text(run / "teacher.json", json.dumps(about_teacher, indent=1) + "\n")
         trim_summary(str(run / "log.csv"), state["epoch"])
 
+    def share_bad() -> None:
+        train_set.bad |= (total(train_set.bad.to(device, torch.float32)) > 0).cpu()
+
     def save() -> None:
-        bad = total(train_set.bad.to(device, torch.float32))
+        share_bad()
         if writes:
-            about = {"config": settings, "labels": labels, "images": len(train_set)}
-            about["bad"] = bad.nonzero().flatten().tolist()
+            about = {
+                "labels": label_names(engine.model),
+                "config": settings,
+                "same": same,
+                "bad": train_set.bad.nonzero().flatten().tolist(),
+            }
             save_checkpoint({**engine.state_dict(), **state, **about}, run)
+
+    def pause(epoch: int, losses: list) -> None:
+        nonlocal state
+        shared = (total(stack_losses(losses, device)) / count).tolist()
+        spent = {"step": len(losses), "losses": shared, "seconds": time.monotonic() - started}
+        state = {**state, "epoch": epoch, **spent}
+        save()
 
     started, stopped = time.monotonic() - state["seconds"], None
     every = 1 if device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU must wait
@@ -155,30 +190,28 @@ def _fit(
                 stopped = "patience"
                 break
             engine.start_epoch()
-            start, losses = state["step"], list(state["losses"])
-            batches = _batches(loader, epoch, start * config.grad_accum)
-            for step in range(start, steps):
+            losses = list(state["losses"])
+            batches = _batches(loader, epoch, state["step"] * config.grad_accum)
+            for step in range(state["step"], steps):
                 torch.manual_seed(derive_seed(config.seed, epoch, step, rank))
                 losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
                 last = step == steps - 1
-                if (step - start) % every == every - 1 or last:
-                    _check_losses(losses, step, epoch, loader, config.grad_accum)
-                    stop = any_process(terminated.now, device)
-                    if stop or (config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0 and not last):
-                        spent = {"step": step + 1, "losses": [float(x) for x in losses]}
-                        state |= {"epoch": epoch, **spent, "seconds": time.monotonic() - started}
-                        save()
-                    if stop:
-                        stopped = "SIGTERM"
-                        break
+                due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
+                if due or last or step % every == 0:
+                    check_losses(losses, epoch, loader, config.grad_accum, device)
+                    stopped = "SIGTERM" if any_process(terminated.now, device) else None
+                    if due or stopped:
+                        pause(epoch, losses)
+                if stopped:
+                    break
                 if step % 10 == 0 or last:
-                    _check_bad(train_set)
+                    check_bad(train_set, count)
                     progress.step(epoch, step, losses[-1].item(), engine.lr)
             if stopped:
                 break
-            mean_loss = float(total(torch.tensor([float(x) for x in losses]).mean().to(device)) / count)
             engine.share_statistics()
             scores = _validate(engine.kept, val_loader, val_set, AMP_TYPES[config.amp]) if val_loader else {}
+            mean_loss = float(total(stack_losses(losses, device).mean()) / count)
             score, best = scores.get("macro_auc", float("nan")), state["best"]
             if val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
                 best = {"epoch": epoch, "macro_auc": score}
@@ -194,12 +227,14 @@ def _fit(
                 board.flush()
             save()
             progress.epoch(epoch, mean_loss, scores)
+    share_bad()
     done = state["epoch"] * steps + state["step"]
+    batch = loader.loader.batch_size * config.grad_accum * count
     summary = {
         **state["best"],
         "epochs": state["epoch"],
         "seconds": round(state["seconds"], 1),
-        "images_per_second": round(done * part * share / state["seconds"], 1) if done else None,
+        "images_per_second": round(done * batch / state["seconds"], 1) if done else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": count,
         "bad_images": train_set.bad_paths(),
@@ -240,56 +275,6 @@ def _board(config: TrainConfig, run: Path, first: int) -> Any:
     return SummaryWriter(str(run / "tensorboard"), purge_step=first)
 
 
-def _check_losses(losses: list, step: int, epoch: int, loader: DataLoader, parts: int) -> None:
-    """Ends the training at the first loss that is not finite, before anything of it is saved."""
-    values = torch.stack([torch.as_tensor(x) for x in losses]).cpu()
-    if values.isfinite().all():
-        return
-    at = int((~values.isfinite()).int().argmax())
-    images = ""
-    if hasattr(loader.sampler, "rows"):
-        rows = np.concatenate([loader.sampler.rows(at * parts + i) for i in range(parts)])
-        names = [loader.dataset.records.path(int(row)) for row in rows]
-        images = f" (its images: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-    raise InputError(
-        f"the loss became {float(values[at])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start again; "
-        "the checkpoint before it is kept"
-    )
-
-
-def _check_labels(dataset: CXRDataset) -> None:
-    """Refuses targets that are all masked, and warns of labels that cannot be learnt."""
-    targets = dataset.records.targets
-    lacking = [
-        name
-        for name, column in zip(dataset.labels, targets.T, strict=True)
-        if not (column > 0.5).any() or not (column <= 0.5).any()
-    ]
-    if np.isnan(targets).all():
-        raise InputError("every label of the training part is masked: there is nothing to learn")
-    if lacking:
-        warnings.warn(f"no positive or no negative in the training part: {', '.join(lacking)}", stacklevel=3)
-
-
-def _check_files(dataset: CXRDataset) -> None:
-    """Says before the first epoch that a validation file is missing, not after it."""
-    if type(dataset.records) is Records:
-        for path in map(dataset.records.path, range(len(dataset))):
-            if not Path(path).is_file():
-                raise InputError(f"no image {path} (a validation image)")
-
-
-def _check_bad(dataset: CXRDataset) -> None:
-    """Ends a training in which more than 1 % of the images do not read: something is wrong with all of them."""
-    bad = int(dataset.bad.sum())
-    if bad > 0.01 * len(dataset):
-        first = dataset.bad_paths()[:3]
-        raise InputError(
-            f"{bad} of {len(dataset)} images do not read, more than 1 %: mend them or take them out of the table "
-            f"({', '.join(first)}{', ...' if bad > 3 else ''})"
-        )
-
-
 def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torch.dtype | None) -> dict[str, float]:
     """Scores all validation images, of which the loader has this process's share."""
     logits, targets = gather_rows(predict_logits(model, loader, amp)), whole.records.targets
@@ -327,7 +312,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _save_weights(model: nn.Module, run: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=run, prefix=".weights") as folder:
+    with (
+        whole_or_not_at_all(run / "model.safetensors"),
+        tempfile.TemporaryDirectory(dir=run, prefix=".weights") as folder,
+    ):
         save_pretrained(model, folder)
         for name in ("model.safetensors", "config.json"):
             atomic_write(run / name, lambda path, name=name: shutil.move(Path(folder) / name, path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from .data import CXRDataset, data_config
+from .errors import InputError
 from .labels import align
 from .models.load import create, fill_weights, init_weights
 from .models.weights import set_label_names
@@ -21,6 +23,8 @@ from .task.teacher import XRV_RANGE, read_xrv_weights
 from .train_config import TrainConfig
 
 __all__ = ["build_model", "create_task", "start_weights"]
+
+_logger = logging.getLogger(__name__)
 
 
 def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
@@ -72,7 +76,11 @@ def create_task(
         path = Path(config.teacher)
         records = dataset.records
         found = read_predictions(path, records)
-        about |= found.about
+        if not np.isfinite(found.logits).any():
+            raise InputError(f"{path} has no logit of {', '.join(found.labels) or 'a label of the student'}")
+        blank = int((~np.isfinite(found.logits)).all(1).sum())
+        _logger.info("teacher %s: logits of %s; %d images have none", path, ", ".join(found.labels), blank)
+        about |= {"sha256": None, **found.about}
         logits = np.full(records.targets.shape, np.nan)
         for column, i in enumerate(align(found.labels, records.labels)):
             if i is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mxa.checkpoint import NAME, PREVIOUS, atomic_write, load_checkpoint, save_checkpoint
+from mxa.checkpoint import BROKEN, NAME, PREVIOUS, alone_in, atomic_write, load_checkpoint, save_checkpoint
 from mxa.errors import InputError
 
 
@@ -68,6 +68,11 @@ def test_a_broken_checkpoint_falls_back_on_the_previous_one(tmp_path):
     for broken in (b"", data[:100], data[: len(data) // 2], data[:-1], b"no checkpoint"):
         (tmp_path / NAME).write_bytes(broken)
         assert step_of(tmp_path) == 1
+        assert (tmp_path / BROKEN).read_bytes() == broken and not (tmp_path / NAME).exists()
+        assert step_of(tmp_path) == 1
+    save_checkpoint(state(3), tmp_path)  # the broken one does not take the place of the good one
+    assert torch.load(tmp_path / PREVIOUS)["step"] == 1
+    (tmp_path / NAME).write_bytes(b"")
     (tmp_path / PREVIOUS).write_bytes(data[:-30])
     with pytest.raises(InputError) as error:
         load_checkpoint(tmp_path)
@@ -160,3 +165,37 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError, match="No space"):
         atomic_write(path, fail)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    def try_it(queue):
+        try:
+            with alone_in(tmp_path):
+                queue.put("held")
+        except InputError as error:
+            queue.put(str(error))
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+
+    def other() -> str:
+        process = context.Process(target=try_it, args=(queue,))
+        process.start()
+        process.join(30)
+        return queue.get(timeout=30)
+
+    with alone_in(tmp_path):
+        assert other() == f"another process is training in {tmp_path}: wait for it, or end it"
+    assert other() == "held"
+
+
+def test_what_torch_says_of_a_full_disk_is_one_error(tmp_path, monkeypatch):
+    save_checkpoint(state(1), tmp_path)
+
+    def full(*unused):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"checkpoint\.pt could not be written .*unexpected pos 64 vs 0\): free space"):
+        save_checkpoint(state(2), tmp_path)
+    assert step_of(tmp_path) == 1 and not list(tmp_path.glob(".*"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -106,6 +109,24 @@ def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torc
     return torch.stack(planes), torch.stack(targets)
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Makes a worker end at SIGTERM from its own main process alone.
+
+    A scheduler warns every process of a job; a worker that died of it would raise an error in the middle of a step.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        return
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def make_loader(
     dataset: CXRDataset, transform: Callable, batch_size: int, workers: int = 0, is_training: bool = False
 ) -> DataLoader:
@@ -145,5 +166,6 @@ def make_loader(
             use_prefetcher=False,
             collate_fn=collate,
         )
+    loader.worker_init_fn = _outlive_sigterm
     dataset.transform = transform  # create_loader has set timm's own
     return _Loader(loader, transform.to_tensor if planes else None)

@@ -184,9 +184,10 @@ class ShardDataset(CXRDataset, IterableDataset):
         self.batch_size, self.is_training = batch_size, is_training
         _, nodes = rank_and_count()
         shards = len(self._rows)
-        if shards < nodes:
+        if is_training and shards < nodes:
             raise InputError(
-                f"{nodes} nodes need {nodes} shards at least; {self.records.root} has {shards}: prepare more"
+                f"{nodes} processes need {nodes} shards of the training part at least; {self.records.root} has "
+                f"{shards}: prepare it with a smaller --shard-size"
             )
         return min(workers, shards // nodes) if is_training else workers
 

@@ -74,6 +74,8 @@ def soft_distillation_loss(
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     teacher_logits = teacher_logits.detach()
+    if student_logits.dtype != torch.float64:
+        student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     mask = ~teacher_logits.isnan() if mask is None else mask.expand_as(teacher_logits)
     p = (teacher_logits.masked_fill(~mask, 0.0) / temperature).sigmoid().to(student_logits.dtype)
     sums = total(torch.stack([(p * mask).sum(0), mask.sum(0).to(p.dtype)]))
@@ -134,13 +136,14 @@ class MaskedLoss(nn.Module):
         if self.name in ("asl", "poly", "db"):
             return _mean_of_present(self.loss(logits, target), mask)
         rows = mask.any(1)
+        images = total(rows.sum().float()) / rank_and_count()[1]  # every process must ask
         if not rows.any():
             return logits.sum() * 0.0
         logits = logits.float().masked_fill(~mask, _OUT)
         value = self.loss(logits[rows], target[rows])
         if self.name == "twoway":
             return value
-        return value * rows.sum() / (total(rows.sum().float()) / rank_and_count()[1])
+        return value * rows.sum() / images
 
 
 _OUT = -1e4  # logit of a masked negative: its exponential is 0

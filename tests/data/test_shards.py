@@ -293,7 +293,7 @@ def test_two_nodes_read_disjoint_shards(shards):
 
 def test_more_nodes_than_shards_is_an_error(shards, monkeypatch):
     monkeypatch.setattr("mxa.data.shards.rank_and_count", lambda: (0, 7))
-    with pytest.raises(InputError, match=r"7 nodes need 7 shards at least; .* has 6"):
+    with pytest.raises(InputError, match=r"7 processes need 7 shards of the training part at least; .* has 6"):
         make_loader(create_dataset("shards", shards, "train"), create_transform(CFG), 2, is_training=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mxa.checkpoint import NAME
 from mxa.errors import InputError
@@ -80,11 +81,12 @@ def test_killed_at_random_moments(table, whole, tmp_path):
     same(whole, run)
 
 
-def test_terminated_saves_and_exits_cleanly(table, whole, tmp_path):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # to the main process, or to its workers too
+def test_terminated_saves_and_exits_cleanly(table, whole, tmp_path, send):
     run = tmp_path / "run"
     process = start(table, run, "--workers", "1")
     wait_for(run / "log.csv", process)
-    os.kill(process.pid, signal.SIGTERM)
+    send(process.pid, signal.SIGTERM)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "stopped after epoch" in out and "SIGTERM" in out
@@ -142,8 +144,24 @@ def test_a_full_disk_loses_nothing(config, tmp_path, monkeypatch):
     saved["config"]["epochs"] = 2
     save(saved, tmp_path / "run" / NAME)
     monkeypatch.setattr("mxa.checkpoint.torch.save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"could not be written .*No space left"):
         train(config(epochs=2, resume="auto"))
     monkeypatch.undo()
     assert calls and torch.load(tmp_path / "run" / NAME, weights_only=True)["epoch"] == 1
     assert train(config(epochs=2, resume="auto"))["epochs"] == 2
+
+
+def test_other_labels_or_another_teacher_do_not_go_on(config, run, table, tmp_path):
+    train(config(epochs=1))
+    flipped = table.parent / "flipped.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    flipped.write_text("\n".join(",".join([*row[:-1], row[-1].translate({48: "1", 49: "0"})]) for row in lines))
+    with pytest.raises(InputError, match="other images, labels or logits of the teacher than the run had"):
+        train(config(epochs=1, root=flipped, resume="auto"))
+    teacher = shutil.copytree(run, tmp_path / "teacher")
+    options = {"epochs": 1, "teacher": str(teacher), "output": tmp_path / "taught"}
+    train(config(**options))
+    weights = load_file(teacher / "model.safetensors")
+    save_file({k: v + 1 if v.is_floating_point() else v for k, v in weights.items()}, teacher / "model.safetensors")
+    with pytest.raises(InputError, match=r"other weights of the teacher \(its SHA-256\) than"):
+        train(config(**options, resume="auto"))

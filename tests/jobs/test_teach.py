@@ -67,6 +67,26 @@ def test_alpha_0_is_training_without_a_teacher(config, cached, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_logits_are_found_by_image_whatever_else_the_file_holds(config, cached, table, tmp_path):
+    """In another order, and with targets of its own, as `mxa evaluate` writes."""
+    content = pd.read_parquet(cached).sample(frac=1, random_state=0)
+    content["target:Bright"] = 0.0
+    content.to_parquet(tmp_path / "mixed.parquet")
+    train(config(**STUDENT, teacher=str(cached)))
+    train(config(**STUDENT, teacher=str(tmp_path / "mixed.parquet"), output=tmp_path / "mixed"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "mixed")
+
+
+def test_a_teacher_that_says_nothing_is_an_error(config, cached, tmp_path):
+    content = pd.read_parquet(cached)
+    content.assign(**{c: np.nan for c in content if c != "image"}).to_parquet(tmp_path / "blank.parquet")
+    with pytest.raises(InputError, match=r"blank\.parquet has no logit of Bright, Edema, No Finding"):
+        train(config(**STUDENT, teacher=str(tmp_path / "blank.parquet")))
+    content[["image", "logit:Bright"]].to_parquet(tmp_path / "bright.parquet")
+    with pytest.raises(InputError, match=r"bright\.parquet has Bright, and none of Edema"):
+        train(config(**{**STUDENT, "labels": "Edema"}, teacher=str(tmp_path / "bright.parquet")))
+
+
 def test_an_image_without_logits_is_an_error(config, cached, tmp_path):
     content = pd.read_parquet(cached)
     content.iloc[1:].to_parquet(tmp_path / "part.parquet")
@@ -111,6 +131,10 @@ def test_an_image_that_does_not_read_has_no_logits(config, run, table, tmp_path)
     output = tmp_path / "teacher.parquet"
     found = teach(TeachConfig(str(run), output, data="table", root=str(tmp_path / "table.csv"), workers=0))
     assert np.isnan(found.logits[0]).all() and np.isfinite(found.logits[1:]).all()
+    for i in range(48):
+        (tmp_path / f"{i}.png").unlink()
+    with pytest.raises(InputError, match="none of the 24 images reads, such as"):
+        teach(TeachConfig(str(run), output, data="table", root=str(tmp_path / "table.csv"), workers=0))
 
 
 def test_start_from_torchxrayvision(config, tmp_path, caplog):
