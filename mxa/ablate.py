@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 
 from . import __version__
@@ -22,14 +23,15 @@ from .errors import InputError, require
 from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
 from .metrics import macro_auroc, micro_auroc
 from .models.load import load_model
-from .predictions import read_predictions, stack
+from .predictions import read_about, read_predictions, stack
 from .processes import any_process, processes, rank_and_count
-from .report import Arm
+from .report import Arm, numbers
 from .report.numbers import ENOUGH
 from .report.tables import markdown, paired_rows, shown
 from .report.training import boxes_figure, learning_figure
+from .task import Teacher
 from .train import fit
-from .train_config import TrainConfig, plain_config
+from .train_config import TrainConfig, check_config, plain_config
 
 __all__ = ["ROWS", "AblateConfig", "ablate"]
 
@@ -87,13 +89,12 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     Raises:
         InputError: bad input, or another table's folder.
     """
-    _check(config)
     with processes(config.device) as device:
+        _check(config)
         rank, folder = rank_and_count()[0], Path(config.output)
         _claim(config, folder, writes=rank == 0)
         any_process(False, device)
-        folds = [None] if config.folds is None else range(config.folds)
-        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, folds, config.arms)]
+        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), config.arms)]
         stopped = False
         for run in [run for run in runs if not _scores(folder, run).is_file()]:
             _logger.info("%s of %s", run.name, folder)
@@ -101,7 +102,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
             if stopped:
                 break
             if rank == 0:
-                _score(config, run)
+                _score(config, run, device)
                 _tables(config)
             any_process(False, device)
         result = _tables(config) if rank == 0 else {}
@@ -122,6 +123,39 @@ def _check(config: AblateConfig) -> None:
         raise InputError("--folds must be at least 2")
     for module in ("matplotlib", "pyarrow"):
         require(module, "train")
+    for arm in config.arms:
+        check_config(_run_config(config, _Run(arm, 0, None)))
+    if config.folds is not None:
+        _check_leak(config)
+    for fold in _folds(config):
+        train_set, *_ = _datasets(config, _Run("", 0, fold), "train", "val", "test", labels=config.labels)
+        if config.teacher is None:
+            continue
+        if config.teacher.endswith(".parquet"):
+            read_predictions(Path(config.teacher), train_set.records)  # mxa teach --split all, for folds
+        elif not fold:
+            gray = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
+            Teacher(config.teacher, train_set.labels, gray, sha256=config.teacher_sha256)
+
+
+def _check_leak(config: AblateConfig) -> None:
+    """Refuses, with folds, weights that were trained on the same collection: its training part tests in some fold."""
+    for option in ("teacher", "init"):
+        source = Path(getattr(config, option) or "")
+        trained_on = None
+        if (source / "config.yaml").is_file():
+            trained_on = yaml.safe_load((source / "config.yaml").read_text()).get("data")
+        elif source.suffix == ".parquet" and source.is_file():
+            trained_on = read_about(source).get("teacher_trained_on")
+        if trained_on == config.data:
+            raise InputError(
+                f"--{option} {source} was trained on {config.data}, whose training patients test in other folds: they "
+                "would be seen before; leave out --folds, or take one that was trained on another collection"
+            )
+
+
+def _folds(config: AblateConfig) -> Sequence[int | None]:
+    return [None] if config.folds is None else range(config.folds)
 
 
 def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
@@ -131,9 +165,9 @@ def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
     path = folder / "ablation.yaml"
     if path.is_file():
         saved = yaml.safe_load(path.read_text())
-        if saved.get("teacher") is None and config.teacher:  # a table that had no arm with one
-            saved["teacher"] = settings["teacher"]
-        settings["teacher"] = settings["teacher"] or saved["teacher"]
+        for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
+            saved[name] = saved.get(name) or settings[name]
+            settings[name] = settings[name] or saved[name]
         if changed := [k for k in settings if settings[k] != saved.get(k)]:
             what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
             raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
@@ -154,21 +188,25 @@ def _datasets(config: AblateConfig, run: _Run, *parts: str, labels: Sequence[str
     return [create_dataset(config.data, config.root, part, labels, fold=fold, **options) for part in parts]
 
 
-def _train(config: AblateConfig, run: _Run) -> str | None:
+def _run_config(config: AblateConfig, run: _Run) -> TrainConfig:
     shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
     changed = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
     changed["model"] = config.model if "mxa" in run.arm else config.model.removesuffix("_mxa")
     changed["teacher"], changed["teacher_sha256"] = (
         (config.teacher, config.teacher_sha256) if "kd" in run.arm else (None, None)
     )
+    return TrainConfig(**{**shared, **changed})
+
+
+def _train(config: AblateConfig, run: _Run) -> str | None:
     train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
-    return fit(TrainConfig(**{**shared, **changed}), train_set, val_set)["stopped"]
+    return fit(_run_config(config, run), train_set, val_set)["stopped"]
 
 
-def _score(config: AblateConfig, run: _Run) -> None:
+def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
     """Scores the test part and the validation patients with the weights that a run kept."""
     where = Path(config.output) / "runs" / run.name
-    model = load_model(where)
+    model = load_model(where).to(device)
     about = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
     test, val = _datasets(config, run, "test", "val", labels=model.label_names)
     about |= {"data": config.data, "part": "test", "views": config.views, "uncertain": "masked"}
@@ -210,8 +248,11 @@ def _tables(config: AblateConfig) -> dict[str, Any]:
     if known:
         arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
         result = write_report(folder, arms, config.replicates, note=config.note)
-        for arm, numbers in zip(known, result["models"], strict=True):
-            rows[arm]["numbers"] = numbers
+        for arm, about in zip(known, result["models"], strict=True):
+            rows[arm]["numbers"] = about
+        if {"mxa", "mxa+kd"} <= set(known):  # what the teacher adds to MXA
+            both = [arm for name, arm in zip(known, arms, strict=True) if name.startswith("mxa")]
+            result["paired"] += numbers(both, config.replicates)["paired"]
         _pictures(folder, config, known, arms)
     _write(folder / "table.md", _markdown(config, rows, result, known))
     return {"rows": rows, "paired": result["paired"]}
@@ -239,8 +280,9 @@ def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any]
         cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else "test part"
         parts.append(
             f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, "
-            f"patients and seeds resampled {config.replicates:,} times; accuracy and F1 at probability 0.5. Each run's "
-            "weights are those of its best epoch on validation patients.\n"
+            f"patients resampled {config.replicates:,} times, and seeds where a row has several (each row's own); "
+            "accuracy and F1 at probability 0.5. Each run's weights are those of its best epoch on validation "
+            "patients.\n"
         )
     if result["paired"]:
         parts += ["Differences on the same patients:\n", markdown(paired_rows(result))]

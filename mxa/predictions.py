@@ -30,6 +30,7 @@ __all__ = [
     "by_study",
     "has_targets",
     "of_records",
+    "read_about",
     "read_predictions",
     "stack",
 ]
@@ -168,7 +169,7 @@ def read_predictions(path: Path, records: Records | None = None) -> Predictions:
     if not scores:
         raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
     logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
-    about = {"scores": path.name, **_read_about(path)}
+    about = {"scores": path.name, **read_about(path)}
     if records is not None:
         return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
     index = align(tuple(targets), tuple(scores))
@@ -194,7 +195,8 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
     return logit(numbers)
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def read_about(path: Path) -> dict[str, Any]:
+    """What a Parquet file of scores says of itself; nothing for another program's."""
     if path.suffix not in (".parquet", ".pq"):
         return {}
     from pyarrow import parquet

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from torch import nn
 
 from .data import Collection, create_dataset, create_transform, make_loader
@@ -99,6 +100,8 @@ def teach(config: TeachConfig) -> Predictions:
         raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
     known = teacher.adapter.mask.cpu().numpy()
     about = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
+    if (settings := Path(config.teacher) / "config.yaml").is_file():
+        about["teacher_trained_on"] = yaml.safe_load(settings.read_text()).get("data")
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
     cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
     found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, about)

@@ -15,6 +15,7 @@ from mxa.ablate import AblateConfig, ablate
 from mxa.data import create_dataset
 from mxa.errors import InputError
 from mxa.evaluate import EvaluateConfig, evaluate
+from mxa.teach import TeachConfig, teach
 
 TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
 
@@ -119,6 +120,11 @@ def test_the_table_needs_no_run_folders(config, tmp_path):
         ({"seed": 3}, "leave --seed"),
         ({"folds": 1}, "--folds must be at least 2"),
         ({"seeds": ()}, "at least one"),
+        ({"lr": -1.0}, "--lr must be between"),
+        ({"opt": "nothing"}, "unknown optimizer"),
+        ({"arms": ("mxa+kd",), "teacher": "nowhere"}, "unknown model 'nowhere'"),
+        ({"arms": ("mxa+kd",), "teacher": "nowhere.parquet"}, r"nowhere\.parquet"),
+        ({"folds": 60}, "no test part"),
     ],
 )
 def test_bad_input_writes_nothing(config, tmp_path, fields, message):
@@ -148,3 +154,34 @@ def test_folds_are_stratified_and_do_not_depend_on_the_order(table):
     assert np.ptp(np.array(shares)[:, 2]) <= 6  # Bright, in images; patients have two
     with pytest.raises(InputError, match="no fold 4 of 4"):
         fold_parts(records, 4, 4)
+
+
+def test_folds_do_not_leak_through_a_teacher(config, run, tmp_path):
+    options = {"arms": ("kd",), "folds": 2}
+    message = "was trained on table, whose training patients test in other folds"
+    with pytest.raises(InputError, match=f"--teacher .* {message}"):
+        ablate(config(**options, teacher=str(run)))
+    with pytest.raises(InputError, match=f"--init .* {message}"):
+        ablate(config(arms=("mxa",), folds=2, init=str(run)))
+    output = tmp_path / "teacher.parquet"
+    teach(TeachConfig(str(run), output, data="table", root=config().root, split="all", workers=0))
+    with pytest.raises(InputError, match=message):
+        ablate(config(**options, teacher=str(output)))
+    assert not (tmp_path / "table").exists()
+
+
+def test_logits_of_too_few_images_are_refused_before_the_first_run(config, run, tmp_path):
+    content = {"image": ["0.png", "1.png"], "logit:Bright": [0.5, -0.5]}
+    pd.DataFrame(content).to_parquet(tmp_path / "few.parquet")
+    with pytest.raises(InputError, match="has no score of"):
+        ablate(config(arms=("baseline", "kd"), teacher=str(tmp_path / "few.parquet")))
+    assert not (tmp_path / "table").exists()
+
+
+def test_what_the_teacher_adds_to_mxa_is_told(config, run):
+    result = ablate(config(arms=("baseline", "mxa", "mxa+kd"), teacher=str(run)))
+    assert [(p["name"], p["minus"]) for p in result["paired"]] == [
+        ("+ MXA", "baseline"),
+        ("+ MXA + KD", "baseline"),
+        ("+ MXA + KD", "+ MXA"),
+    ]
