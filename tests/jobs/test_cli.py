@@ -6,6 +6,7 @@ import yaml
 
 import mxa
 from mxa import cli
+from mxa.ablate import AblateConfig
 from mxa.train import TrainConfig
 
 
@@ -118,10 +119,16 @@ RECIPES = sorted(p.stem for p in (Path(mxa.__file__).parent / "recipes").glob("*
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_delta_with_a_header(name):
     text = (Path(mxa.__file__).parent / "recipes" / f"{name}.yaml").read_text()
-    for word in ("# Command:   mxa train --recipe " + name, "# Hardware:", "# Duration:", "# Expected:"):
+    ablation = name == "paper_ablation"
+    for word in (
+        f"# Command:   mxa {'ablate' if ablation else 'train'} --recipe {name}",
+        "# Hardware:",
+        "# Duration:",
+        "# Expected:",
+    ):
         assert word in text
     values = yaml.safe_load(text)
-    defaults = TrainConfig("x")
+    defaults = (AblateConfig if ablation else TrainConfig)("x")
     assert all(getattr(defaults, k) != v for k, v in values.items() if k not in ("min_lr", "lr", "uncertain"))
 
 
@@ -149,7 +156,9 @@ def test_a_recipe_is_read_and_overridden(table, tmp_path, capsys, monkeypatch):
         0.025,
         0.99996,
     )
-    with pytest.raises(SystemExit, match="no recipe 'best': give one of fast, paper_baseline, paper_mxa"):
+    with pytest.raises(
+        SystemExit, match="no recipe 'best': give one of fast, paper_ablation, paper_baseline, paper_mxa, paper_mxa_kd"
+    ):
         run_cli(capsys, "train", "--recipe=best", "--output", tmp_path / "r")
     with pytest.raises(SystemExit, match=r"give one --config FILE\.yaml or one --recipe NAME"):
         run_cli(capsys, "train", "--recipe", "fast", "--config", "x.yaml", "--output", tmp_path / "r")
