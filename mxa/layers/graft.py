@@ -30,6 +30,8 @@ WHOLE_MAP = {
     "PartitionAttention2d": "_partition_attn",
     "ParallelPartitionAttention": "_partition_attn",
 }
+#: Modules whose tokens lie in another order than a map's rows.
+OTHER_ORDER = {"MaskUnitAttention": "its tokens are not in rows"}
 _ATTENTION = re.compile(r"(?!.*(Block|Pool))\w*(Attention|Attn|XCA|LiteMLA)")
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +75,9 @@ def graft(
         kernel_size: Kernel of the spatial attention.
         roi_head: Box head.
         min_size: Smallest side of a box.
-        input_size: (C, H, W) of the model's input; by default as it is configured.
+        input_size: (C, H, W) of the model's input; by default as it was built, as far as that can be seen. Tokens of an
+            image of another shape (``dynamic_img_size``, ``set_input_size``) are taken for a map of this one's
+            proportions: graft anew for another.
 
     Returns:
         The model.
@@ -83,9 +87,15 @@ def graft(
     """
     if getattr(model, "_mxa_grafted", None) or any(isinstance(module, MXABlock) for module in model.modules()):
         raise ValueError("the model has MXA already: ungraft it first")
+    if hasattr(model, "_orig_mod") or not hasattr(model, "pretrained_cfg"):
+        inside = [name for name, module in model.named_modules() if name and hasattr(module, "pretrained_cfg")]
+        if inside:
+            raise ValueError(
+                f"{type(model).__name__} wraps a timm model: graft that ({inside[0]}), before it is wrapped"
+            )
     options = {"reduction": reduction, "kernel_size": kernel_size, "roi_head": roi_head, "min_size": min_size}
     places = _places(model, where)
-    input_size = tuple(input_size or resolve_model_data_config(model)["input_size"])
+    input_size = tuple(input_size or _input_size(model))
     made, refused = [], []
     for place, seen in zip(places, _watch(model, places, input_size), strict=True):
         try:
@@ -96,7 +106,7 @@ def graft(
     if by_token and made and made[-1][1][1].get("num_prefix_tokens"):
         refused.append(f"{made.pop()[0].name} (after it only the class token counts: build it with global_pool='avg')")
     if not made:
-        why = "; ".join(refused[:3]) or "it has no attention: name modules or patterns in `where`"
+        why = "; ".join(refused[:3]) or "no attention is recognised in it: name modules or patterns in `where`"
         raise ValueError(f"{type(model).__name__} cannot be grafted: {why}")
     if last is not None and not 1 <= last <= len(made):
         raise ValueError(f"last must be between 1 and {len(made)}, the places there are, got {last}")
@@ -153,12 +163,16 @@ def _places(model: nn.Module, where: str | Sequence[str] | None) -> list[_Place]
             wanted = kind in WHOLE_MAP or _ATTENTION.match(kind)
         else:
             wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
-        if wanted and next(module.parameters(), None) is not None:
-            places.append(_Place(name, module, WHOLE_MAP.get(kind, "forward")))
+        method = WHOLE_MAP.get(kind, "forward")
+        if wanted:
+            places.append(_Place(name, module, method if hasattr(type(module), method) else "forward"))
     if patterns is not None:
         for pattern in patterns:
-            if not any(fnmatchcase(place.name, pattern) for place in places):
+            names = [name for name, _ in model.named_modules() if fnmatchcase(name, pattern)]
+            if not names:
                 raise ValueError(f"no module is called {pattern}: see [n for n, _ in model.named_modules()]")
+            if not any(place.name in names for place in places):
+                raise ValueError(f"{names[0]} lies inside another of the places that are named")
     return places
 
 
@@ -166,6 +180,7 @@ def _watch(model: nn.Module, places: Sequence[_Place], size: tuple[int, ...]) ->
     """Shapes of the input and the output of each place in one forward, None where it was not called."""
     seen: list[tuple | None] = [None] * len(places)
     modes = {module: module.training for module in model.modules()}
+    own = [vars(place.module).get(place.method) for place in places]
     tensor = next(model.parameters())
     try:
         for i, place in enumerate(places):  # an attribute of the object hides the method of its class
@@ -173,13 +188,26 @@ def _watch(model: nn.Module, places: Sequence[_Place], size: tuple[int, ...]) ->
         model.eval()
         with torch.no_grad():
             model(torch.zeros(1, *size, device=tensor.device, dtype=tensor.dtype))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"the model does not take an input of {size}: give input_size=(C, H, W) ({error})") from error
     finally:
-        for place in places:
+        for place, before in zip(places, own, strict=True):
             delattr(place.module, place.method)
+            if before is not None:
+                setattr(place.module, place.method, before)
         model.train()  # drops what timm's attention keeps in eval mode
         for module, mode in modes.items():
             module.training = mode
     return seen
+
+
+def _input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) that a timm model was built for."""
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels, *side = resolve_model_data_config(model)["input_size"]
+    side = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None) or side
+    height, width = (side, side) if isinstance(side, int) else side
+    return channels if stem is None else stem.in_channels, height, width
 
 
 class _Recorder:
@@ -188,9 +216,11 @@ class _Recorder:
     def __init__(self, method: Callable, seen: list, i: int):
         self.method, self.seen, self.i = method, seen, i
 
-    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        y = self.method(x, *args, **kwargs)
-        self.seen[self.i] = (tuple(x.shape), tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        y = self.method(*args, **kwargs)
+        if args and isinstance(args[0], torch.Tensor):
+            given = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            self.seen[self.i] = (tuple(args[0].shape), given)
         return y
 
 
@@ -200,18 +230,30 @@ def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int
     Raises:
         ValueError: MXA cannot stand there; the message says why.
     """
+    kind = type(place.module).__name__
     if seen is None:
         raise ValueError("its forward is not called with a tensor first")
+    if place.method in vars(place.module):
+        raise ValueError(f"its {place.method} was replaced on the object")
+    if next(place.module.parameters(), None) is None:
+        raise ValueError("it has no parameters that tell its layout")
+    if kind in OTHER_ORDER:
+        raise ValueError(OTHER_ORDER[kind])
     x, y = seen
     if x != y:
         raise ValueError(f"it takes {x} and gives {y}")
+    if x[0] > 1:
+        _logger.info("%s: MXA sees pieces of the map (%s), such as windows, not the whole", place.name, x[1:])
     if len(x) == 4:
-        return next(_channels(place.module, x), (x[1], {"input_fmt": "NCHW"}))
+        dim, layout = next(_channels(place.module, x), (x[1], {"input_fmt": "NCHW"}))
+        height, width = x[1:3] if layout["input_fmt"] == "NHWC" else x[2:]
+        if x[0] == 1 and abs(height * size[2] - width * size[1]) > max(size[1:]):  # a cell of rounding
+            raise ValueError(f"its input {x} is no map of an image of {size[1]} x {size[2]}")
+        return dim, layout
     if len(x) != 3:
         raise ValueError(f"its input {x} is neither a map nor tokens")
     if x[0] > 1:
         side = math.isqrt(x[1])
-        _logger.info("%s: MXA sees windows of %d tokens, not the whole map", place.name, x[1])
         if side * side != x[1]:
             raise ValueError(f"windows of {x[1]} tokens are not square")
         return x[2], {"input_fmt": "NLC", "grid_size": (side, side)}
@@ -239,7 +281,8 @@ def _grafted_class(kind: type, method: str) -> type:
     original = getattr(kind, method)
 
     def added(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return original(self, x, *args, **kwargs) + self.mxa(x)
+        y = self.mxa(x)  # first: the original may change x in place
+        return original(self, x, *args, **kwargs) + y
 
     def reduce(self: nn.Module, protocol: int) -> tuple:
         return _new, (kind, method), self.__dict__

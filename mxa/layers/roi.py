@@ -61,7 +61,9 @@ def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     if boxes.dtype != torch.float64:
         boxes = boxes.float()
     maps = x.transpose(1, 2).reshape(batch * depth, channels, height, width)
-    slices = boxes[:, (0, 1, 3, 4)].repeat_interleave(depth, dim=0)  # the same box in every slice
+    slices = torch.cat([boxes[:, :2], boxes[:, 3:5]], dim=1).repeat_interleave(
+        depth, dim=0
+    )  # the same box in every slice
     maps = roi_resize(maps, slices).view(batch, depth, channels * height * width)
     planes = _interpolation(boxes[:, 2], boxes[:, 5], depth).to(x.dtype)  # (B, D', D)
     return torch.bmm(planes, maps).view(batch, depth, channels, height, width).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import timm
@@ -30,8 +31,16 @@ def mxa_grafted(
     """
     if base is None:
         raise ValueError(f"{GRAFTED} is what a saved model with grafted MXA is called: use mxa.layers.graft(model)")
+    if kwargs.get("features_only"):
+        raise ValueError(f"{GRAFTED} gives no features: load it, then use its forward_intermediates")
     model = graft(timm.create_model(base, **kwargs), **(grafted or {}))
     if pretrained:
-        cfg = model.pretrained_cfg
-        load_pretrained(model, cfg, num_classes=model.num_classes, in_chans=kwargs.get("in_chans", 3))
+        family = sys.modules[timm.models.model_entrypoint(base).__module__]
+        load_pretrained(
+            model,
+            model.pretrained_cfg,
+            num_classes=model.num_classes,
+            in_chans=kwargs.get("in_chans", 3),
+            filter_fn=getattr(family, "checkpoint_filter_fn", None),  # resizes position embeddings, for one
+        )
     return model

@@ -166,3 +166,5 @@ def test_a_block_of_volumes_trains_every_parameter():
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
     assert (MXABlock3d(DIM, init_values=0.0)(x) == 0).all()
+    block.eval()
+    torch.testing.assert_close(torch.jit.script(block)(x), block(x))

@@ -155,6 +155,78 @@ def test_the_last_block_of_a_class_token_is_left_out(caplog):
     assert len(blocks(graft(vit(global_pool="token"), where="blocks.*.attn"))) == len(model.blocks)
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "nest_tiny", "mobilevitv2_050"])
+def test_what_is_no_map_is_refused(name):
+    with pytest.raises(ValueError, match=r"cannot be grafted: .*(not in rows|is no map of an image of)"):
+        graft(timm.create_model(name, num_classes=2))
+
+
+def test_as_the_model_was_built(tmp_path):
+    gray = open_gates(graft(timm.create_model("vit_tiny_patch16_224", in_chans=1, img_size=(96, 160), depth=2)))
+    assert blocks(gray)[0].grid_size == (6, 10)
+    with pytest.raises(ValueError, match=r"does not take an input of \(3, 160, 160\): give input_size="):
+        graft(vit(in_chans=1), input_size=(3, 160, 160))
+    model = open_gates(graft(vit())).eval()
+    save_pretrained(model, tmp_path)
+    one = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
+    assert one(torch.randn(1, 1, 160, 160)).shape == (1, 5)
+    large = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=224).eval()
+    assert large(torch.randn(1, 3, 224, 224)).shape == (1, 5) and blocks(large)[0].grid_size == (14, 14)
+    assert torch.equal(blocks(large)[0].ls.gamma, blocks(model)[0].ls.gamma)
+    with pytest.raises(ValueError, match="gives no features: load it"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True)
+    features = graft(vit(features_only=True, global_pool=""))
+    assert {f.shape[1] for f in features(images(features))} == {64}
+
+
+def test_wrappers_are_refused_and_replaced_forwards_are_kept():
+    for wrapper in (nn.Sequential(vit()), torch.compile(vit(), backend="eager")):
+        with pytest.raises(ValueError, match=r"wraps a timm model: graft that \((0|_orig_mod)\)"):
+            graft(wrapper)
+    model, calls = vit(), []
+    place = model.blocks[0].attn
+    old = place.forward
+    place.forward = lambda *args, **kwargs: (calls.append(1), old(*args, **kwargs))[1]
+    graft(model)
+    assert len(blocks(model)) == len(model.blocks) - 1 and "forward" in vars(place)
+    before = len(calls)
+    model(images(model))
+    assert len(calls) == before + 1
+
+
+class Wants(nn.Module):
+    """Attention that is called as nobody expects, and one that changes its input."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.stem = how, nn.Conv2d(3, 8, 4, 4)
+        self.attention = WantsAttention()
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.attention(x=x) if self.how == "keyword" else self.attention(x)
+        return y.mean((2, 3))
+
+
+class WantsAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.conv = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(self.act(x))
+
+
+def test_any_module(tmp_path):
+    with pytest.raises(ValueError, match="not called with a tensor first"):
+        graft(Wants("keyword"), input_size=(3, 32, 32))
+    model = open_gates(graft(Wants("plainly"), init_values=1.0, input_size=(3, 32, 32))).eval()
+    seen = []
+    model.attention.mxa.register_forward_pre_hook(lambda module, args: seen.append(args[0].min().item()))
+    model(torch.randn(1, 3, 32, 32))
+    assert seen[0] < 0  # the input itself, before the activation changed it
+
+
 def test_where_and_last():
     model = graft(vit(), where=["blocks.0.attn", "blocks.[3-5].attn"])
     names = [name for name, module in model.named_modules() if isinstance(module, MXABlock)]
@@ -165,6 +237,8 @@ def test_where_and_last():
         graft(vit(), last=99)
     with pytest.raises(ValueError, match=r"no module is called blocks\.77\.attn"):
         graft(vit(), where="blocks.77.attn")
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn lies inside another of the places"):
+        graft(vit(), where=["blocks.0", "blocks.0.attn"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +247,7 @@ def test_where_and_last():
 def test_networks_without_attention(name, where):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=2).eval()
-    with pytest.raises(ValueError, match="it has no attention: name modules or patterns in `where`"):
+    with pytest.raises(ValueError, match="no attention is recognised in it: name modules or patterns in `where`"):
         graft(model)
     x = torch.randn(1, 3, 96, 96)
     before = model(x)
@@ -203,7 +277,7 @@ def test_windows(name, fmt, caplog):
     graft(model)
     assert torch.equal(model(x), before)
     assert {block.input_fmt for block in blocks(model)} == {fmt}
-    assert ("MXA sees windows of 49 tokens" in caplog.text) == (name == "tiny_vit_5m_224")
+    assert ("MXA sees pieces of the map ((49, 128))" in caplog.text) == (name == "tiny_vit_5m_224")
     open_gates(model)
     model(x).sum().backward()
     assert all(p.grad is not None for block in blocks(model) for p in block.parameters())
