@@ -62,3 +62,19 @@ def test_family(name, tmp_path):
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(x), model.eval()(x))
     assert set(ungraft(model).state_dict()) == keys
+
+
+def test_compile_and_export():
+    torch.manual_seed(0)
+    model = graft(timm.create_model("test_vit", num_classes=5, global_pool="avg")).eval()
+    for block in (module for module in model.modules() if isinstance(module, MXABlock)):
+        nn.init.constant_(block.ls.gamma, 0.5)
+        nn.init.normal_(block.roi.head.score[-1].weight)
+    x = torch.randn(2, 3, 160, 160)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+    model.train()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -114,7 +114,11 @@ def test_compiled_is_the_same_training(config, tmp_path):
     train(config(**options))
     train(config(**options, compile=True, output=tmp_path / "other"))
     assert weights(tmp_path / "run").keys() == weights(tmp_path / "other").keys()
-    assert_close(tmp_path / "run", tmp_path / "other", 1e-3)
+    for x, y in zip(log(tmp_path / "run"), log(tmp_path / "other"), strict=True):
+        assert float(x["train_loss"]) == pytest.approx(float(y["train_loss"]), rel=1e-3)
+    other = weights(tmp_path / "other")
+    for key, value in weights(tmp_path / "run").items():
+        torch.testing.assert_close(value, other[key], rtol=1e-2, atol=1e-2)
 
 
 def test_patience(config, tmp_path):

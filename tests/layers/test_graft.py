@@ -316,18 +316,6 @@ def test_copies_and_pickles():
     assert torch.equal(torch.load(stream, weights_only=False)(x), model(x))
 
 
-def test_compile_and_export():
-    model = open_gates(graft(vit())).eval()
-    x = images(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x))
-    exported = torch.export.export(model, (x,)).module()
-    torch.testing.assert_close(exported(x), model(x))
-    model.train()
-    torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
 def test_half_precision_and_checkpointing():
     model = open_gates(graft(vit())).eval()
     x = images(model)
