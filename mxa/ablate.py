@@ -17,19 +17,19 @@ import torch
 import yaml
 
 from . import __version__
-from .checkpoint import atomic_write
+from .checkpoint import atomic_write, write_text
 from .data import create_dataset
 from .errors import InputError, require
 from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
 from .metrics import macro_auroc, micro_auroc
 from .models.load import load_model
-from .predictions import read_about, read_predictions, stack
-from .processes import any_process, processes, rank_and_count
-from .report import Arm, numbers
+from .predictions import read_predictions, stack
+from .processes import processes, rank_and_count, wait_for_all
+from .report import Arm
 from .report.numbers import ENOUGH
 from .report.tables import markdown, paired_rows, shown
 from .report.training import boxes_figure, learning_figure
-from .task import Teacher
+from .teach import gray_teacher, trained_on
 from .train import fit
 from .train_config import TrainConfig, check_config, plain_config
 
@@ -93,9 +93,9 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         _check(config)
         rank, folder = rank_and_count()[0], Path(config.output)
         _claim(config, folder, writes=rank == 0)
-        any_process(False, device)
+        wait_for_all()
         runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), config.arms)]
-        stopped = False
+        result, stopped = {}, False
         for run in [run for run in runs if not _scores(folder, run).is_file()]:
             _logger.info("%s of %s", run.name, folder)
             stopped = _train(config, run) == "SIGTERM"
@@ -103,9 +103,10 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
                 break
             if rank == 0:
                 _score(config, run, device)
-                _tables(config)
-            any_process(False, device)
-        result = _tables(config) if rank == 0 else {}
+                result = _tables(config)
+            wait_for_all()
+        if rank == 0 and not result:
+            result = _tables(config)
     return {**result, "stopped": stopped}
 
 
@@ -134,20 +135,14 @@ def _check(config: AblateConfig) -> None:
         if config.teacher.endswith(".parquet"):
             read_predictions(Path(config.teacher), train_set.records)  # mxa teach --split all, for folds
         elif not fold:
-            gray = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
-            Teacher(config.teacher, train_set.labels, gray, sha256=config.teacher_sha256)
+            gray_teacher(config.teacher, train_set.labels, config.teacher_sha256)
 
 
 def _check_leak(config: AblateConfig) -> None:
     """Refuses, with folds, weights that were trained on the same collection: its training part tests in some fold."""
     for option in ("teacher", "init"):
-        source = Path(getattr(config, option) or "")
-        trained_on = None
-        if (source / "config.yaml").is_file():
-            trained_on = yaml.safe_load((source / "config.yaml").read_text()).get("data")
-        elif source.suffix == ".parquet" and source.is_file():
-            trained_on = read_about(source).get("teacher_trained_on")
-        if trained_on == config.data:
+        source = getattr(config, option)
+        if source is not None and trained_on(Path(source)) == config.data:
             raise InputError(
                 f"--{option} {source} was trained on {config.data}, whose training patients test in other folds: they "
                 "would be seen before; leave out --folds, or take one that was trained on another collection"
@@ -175,7 +170,7 @@ def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
         (folder / "scores").mkdir(parents=True, exist_ok=True)
-        _write(path, yaml.safe_dump(settings, sort_keys=False))
+        write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 def _scores(folder: Path, run: _Run) -> Path:
@@ -247,14 +242,15 @@ def _tables(config: AblateConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:
         arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
-        result = write_report(folder, arms, config.replicates, note=config.note)
+        pairs = [(0, k) for k in range(1, len(arms))]
+        names = list(known)
+        if {"mxa", "mxa+kd"} <= set(names) and names[0] != "mxa":  # what the teacher adds to MXA
+            pairs.append((names.index("mxa"), names.index("mxa+kd")))
+        result = write_report(folder, arms, config.replicates, note=config.note, pairs=pairs)
         for arm, about in zip(known, result["models"], strict=True):
             rows[arm]["numbers"] = about
-        if {"mxa", "mxa+kd"} <= set(known):  # what the teacher adds to MXA
-            both = [arm for name, arm in zip(known, arms, strict=True) if name.startswith("mxa")]
-            result["paired"] += numbers(both, config.replicates)["paired"]
         _pictures(folder, config, known, arms)
-    _write(folder / "table.md", _markdown(config, rows, result, known))
+    write_text(folder / "table.md", _markdown(config, rows, result, known))
     return {"rows": rows, "paired": result["paired"]}
 
 
@@ -330,7 +326,3 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, lis
     for name, figure in pictures.items():
         save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})
         atomic_write(folder / name, save)
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -39,6 +39,7 @@ __all__ = [
     "bench_models",
     "print_table",
     "threads",
+    "timed",
     "write_record",
 ]
 
@@ -130,8 +131,8 @@ def bench_models(config: BenchModelsConfig) -> list[dict]:
     rows = []
     for i, name in enumerate(names):
         row = {"model": name} | _counted("params_m", params, i) | _counted("macs_g", macs, i)
-        row |= _timed("latency_b1_ms", first, i) | _timed("latency_ms", rounds, i) | _timed("images_per_s", speeds, i)
-        rows.append(row | _timed("train_ms", training, i) | _counted("train_memory_mb", memory, i))
+        row |= timed("latency_b1_ms", first, i) | timed("latency_ms", rounds, i) | timed("images_per_s", speeds, i)
+        rows.append(row | timed("train_ms", training, i) | _counted("train_memory_mb", memory, i))
     write_record(config, rows, device)
     return rows
 
@@ -160,7 +161,7 @@ def bench_layers(config: BenchLayersConfig) -> list[dict]:
                 for name, rounds in (("forward", forward), ("forward+backward", both)):
                     row = {"maps": f"{channels}x{side}x{side}", "batch": batch, "pass": name}
                     row["grid_sample_ms"] = median(times[0] for times in rounds)
-                    rows.append(row | _timed("roi_resize_ms", rounds, 1))
+                    rows.append(row | timed("roi_resize_ms", rounds, 1))
     write_record(config, rows, device)
     return rows
 
@@ -289,7 +290,7 @@ def _counted(key: str, values: Sequence[float], i: int) -> dict:
     return {key: values[i], f"{key}_ratio": values[i] / values[0]}
 
 
-def _timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
+def timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
     """Median of contender i, and the median and quartiles of its quotient with contender 0 in the same round."""
     low, middle, high = np.quantile([times[i] / times[0] for times in rounds], (0.25, 0.5, 0.75)).tolist()
     return {key: median(times[i] for times in rounds), f"{key}_ratio": middle, f"{key}_ratio_iqr": [low, high]}

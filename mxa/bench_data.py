@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .bench import _timed, alternate, write_record
+from .bench import alternate, timed, write_record
 from .data import create_dataset, create_transform, make_loader
 from .data.phantom import LABELS, draw
 from .data.xrv import shipped_table
@@ -87,7 +87,7 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
         dict.fromkeys(("startup_s", "startup_mb", "worker_growth_mb"), "-"),
     ]
     rows: list[dict[str, Any]] = [
-        {"loader": name} | _timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(loaders)
+        {"loader": name} | timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(loaders)
     ]
     write_record(config, rows, torch.device("cpu"))
     return rows

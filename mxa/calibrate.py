@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import atomic_write
+from .checkpoint import write_text
 from .data import Collection
 from .errors import InputError
 from .evaluate import EvaluateConfig, score, weights_sha256
@@ -108,7 +108,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         },
     )
     text = json.dumps(vars(result), indent=1) + "\n"
-    atomic_write(run / NAME, lambda path: path.write_text(text))
+    write_text(run / NAME, text)
     return result
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["alone_in", "atomic_write", "load_checkpoint", "save_checkpoint", "whole_or_not_at_all"]
+__all__ = ["alone_in", "atomic_write", "load_checkpoint", "save_checkpoint", "whole_or_not_at_all", "write_text"]
 
 _logger = logging.getLogger(__name__)
 NAME, PREVIOUS, BROKEN = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.broken.pt"
@@ -46,6 +46,11 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file (UTF-8) as ``atomic_write`` does."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

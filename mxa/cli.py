@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from . import __version__
-from .errors import InputError, require
+from .errors import InputError, name_some, require
 
 __all__ = ["main"]
 
@@ -251,8 +251,7 @@ def _number(value: float | None) -> str:
 
 def _say_bad(names: Sequence[str], what: str) -> None:
     if names:
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        print(f"{len(names)} image(s) did not read and were {what}: {', '.join(names[:20])}{more}", file=sys.stderr)
+        print(f"{len(names)} image(s) did not read and were {what}: {name_some(names)}", file=sys.stderr)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
-__all__ = ["InputError", "require"]
+__all__ = ["InputError", "name_some", "require"]
 
 
 class InputError(ValueError):
     """Bad input: a missing file or column, an unknown name, an image that does not decode. The CLI prints one line."""
+
+
+def name_some(names: Sequence[str], most: int = 20) -> str:
+    """Puts names into a message, so that 200,000 of them are still one line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from . import __version__
-from .checkpoint import atomic_write
+from .checkpoint import write_text
 from .data import Collection, CXRDataset, create_dataset, create_transform, make_loader
 from .data.records import PART_NAMES
 from .data.table import find_columns
@@ -149,6 +149,7 @@ def write_report(
     by: Sequence[str] | None = None,
     min_group: int = 50,
     note: str | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Computes the numbers of some arms and writes ``report.html``, ``metrics.json`` and ``.csv``, ``model_card.md``.
 
@@ -159,12 +160,12 @@ def write_report(
     from .report.page import page
     from .report.tables import card, csv_text
 
-    result = numbers(arms, replicates, by, min_group)
+    result = numbers(arms, replicates, by, min_group, pairs)
     result["notes"] = [note] if note else []
-    _write(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    _write(folder / "metrics.csv", csv_text(result))
-    _write(folder / "model_card.md", card(result))
-    _write(folder / "report.html", page(result, arms))
+    write_text(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "metrics.csv", csv_text(result))
+    write_text(folder / "model_card.md", card(result))
+    write_text(folder / "report.html", page(result, arms))
     return result
 
 
@@ -344,7 +345,3 @@ def _arm_name(seeds: Sequence[str]) -> str:
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
     shared = "".join(column[0] for column in letters).rstrip("-_. ")
     return f"{shared or seeds[0]} ({len(seeds)} seeds)"
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

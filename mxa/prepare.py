@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from . import __version__
-from .checkpoint import atomic_write
+from .checkpoint import atomic_write, write_text
 from .data import Collection
 from .data.create import read_source
 from .data.records import Records
@@ -307,7 +307,7 @@ def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _sha256(path: Path) -> str:

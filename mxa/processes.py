@@ -14,7 +14,7 @@ from torch import distributed
 
 from .errors import InputError
 
-__all__ = ["any_process", "gather_rows", "pick_device", "processes", "rank_and_count", "total"]
+__all__ = ["any_process", "gather_rows", "pick_device", "processes", "rank_and_count", "total", "wait_for_all"]
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -81,6 +81,12 @@ def any_process(flag: bool, device: torch.device) -> bool:
     if rank_and_count()[1] == 1:
         return flag
     return bool(total(torch.tensor(float(flag), device=device)) > 0)
+
+
+def wait_for_all() -> None:
+    """Goes on when every process has come here."""
+    if rank_and_count()[1] > 1:
+        distributed.barrier()
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .checkpoint import atomic_write
+from .checkpoint import atomic_write, write_text
 from .data import Collection, Records
 from .data.create import read_source
 from .errors import InputError, require
@@ -69,7 +69,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     summary = {**asked, **_count(records)}
     if config.output is not None:
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        atomic_write(Path(config.output) / "summary.json", lambda path: path.write_text(text))
+        write_text(Path(config.output) / "summary.json", text)
         draw_summary(summary, Path(config.output) / "summary.png")
     return summary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,15 @@ import yaml
 from torch import nn
 
 from .data import Collection, create_dataset, create_transform, make_loader
-from .errors import InputError, require
+from .errors import InputError, name_some, require
 from .inference import predict_logits
-from .predictions import Predictions
+from .predictions import Predictions, read_about
 from .processes import pick_device
 from .task import Teacher
 
-__all__ = ["TeachConfig", "teach"]
+__all__ = ["TeachConfig", "gray_teacher", "teach", "trained_on"]
+
+_GRAY = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +60,20 @@ class TeachConfig:
     """bfloat16 autocast."""
 
 
+def gray_teacher(source: str, labels: Sequence[str], sha256: str | None) -> Teacher:
+    """A teacher for gray images in [0, 1], of any size."""
+    return Teacher(source, labels, _GRAY, sha256=sha256)
+
+
+def trained_on(source: Path) -> str | None:
+    """The collection that a run folder, or the teacher of a file of logits, was trained on; None where unknown."""
+    if (source / "config.yaml").is_file():
+        return yaml.safe_load((source / "config.yaml").read_text()).get("data")
+    if source.suffix == ".parquet" and source.is_file():
+        return read_about(source).get("teacher_trained_on")
+    return None
+
+
 class _Logits(nn.Module):
     """The logits of the labels that a teacher knows."""
 
@@ -86,11 +103,10 @@ def teach(config: TeachConfig) -> Predictions:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
     options = {k: getattr(config, k) for k in ("views", "merge", "columns")}
     dataset = create_dataset(config.data, config.root, config.split, config.labels, **options)
-    gray = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
-    teacher = Teacher(config.teacher, dataset.labels, gray, sha256=config.teacher_sha256)
-    gray["input_size"] = (1, *teacher.input_size[1:])
+    teacher = gray_teacher(config.teacher, dataset.labels, config.teacher_sha256)
     dataset.on_bad = "mask"
-    loader = make_loader(dataset, create_transform(gray), config.batch_size, config.workers)
+    transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})
+    loader = make_loader(dataset, transform, config.batch_size, config.workers)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _Logits(teacher).to(pick_device(config.device))
     logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
@@ -100,13 +116,12 @@ def teach(config: TeachConfig) -> Predictions:
         raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
     known = teacher.adapter.mask.cpu().numpy()
     about = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
-    if (settings := Path(config.teacher) / "config.yaml").is_file():
-        about["teacher_trained_on"] = yaml.safe_load(settings.read_text()).get("data")
+    if collection := trained_on(Path(config.teacher)):
+        about["teacher_trained_on"] = collection
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
     cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
     found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, about)
     found.save(path, targets=False)
     if bad:
-        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
-        _logger.warning("left blank, they do not read: %s%s", ", ".join(bad[:20]), more)
+        _logger.warning("left blank, they do not read: %s", name_some(bad))
     return found

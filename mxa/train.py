@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from . import __version__
-from .checkpoint import alone_in, atomic_write, load_checkpoint, save_checkpoint, whole_or_not_at_all
+from .checkpoint import alone_in, atomic_write, load_checkpoint, save_checkpoint, whole_or_not_at_all, write_text
 from .data import CXRDataset, create_dataset, create_transform, data_config, make_loader
 from .data.dataset import derive_seed
 from .engine import Engine, deterministic, prepare_model
@@ -33,7 +33,7 @@ from .errors import InputError, require
 from .inference import predict_logits
 from .metrics import macro_auroc, micro_auroc
 from .models.weights import label_names, save_pretrained
-from .processes import any_process, gather_rows, processes, rank_and_count, total
+from .processes import any_process, gather_rows, processes, rank_and_count, total, wait_for_all
 from .progress import TrainProgress
 from .task import masked_bce_with_logits
 from .train_checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
@@ -130,7 +130,7 @@ def _fit(
     elif config.resume:
         _logger.info("%s holds no run to resume: starting", run)
 
-    any_process(False, device)  # all have looked into the folder before the first writes to it
+    wait_for_all()  # all have looked into the folder before the first writes to it
     writes = rank == 0
     if writes:
         run.mkdir(parents=True, exist_ok=True)
@@ -155,9 +155,9 @@ def _run(
     settings = plain_config(config)
     board = _board(config, run, state["epoch"]) if writes else None
     if writes:
-        _write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         if about_teacher:
-            _write_text(run / "teacher.json", json.dumps(about_teacher, indent=1) + "\n")
+            write_text(run / "teacher.json", json.dumps(about_teacher, indent=1) + "\n")
         trim_summary(str(run / "log.csv"), state["epoch"])
 
     def share_bad() -> None:
@@ -242,7 +242,7 @@ def _run(
         "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
     }
     if writes:
-        _write_text(run / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
+        write_text(run / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
     return {**summary, "output": run}
 
 
@@ -305,10 +305,6 @@ def _batches(loader: DataLoader, epoch: int, skip: int) -> Iterator[tuple[torch.
 
 def _without_nan(summary: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary.items()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
 def _save_weights(model: nn.Module, run: Path) -> None:

@@ -46,19 +46,19 @@ class TrainSampler(Sampler[int]):
 
     def rows(self, batch: int) -> np.ndarray:
         """Rows of this process's share of a batch of the current epoch."""
-        rank, count = rank_and_count()
-        return self._order().reshape(-1, self.batch_size, count)[batch, :, rank]
+        return self._batches()[batch]
 
     def __iter__(self) -> Iterator[int]:
-        rank, count = rank_and_count()
-        yield from self._order().reshape(-1, self.batch_size, count)[self.start :, :, rank].flatten().tolist()
+        yield from self._batches()[self.start :].flatten().tolist()
 
-    def _order(self) -> np.ndarray:
+    def _batches(self) -> np.ndarray:
+        """This process's rows, ``(batches, batch_size)``."""
+        rank, count = rank_and_count()
         generator = None
         if self.dataset.seed is not None:
             generator = torch.Generator().manual_seed(self.dataset.derived_seed())
         order = torch.randperm(len(self.dataset), generator=generator).numpy()
-        return order[: len(self) * rank_and_count()[1]]
+        return order[: len(self) * count].reshape(-1, self.batch_size, count)[:, :, rank]
 
 
 class _Loader:

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.models.efficientvit_msra import CascadedGroupAttention
 from torch import nn
 
-from ..checkpoint import atomic_write
+from ..checkpoint import write_text
 from ..data import create_transform
 from ..data.dicom import is_dicom
 from ..data.image_io import read_image
@@ -107,7 +107,7 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
             continue
         rois = explainer.explain(row, image, inputs, Path(config.output) / f"{name}.png")
         text = json.dumps(row, indent=2)
-        atomic_write(Path(config.output) / f"{name}.json", lambda file, text=text: file.write_text(text))
+        write_text(Path(config.output) / f"{name}.json", text)
         rows.append(row)
         if rois and len(gallery) < _GALLERY:
             image.thumbnail((400, 400))

@@ -61,9 +61,8 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     """
     names = label_names(model)
     set_label_names(model, names)  # old ones of another head must not be saved
-    if not all(
-        tensor.is_contiguous() for tensor in model.state_dict().values()
-    ):  # channels-last; safetensors refuses it
+    tensors = model.state_dict().values()
+    if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     save_for_hf(model, directory, model_config={"label_names": list(names)} if names else None, safe_serialization=True)
 

@@ -72,7 +72,11 @@ class _Chosen:
 
 
 def numbers(
-    arms: Sequence[Arm], replicates: int = 1000, by: Sequence[str] | None = None, min_group: int = 50
+    arms: Sequence[Arm],
+    replicates: int = 1000,
+    by: Sequence[str] | None = None,
+    min_group: int = 50,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Computes the report of one or more arms.
 
@@ -85,10 +89,11 @@ def numbers(
         replicates: Bootstrap replicates.
         by: Columns of the cases to report groups by; view, sex and age, where they are known, by default.
         min_group: Images under which a group is counted but not scored.
+        pairs: Which arms are compared, by number, the first of a pair the reference; all with the first by default.
 
     Returns:
-        A dict for JSON: ``models``, a list with a dict an arm, and ``paired``, a list with one for every arm but the
-        first. What is undefined is None and left out of means.
+        A dict for JSON: ``models``, a list with a dict an arm, and ``paired``, a list with one for every pair. What is
+        undefined is None and left out of means.
 
     Raises:
         InputError: a score is not finite, the arms are not of the same images, or a column to group by is unknown.
@@ -102,7 +107,8 @@ def numbers(
         groups = group_numbers(arm, chosen, shares, by, min_group)
         models.append({**_arm(arm, chosen, point, drawn, replicates), **groups})
         draws.append((point, drawn))
-    paired = [_paired(arms[0], *draws[0], arm, *draw) for arm, draw in zip(arms[1:], draws[1:], strict=True)]
+    pairs = [(0, k) for k in range(1, len(arms))] if pairs is None else pairs
+    paired = [_paired(arms[i], *draws[i], arms[k], *draws[k]) for i, k in pairs]
     return _plain({"models": models, "paired": paired, "replicates": replicates})
 
 

@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
     from .numbers import Arm
 
-__all__ = ["confusion_figure", "curves_figure", "encode", "groups_figure", "reliability_figure"]
+__all__ = [
+    "COLOURS",
+    "HATCHES",
+    "STYLES",
+    "confusion_figure",
+    "curves_figure",
+    "encode",
+    "groups_figure",
+    "reliability_figure",
+]
 
-_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito
-_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-_HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito
+STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
 _COLUMNS = 4
 
 
@@ -73,8 +82,8 @@ def curves_figure(arms: Sequence[Arm], kind: str) -> Figure:
                 ax.text(0.5, 0.5, "undefined", ha="center", va="center", fontsize=8)
                 continue
             style = {
-                "color": _COLOURS[number % 6],
-                "linestyle": _STYLES[number % 6],
+                "color": COLOURS[number % 6],
+                "linestyle": STYLES[number % 6],
                 "linewidth": 1.3,
                 "label": arm.name,
             }
@@ -116,8 +125,8 @@ def reliability_figure(arm: Arm, model: dict[str, Any], bins: int = 10) -> Figur
                 y,
                 marker="ox"[number],
                 markersize=3.5,
-                color=_COLOURS[number],
-                linestyle=_STYLES[number],
+                color=COLOURS[number],
+                linestyle=STYLES[number],
                 linewidth=1,
                 label=name,
             )
@@ -184,7 +193,7 @@ def groups_figure(result: dict[str, Any]) -> Figure | None:
             ends.update((low, high))
             at = y + (number - (len(models) - 1) / 2) * height
             shade = str(0.75 - 0.35 * number / max(1, len(models) - 1))
-            style = {"color": shade, "edgecolor": "k", "hatch": _HATCHES[number % 6], "linewidth": 0.6}
+            style = {"color": shade, "edgecolor": "k", "hatch": HATCHES[number % 6], "linewidth": 0.6}
             ax.barh(at, about["auc"] - 0.5, height, left=0.5, label=model["name"] if y == 0 else None, **style)
             ax.plot((low, high), (at, at), color="k", linewidth=1, marker="|", markersize=5)
     ax.set(yticks=range(len(names)), xlabel="macro AUC and 95 % interval, over the labels that every group has")

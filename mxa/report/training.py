@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import require
-from .plots import _COLOURS, _HATCHES, _STYLES
+from .plots import COLOURS, HATCHES, STYLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
     for ax, (metric, rows) in zip(axes, curves.items(), strict=True):
         for number, (name, scores) in enumerate(rows.items()):
             epochs = np.arange(1, scores.shape[1] + 1)
-            style = {"color": _COLOURS[number % 6], "linestyle": _STYLES[number % 6]}
+            style = {"color": COLOURS[number % 6], "linestyle": STYLES[number % 6]}
             ax.plot(epochs, np.nanmean(scores, 0), label=f"{name} ({len(scores)})", linewidth=1.5, **style)
             low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
             ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -59,9 +59,9 @@ def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str) -> F
         at = np.arange(len(names)) + (m - (len(finals) - 1) / 2) * 0.3
         for x, row in zip(at, names, strict=True):
             points = rows[row]
-            left.plot(np.full(len(points), x), points, "os^"[m], color=_COLOURS[m], markersize=4, fillstyle="none")
-            left.plot((x - 0.1, x + 0.1), (points.mean(),) * 2, color=_COLOURS[m], linewidth=2)
-        left.plot([], [], "os^"[m], color=_COLOURS[m], fillstyle="none", label=name)
+            left.plot(np.full(len(points), x), points, "os^"[m], color=COLOURS[m], markersize=4, fillstyle="none")
+            left.plot((x - 0.1, x + 0.1), (points.mean(),) * 2, color=COLOURS[m], linewidth=2)
+        left.plot([], [], "os^"[m], color=COLOURS[m], fillstyle="none", label=name)
     left.set(xticks=range(len(names)), ylabel="test images")
     left.set_xticklabels(names, fontsize=8)
     left.set_title("Each run, and the mean", fontsize=9)
@@ -72,7 +72,7 @@ def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str) -> F
         boxes = [column[~np.isnan(column)] for column in scores.T]
         at = np.arange(1, len(boxes) + 1) + (number - (len(names) - 1) / 2) * width
         drawn = right.boxplot(boxes, positions=at, widths=0.9 * width, patch_artist=True, manage_ticks=False)
-        face = {"facecolor": str(0.95 - 0.5 * number / max(1, len(names) - 1)), "hatch": _HATCHES[number % 6]}
+        face = {"facecolor": str(0.95 - 0.5 * number / max(1, len(names) - 1)), "hatch": HATCHES[number % 6]}
         for box, median in zip(drawn["boxes"], drawn["medians"], strict=True):
             box.set(**face)
             median.set(color="k", linewidth=2)

@@ -136,25 +136,27 @@ class MaskedLoss(nn.Module):
         if self.name in ("asl", "poly", "db"):
             return _mean_of_present(self.loss(logits, target), mask)
         rows = mask.any(1)
-        images = total(rows.sum().float()) / rank_and_count()[1]  # every process must ask
-        if not rows.any():
-            return logits.sum() * 0.0
-        logits = logits.float().masked_fill(~mask, _OUT)
-        value = self.loss(logits[rows], target[rows])
+        kept = logits.float().masked_fill(~mask, _OUT)[rows]
+        value = self.loss(kept, target[rows]) if len(kept) else kept.sum()  # float32 in every process
         if self.name == "twoway":
             return value
-        return value * rows.sum() / images
+        return value * rows.sum() / _share_of_images(rows, value.dtype)
 
 
 _OUT = -1e4  # logit of a masked negative: its exponential is 0
 
 
 def _mean_of_present(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over an image's present labels, then over the images that have any: ``(B, L)`` to a scalar.
+    """Mean over an image's present labels, then over the images that have any: ``(B, L)`` to a scalar."""
+    present = mask.sum(1)  # (B,)
+    per_image = loss.masked_fill(~mask, 0.0).sum(1) / present.clamp(min=1)
+    return per_image.sum() / _share_of_images(present > 0, loss.dtype)
+
+
+def _share_of_images(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a sum over a process's images ``rows`` is divided by; 1 where no process has any.
 
     Data-parallel training averages the gradients of P processes, so each divides by a P-th of the images of all.
     """
-    present = mask.sum(1)  # (B,)
-    per_image = loss.masked_fill(~mask, 0.0).sum(1) / present.clamp(min=1)
-    images = total((present > 0).sum().to(loss.dtype)) / rank_and_count()[1]
-    return per_image.sum() / torch.where(images > 0, images, torch.ones_like(images))
+    images = total(rows.sum().to(dtype)) / rank_and_count()[1]
+    return torch.where(images > 0, images, torch.ones_like(images))
