@@ -1,4 +1,4 @@
-"""The paper's Table 2 on any data: what MXA and distillation change, over seeds and patients."""
+"""Training recipes side by side, over seeds and patients: the paper's Table 2 on any data, and other arms beside it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 import itertools
 import json
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,12 +18,13 @@ import torch
 import yaml
 
 from . import __version__
+from .arms import TABLE_2, arm_fields, read_arms
 from .checkpoint import atomic_write, write_text
 from .data import create_dataset
 from .errors import InputError, require
 from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
 from .metrics import macro_auroc, micro_auroc
-from .models.load import load_model
+from .models.load import load_model, named_outputs
 from .predictions import read_predictions, stack
 from .processes import processes, rank_and_count, wait_for_all
 from .report import Arm
@@ -33,17 +35,14 @@ from .teach import gray_teacher, trained_on
 from .train import fit
 from .train_config import TrainConfig, check_config, plain_config
 
-__all__ = ["ROWS", "AblateConfig", "ablate"]
-
-#: The rows of the table, by the name of their arm.
-ROWS = {"baseline": "baseline", "mxa": "+ MXA", "kd": "+ KD", "mxa+kd": "+ MXA + KD"}
+__all__ = ["AblateConfig", "ablate"]
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass
 class AblateConfig(TrainConfig):
-    """What is compared: a training recipe with and without MXA and a teacher, on the same patients."""
+    """What is compared, on the same patients: a training recipe with and without MXA and a teacher, and other arms."""
 
     output: Path
     """Folder: a run folder and a file of scores for each run, table.md, report.html, learning.png, boxes.png."""
@@ -51,8 +50,11 @@ class AblateConfig(TrainConfig):
     """The model with MXA; the baseline is that without."""
     augment: Literal["crop", "paper", "better"] = "better"
     """As for mxa train; better is the paper's for this table."""
-    arms: tuple[Literal["baseline", "mxa", "kd", "mxa+kd"], ...] = ("baseline", "mxa", "mxa+kd")
-    """What to train now; rows of other arms stay as they are."""
+    arms: tuple[str, ...] = ("baseline", "mxa", "mxa+kd")
+    """What to train now: baseline, mxa, kd, mxa+kd, or one of your own as "NAME: {field: value}", the fields of the
+    recipe that it changes; rows of other arms stay as they are."""
+    part: Literal["test", "val"] = "test"
+    """What is scored; val to choose on the validation patients without a look at the test part."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every arm for each."""
     folds: int | None = None
@@ -64,7 +66,7 @@ class AblateConfig(TrainConfig):
 
 
 class _Run(NamedTuple):
-    """One training."""
+    """One training; an arm by its name."""
 
     arm: str
     seed: int
@@ -90,15 +92,16 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         InputError: bad input, or another table's folder.
     """
     with processes(config.device) as device:
-        _check(config)
+        arms = read_arms(config.arms)
+        _check(config, arms)
         rank, folder = rank_and_count()[0], Path(config.output)
-        _claim(config, folder, writes=rank == 0)
+        _claim(config, arms, folder, writes=rank == 0)
         wait_for_all()
-        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), config.arms)]
+        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
         result, stopped = {}, False
         for run in [run for run in runs if not _scores(folder, run).is_file()]:
             _logger.info("%s of %s", run.name, folder)
-            stopped = _train(config, run) == "SIGTERM"
+            stopped = _train(_run_config(config, run, arms[run.arm]), run) == "SIGTERM"
             if stopped:
                 break
             if rank == 0:
@@ -110,32 +113,34 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     return {**result, "stopped": stopped}
 
 
-def _check(config: AblateConfig) -> None:
+def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
     """Refuses, before any work, what would fail in the middle of it."""
-    if not config.model.endswith("_mxa"):
+    if not config.model.endswith("_mxa") and "baseline" in arms:
         raise InputError(f"--model {config.model} has no MXA: give one that ends in _mxa")
     if config.seed or config.resume:
         raise InputError("mxa ablate has --seeds, and goes on by itself: leave --seed and --resume out")
-    if not config.arms or not config.seeds or config.replicates < 1:
+    if not arms or not config.seeds or config.replicates < 1:
         raise InputError("give at least one of --arms, of --seeds and of --replicates")
-    if config.teacher is None and any("kd" in arm for arm in config.arms):
+    if config.teacher is None and {"kd", "mxa+kd"} & set(arms):
         raise InputError("the arms with kd need --teacher; without one, --arms baseline mxa")
     if config.folds is not None and config.folds < 2:
         raise InputError("--folds must be at least 2")
+    if config.folds is not None and config.part == "val":
+        raise InputError("--folds scores every image in the fold that tests it: leave --part val out")
     for module in ("matplotlib", "pyarrow"):
         require(module, "train")
-    for arm in config.arms:
-        check_config(_run_config(config, _Run(arm, 0, None)))
+    for arm, changed in arms.items():
+        check_config(_run_config(config, _Run(arm, 0, None), changed))
     if config.folds is not None:
         _check_leak(config)
     for fold in _folds(config):
-        train_set, *_ = _datasets(config, _Run("", 0, fold), "train", "val", "test", labels=config.labels)
-        if config.teacher is None:
-            continue
-        if config.teacher.endswith(".parquet"):
-            read_predictions(Path(config.teacher), train_set.records)  # mxa teach --split all, for folds
-        elif not fold:
-            gray_teacher(config.teacher, train_set.labels, config.teacher_sha256)
+        scored = {"val", config.part}
+        train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
+        for teacher in {config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None}:
+            if teacher.endswith(".parquet"):
+                read_predictions(Path(teacher), train_set.records)  # mxa teach --split all, for folds
+            elif not fold:
+                gray_teacher(teacher, train_set.labels, config.teacher_sha256)
 
 
 def _check_leak(config: AblateConfig) -> None:
@@ -153,13 +158,17 @@ def _folds(config: AblateConfig) -> Sequence[int | None]:
     return [None] if config.folds is None else range(config.folds)
 
 
-def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
-    """Writes the settings that all runs share, or compares them with those of the table that is there."""
+def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, writes: bool) -> None:
+    """Writes the settings that all runs share and the arms, or compares them with those of the table that is there."""
     free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
     settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
+    own = {arm: changed for arm, changed in arms.items() if arm not in TABLE_2}
     path = folder / "ablation.yaml"
     if path.is_file():
-        saved = yaml.safe_load(path.read_text())
+        saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
+        own = {**saved.get("arms", {}), **own}
+        if other := [arm for arm, changed in saved.get("arms", {}).items() if own[arm] != changed]:
+            raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
         for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
             saved[name] = saved.get(name) or settings[name]
             settings[name] = settings[name] or saved[name]
@@ -170,7 +179,7 @@ def _claim(config: AblateConfig, folder: Path, writes: bool) -> None:
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
         (folder / "scores").mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(settings, sort_keys=False))
+        write_text(path, yaml.safe_dump({**settings, "arms": own}, sort_keys=False))
 
 
 def _scores(folder: Path, run: _Run) -> Path:
@@ -183,41 +192,47 @@ def _datasets(config: AblateConfig, run: _Run, *parts: str, labels: Sequence[str
     return [create_dataset(config.data, config.root, part, labels, fold=fold, **options) for part in parts]
 
 
-def _run_config(config: AblateConfig, run: _Run) -> TrainConfig:
-    shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig)}
-    changed = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
-    changed["model"] = config.model if "mxa" in run.arm else config.model.removesuffix("_mxa")
-    changed["teacher"], changed["teacher_sha256"] = (
-        (config.teacher, config.teacher_sha256) if "kd" in run.arm else (None, None)
-    )
-    return TrainConfig(**{**shared, **changed})
+def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> AblateConfig:
+    """The recipe of one run."""
+    where = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
+    return replace(config, **arm_fields(config, run.arm, changed), **where)
 
 
 def _train(config: AblateConfig, run: _Run) -> str | None:
     train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
-    return fit(_run_config(config, run), train_set, val_set)["stopped"]
+    recipe = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    return fit(recipe, train_set, val_set)["stopped"]
 
 
 def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
-    """Scores the test part and the validation patients with the weights that a run kept."""
+    """Scores the part asked for, and the validation patients, with the weights that a run kept."""
     where = Path(config.output) / "runs" / run.name
     model = load_model(where).to(device)
     about = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
-    test, val = _datasets(config, run, "test", "val", labels=model.label_names)
-    about |= {"data": config.data, "part": "test", "views": config.views, "uncertain": "masked"}
-    about["blank"] = config.blank or test.records.blank
-    scored, chosen = (score_images(model, d, about, config.batch_size, config.workers) for d in (test, val))
-    with_validation(scored, "test", chosen).save(_scores(Path(config.output), run))
+    parts = _datasets(config, run, *dict.fromkeys((config.part, "val")), labels=named_outputs(model))
+    about |= {"data": config.data, "part": config.part, "views": config.views, "uncertain": "masked"}
+    about["blank"] = config.blank or parts[0].records.blank
+    scored, *chosen = (score_images(model, part, about, config.batch_size, config.workers) for part in parts)
+    with_validation(scored, config.part, *(chosen or [None])).save(_scores(Path(config.output), run))
+
+
+def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
+    """The arms of a table that are not the paper's, and what they change."""
+    return yaml.safe_load((folder / "ablation.yaml").read_text()).get("arms", {})
 
 
 def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
     """The runs that have scores, of each arm and seed; a seed counts when all its folds are there."""
-    folder = Path(config.output) / "scores"
-    found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in ROWS}
-    for path in sorted(folder.glob("*.parquet")):
-        arm, _, rest = path.stem.partition("-seed")
-        seed, _, fold = rest.partition("-fold")
-        found[arm].setdefault(int(seed), []).append(_Run(arm, int(seed), int(fold) if fold else None))
+    folder, own = Path(config.output), _own_arms(Path(config.output))
+    found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in (*TABLE_2, *own)}
+    for path in sorted((folder / "scores").glob("*.parquet")):
+        parts = re.fullmatch(r"(.+)-seed(\d+)(?:-fold(\d+))?", path.stem)
+        if not parts or parts[1] not in found:
+            raise InputError(f"{path} is no score of an arm of this table: take it away, or name the arm in --arms")
+        arm, seed, fold = parts[1], int(parts[2]), parts[3]
+        found[arm].setdefault(seed, []).append(_Run(arm, seed, int(fold) if fold else None))
+    if own and not any(found[arm] for arm in TABLE_2):  # a table of other arms alone
+        found = {arm: found[arm] for arm in own}
     whole = config.folds or 1
     return {arm: {s: r for s, r in sorted(seeds.items()) if len(r) == whole} for arm, seeds in found.items()}
 
@@ -231,14 +246,16 @@ def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
         scored.append(tested.rows(np.argsort(tested.cases["image"].to_numpy(str), kind="stable")))
         chosen.append(parts[0][1])
     use = config.folds is None and all(val is not None for val in chosen)
-    return Arm(ROWS[arm], tuple(scored), tuple(chosen) if use else ())
+    return Arm(TABLE_2.get(arm, arm), tuple(scored), tuple(chosen) if use else ())
 
 
 def _tables(config: AblateConfig) -> dict[str, Any]:
     """Writes table.md, the report and the pictures, of the runs that are finished."""
     folder, finished = Path(config.output), _finished(config)
     known = {arm: seeds for arm, seeds in finished.items() if seeds}
-    rows: dict[str, Any] = {arm: {"row": row, "seeds": list(finished[arm])} for arm, row in ROWS.items()}
+    rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
+    for arm, changed in _own_arms(folder).items():
+        rows[arm]["changes"] = ", ".join(f"{k} {v}" for k, v in changed.items()) or "nothing"
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:
         arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
@@ -270,14 +287,19 @@ def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]
 def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]) -> str:
     first = next(iter(result["models"]), None)
     what = f"{config.data}, {config.epochs} epochs, {config.model}, augment {config.augment}"
-    parts = ["## MXA and distillation, one by one\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
+    title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
+    parts = [f"## {title}\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
+    if own := [f"- {arm}: {about['changes']}" for arm, about in rows.items() if "changes" in about]:
+        parts += ["Arms and what they change:\n", "\n".join(own) + "\n"]
     parts.append(markdown(table_rows(rows)))
     if first:
-        cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else "test part"
+        where = {"test": "test part", "val": "validation part: to choose, not to report"}[config.part]
+        cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else where
+        chosen = "these" if config.part == "val" else "validation"
         parts.append(
             f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, "
             f"patients resampled {config.replicates:,} times, and seeds where a row has several (each row's own); "
-            "accuracy and F1 at probability 0.5. Each run's weights are those of its best epoch on validation "
+            f"accuracy and F1 at probability 0.5. Each run's weights are those of its best epoch on {chosen} "
             "patients.\n"
         )
     if result["paired"]:
@@ -301,19 +323,19 @@ def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
 
 
 def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, list[_Run]]], arms: Sequence[Arm]) -> None:
-    curves: dict[str, dict[str, np.ndarray]] = {"micro AUC": {}, "macro AUC": {}}
+    logs = {}
     for arm, seeds in known.items():
         paths = [folder / "runs" / run.name / "log.csv" for runs in seeds.values() for run in runs]
-        logs = [list(csv.DictReader(path.open())) for path in paths if path.is_file()]
-        for metric, rows in curves.items():
-            scores = np.full((len(logs), config.epochs), np.nan)
-            for row, log in zip(scores, logs, strict=True):
-                values = [float(line[f"eval_{metric.split()[0]}_auc"]) for line in log]
-                row[: len(values)] = values
-            if len(scores):
-                rows[ROWS[arm]] = scores
-    if not curves["micro AUC"]:
+        logs[TABLE_2.get(arm, arm)] = [list(csv.DictReader(path.open())) for path in paths if path.is_file()]
+    longest = max((len(log) for of in logs.values() for log in of), default=0)
+    if not longest:
         return
+    curves: dict[str, dict[str, np.ndarray]] = {"micro AUC": {}, "macro AUC": {}}
+    for metric, rows in curves.items():
+        for row, of in logs.items():
+            values = [[float(line[f"eval_{metric.split()[0]}_auc"]) for line in log] for log in of]
+            if values:
+                rows[row] = np.array([v + [np.nan] * (longest - len(v)) for v in values])
     finals = {
         metric: {arm.name: np.array([of(one.logits, one.targets) for one in arm.scored]) for arm in arms}
         for metric, of in (("micro AUC", micro_auroc), ("macro AUC", macro_auroc))
@@ -321,7 +343,7 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, lis
     unit = "seeds and folds" if config.folds else "seeds"
     pictures = {
         "learning.png": learning_figure(curves, unit),
-        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC"),
+        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC", config.part),
     }
     for name, figure in pictures.items():
         save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})

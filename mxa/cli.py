@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from . import __version__
 from .errors import InputError, name_some, require
+from .yaml_fields import coerce
 
 __all__ = ["main"]
 
@@ -298,21 +299,8 @@ def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[
         raise InputError(
             f"{path}: unknown field {', '.join(map(str, unknown)) if isinstance(values, dict) else values}"
         )
-    values = {k: _coerce(path, k, v, str(known[k])) for k, v in values.items()}
+    values = {k: coerce(str(path), k, v, str(known[k])) for k, v in values.items()}
     return values, arguments[:at] + arguments[at + 2 :]
-
-
-def _coerce(path: Path, name: str, value: Any, kind: str) -> Any:
-    """Turns what YAML has into what a field wants: paths, tuples, numbers (YAML reads 1e-3 as text)."""
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return ",".join(map(str, value)) if kind.startswith("str") else tuple(value)
-    number = {"int": int, "float": float}.get(kind.partition(" ")[0])
-    try:
-        return number(value) if number else Path(value) if "Path" in kind else value
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: {name} must be a number, got {value!r}") from None
 
 
 def _parse(command: _Command, name: str, arguments: list[str]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.optim import list_optimizers
 
@@ -15,7 +16,7 @@ from .data import Collection
 from .errors import InputError
 from .processes import rank_and_count
 
-__all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "plain_config"]
+__all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "model_arguments", "plain_config"]
 
 AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +29,8 @@ class TrainConfig:
     """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json, summary.json."""
     model: str = "efficientvit_ml_m0_mxa"
     """Any timm model name."""
+    model_args: str | None = None
+    """Arguments of the model, as YAML: "mxa_roi_head: mean, mxa_init_values: 0.0"."""
     data: Collection = "phantom"
     """Collection."""
     root: str | None = None
@@ -161,6 +164,7 @@ def check_config(config: TrainConfig) -> None:
     held = [name for name in ("checkpoint.pt", "model.safetensors", "config.json") if (run / name).exists()]
     if held and not (config.resume and (run / "config.yaml").exists()):
         raise InputError(f"{run} holds {held[0]}: add --resume auto to go on with a run, or give another --output")
+    model_arguments(config)
     if "." in config.model and ":" not in config.model:
         raise InputError(
             f"--model {config.model} names weights: give --init {config.model} and --model without its tag"
@@ -181,6 +185,22 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (parts x processes)")
     if config.cooldown_epochs >= config.epochs:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
+
+
+def model_arguments(config: TrainConfig) -> dict[str, Any]:
+    """The model's arguments as a dict.
+
+    Raises:
+        InputError: they are no YAML mapping.
+    """
+    text = (config.model_args or "").strip()
+    try:
+        found = yaml.safe_load(text if text.startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
+        raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
+    return found
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .models.weights import set_label_names
 from .predictions import read_predictions
 from .task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
 from .task.teacher import XRV_RANGE, read_xrv_weights
-from .train_config import TrainConfig
+from .train_config import TrainConfig, model_arguments
 
 __all__ = ["build_model", "create_task", "start_weights"]
 
@@ -36,7 +36,7 @@ def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
     from_xrv = (config.init or "").startswith("xrv:")
     if from_xrv:
         optional["in_chans"] = 1
-    model = create(config.model, config.img_size, num_classes=len(labels), **optional)
+    model = create(config.model, config.img_size, **{"num_classes": len(labels), **optional, **model_arguments(config)})
     if from_xrv:
         model.pretrained_cfg.update(XRV_RANGE, input_size=(1, 224, 224))
     size = data_config(model, config.img_size)["input_size"]

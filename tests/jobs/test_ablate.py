@@ -185,3 +185,79 @@ def test_what_the_teacher_adds_to_mxa_is_told(config, run):
         ("+ MXA + KD", "baseline"),
         ("+ MXA + KD", "+ MXA"),
     ]
+
+
+GATE = {"gate at 0": {"model_args": {"mxa_init_values": 0.0}, "lr": "2e-3"}}
+
+
+def test_arms_of_ones_own_stand_beside_the_papers(config, tmp_path):
+    folder = tmp_path / "table"
+    result = ablate(config(arms=("mxa", '"gate at 0": {model_args: {mxa_init_values: 0.0}, lr: 2e-3}')))
+    assert [p["name"] for p in result["paired"]] == ["gate at 0"] and result["rows"]["mxa"]["seeds"] == [0]
+    settings = yaml.safe_load((folder / "runs" / "gate at 0-seed0" / "config.yaml").read_text())
+    assert settings["lr"] == 2e-3 and settings["model"] == "efficientvit_ml_m0_mxa"
+    saved = json.loads((folder / "runs" / "gate at 0-seed0" / "config.json").read_text())
+    assert saved["model_args"]["mxa_init_values"] == 0.0
+    text = (folder / "table.md").read_text()
+    assert '- gate at 0: model_args {"mxa_init_values": 0.0}, lr 0.002' in text and cells(text, "gate at 0")[1] == "0"
+    again = ablate(config(arms=(GATE,)))  # the same arm as a dict; nothing is trained
+    assert json.dumps(again["rows"]) == json.dumps(result["rows"])
+    with pytest.raises(InputError, match="holds the arm 'gate at 0' with other fields"):
+        ablate(config(arms=({"gate at 0": {"lr": 1e-3}},)))
+
+
+def test_a_table_of_ones_own_arms_alone_needs_no_mxa(config, tmp_path):
+    arms = ({"plain": {}}, {"longer": {"epochs": 2}})
+    result = ablate(config(model="resnet10t", arms=arms))
+    assert list(result["rows"]) == ["plain", "longer"]
+    assert "not run" not in (tmp_path / "table" / "table.md").read_text()
+
+
+def test_choosing_on_validation_patients_never_reads_the_test_part(config, table, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(data, root, part, *args, **kwargs):
+        asked.append(part)
+        return create_dataset(data, root, part, *args, **kwargs)
+
+    monkeypatch.setattr(job, "create_dataset", watched)
+    result = ablate(config(part="val"))
+    assert set(asked) == {"train", "val"}
+    val = create_dataset("table", table, "val")
+    assert result["rows"]["mxa"]["numbers"]["images"] == len(val)
+    assert "chosen_on" not in result["rows"]["mxa"]["numbers"]
+    scores = pd.read_parquet(tmp_path / "table" / "scores" / "mxa-seed0.parquet")
+    assert set(scores["part"]) == {"val"} and len(scores) == len(val)
+    assert "validation part: to choose, not to report" in (tmp_path / "table" / "table.md").read_text()
+    with pytest.raises(InputError, match="part was 'val'"):
+        ablate(config())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": ("mxa2",)}, "'mxa2' is not one of baseline, mxa, kd, mxa\\+kd: give NAME"),
+        ({"arms": ("mxa: {lr: 1}",)}, "'mxa' is the paper's"),
+        ({"arms": ("a: {seed: 1}",)}, "cannot change seed"),
+        ({"arms": ("a: {learning_rate: 1}",)}, "cannot change learning_rate"),
+        ({"arms": ("a: {lr: much}",)}, "the arm 'a': lr must be a number, got 'much'"),
+        ({"arms": ("a: {lr: -1}",)}, "--lr must be between"),
+        ({"arms": ("a: {}", "a: {lr: 1}")}, "'a' is given twice"),
+        ({"arms": ("a/b: {}",)}, "names files"),
+        ({"arms": ("a: 3",)}, "must be NAME: {field: value}"),
+        ({"arms": ("a: {",)}, "an arm is a name or"),
+        ({"arms": ("a: {model_args: nothing}",)}, "--model-args must be like"),
+        ({"arms": ("mxa",), "part": "val", "folds": 3}, "leave --part val out"),
+    ],
+)
+def test_bad_arms_write_nothing(config, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        ablate(config(**fields))
+    assert not (tmp_path / "table").exists()
+
+
+def test_scores_of_no_arm_are_named(config, tmp_path):
+    ablate(config(arms=("baseline",)))
+    (tmp_path / "table" / "scores" / "other-seed0.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"other-seed0\.parquet is no score of an arm"):
+        ablate(config(arms=("baseline",)))

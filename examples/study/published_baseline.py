@@ -1,0 +1,127 @@
+"""What two lines of the published code do to its baseline: the same network and recipe, with and without them.
+
+``right`` is a multi-label EfficientViT-M0. ``double sigmoid`` returns probabilities that the loss takes for logits.
+``targets of -1`` has CheXpert's uncertain marks, drawn on NIH's labels at the rates of CheXpert's training table, as
+targets of -1. ``both`` is what the published naive branch does. Every arm trains for the same epochs, keeps the last
+weights, and is scored as that branch does, in half precision; ``right, float32`` is the first arm without that.
+
+    python examples/study/published_baseline.py --root NIH8K --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import forms  # noqa: F401
+import numpy as np
+import pandas as pd
+import torchxrayvision
+
+from mxa.data import CXRDataset, create_dataset
+from mxa.evaluate import score_images, write_report
+from mxa.labels import CHEXPERT, align
+from mxa.models.load import load_model
+from mxa.predictions import Predictions
+from mxa.report import Arm
+from mxa.report.tables import label_rows, markdown, paired_rows, summary_rows
+from mxa.train import TrainConfig, fit
+
+ARMS = {
+    "right": ("efficientvit_ml_m0", False),
+    "double sigmoid": ("efficientvit_ml_m0_published", False),
+    "targets of -1": ("efficientvit_ml_m0", True),
+    "both": ("efficientvit_ml_m0_published", True),
+}
+
+
+def uncertain_rates(labels: tuple[str, ...]) -> np.ndarray:
+    """Share of uncertain cells of each label in CheXpert's training table; 0 for a label that it has not."""
+    table = pd.read_csv(Path(torchxrayvision.__file__).parent / "data" / "chexpert_train.csv.gz")
+    rates = (table.reindex(columns=list(CHEXPERT)) == -1).mean().to_numpy()
+    return np.array([0.0 if i is None else rates[i] for i in align(CHEXPERT, labels)])
+
+
+def mark(dataset: CXRDataset) -> CXRDataset:
+    """Draws uncertain marks and writes them as the published code reads them: -1."""
+    targets = dataset.records.targets.copy()
+    drawn = np.random.default_rng(0).random(targets.shape) < uncertain_rates(dataset.labels)
+    targets[drawn] = -1
+    return type(dataset)(replace(dataset.records, targets=targets))
+
+
+def in_half(found: Predictions, published: bool) -> Predictions:
+    """Scores as half precision leaves them: probabilities that it rounds to 0 are ties."""
+    if published:  # its outputs are half already, and are what its evaluation calls logits
+        return found
+    with np.errstate(over="ignore"):
+        p = (1 / (1 + np.exp(-found.logits.astype(np.float16)))).astype(np.float16).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        logits = np.log(p) - np.log1p(-p)
+    return replace(found, logits=np.clip(logits, -20, 20))  # the smallest probability that half holds is at -16.6
+
+
+def zero_share(found: Predictions, published: bool) -> np.ndarray:
+    """Share of outputs of each label that are exactly 0."""
+    return ((found.logits == 0) if published else (found.logits <= -20)).mean(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="what to train now")
+    parser.add_argument("--img-size", type=int, default=160)
+    parser.add_argument("--replicates", type=int, default=1000)
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    train_set, test = (create_dataset("nih", args.root, part) for part in ("train", "test"))
+    recipe = {"batch_size": 64, "lr": 2e-3, "workers": 0, "channels_last": True, "resume": "auto"}
+    for seed in args.seeds:
+        for arm in args.arms:
+            name, marked = ARMS[arm]
+            run = args.output / "runs" / f"{arm}-seed{seed}"
+            config = TrainConfig(run, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
+            fit(config, mark(train_set) if marked else train_set)
+
+    arms, zeros = [], {}
+    for arm, (name, _) in ARMS.items():
+        runs = sorted(p.parent for p in args.output.glob(f"runs/{arm}-seed*/summary.json"))
+        published = name.endswith("_published")
+        found = [score_images(load_model(run), test, {"model": run.name, "part": "test"}, 64, 0) for run in runs]
+        if not found:
+            continue
+        if arm == "right":
+            arms.append(Arm("right, float32", tuple(found)))
+        halves = tuple(in_half(one, published) for one in found)
+        arms.append(Arm(arm, halves))
+        zeros[arm] = np.mean([zero_share(one, published) for one in halves], axis=0)
+    note = "What the published baseline was: last epoch's weights, scored in half precision; see docs/results.md."
+    result = write_report(args.output, arms, args.replicates, note=note)
+    (args.output / "zeros.json").write_text(
+        json.dumps({arm: dict(zip(test.labels, map(float, row), strict=True)) for arm, row in zeros.items()}, indent=1)
+    )
+    rates = uncertain_rates(test.labels)
+    rows = [
+        (
+            label,
+            f"{rates[i]:.3f}",
+            *(label_rows(m)[1][i][3] for m in result["models"]),
+            *(f"{share[i]:.2f}" for share in zeros.values()),
+        )
+        for i, label in enumerate(test.labels)
+    ]
+    head = ("label", "marks", *(f"AUC, {m['name']}" for m in result["models"]), *(f"zeros, {arm}" for arm in zeros))
+    between, differences = paired_rows(result)
+    means = [row for row in differences if not row[0].startswith("AUC of")]
+    pages = [summary_rows(result), (between, means), (head, rows)]
+    (args.output / "table.md").write_text("\n".join(markdown(page) for page in pages))
+
+
+if __name__ == "__main__":
+    main()
