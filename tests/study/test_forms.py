@@ -50,8 +50,10 @@ def test_zoom_sees_the_box_of_the_fine_map():
     zoom.cbam = zoom.ls = torch.nn.Identity()
     zoom.project = torch.nn.Identity()
     torch.testing.assert_close(zoom(torch.zeros(2, 8, 4, 4)), F.avg_pool2d(fine_map.value, 2))
-    zoom.roi.head = lambda x: torch.tensor([[0.5, 0.0, 1.0, 0.5]]).expand(2, 4)
-    torch.testing.assert_close(zoom(torch.zeros(2, 8, 4, 4)), fine_map.value[:, :, :4, 4:])
+    zoom.roi.head = lambda x: torch.tensor([[0.5, 0.2, 0.9, 0.6]]).expand(2, 4)
+    fine_map.value = ((torch.arange(16) + 0.5) / 16).expand(2, 4, 16, 16)  # how far to the right
+    seen = zoom(torch.zeros(2, 8, 4, 4))
+    torch.testing.assert_close(seen, torch.tensor([0.55, 0.65, 0.75, 0.85]).expand_as(seen))
 
 
 @pytest.mark.parametrize("form", NAMES)
