@@ -39,6 +39,11 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
         close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise InputError(f"unknown model {name!r}: {close}")
     try:
+        if base := kwargs.get("base"):  # of a grafted model: it is the base that may have a fixed input
+            kwargs |= {
+                k: v for k, v in resolve_model_input_args(base, {"img_size": img_size}).items() if k == "img_size"
+            }
+            img_size = None
         return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
     except (RuntimeError, TypeError, ValueError, KeyError, ZeroDivisionError, OSError, SafetensorError) as error:
         raise InputError(f"{name}: {error}") from error
