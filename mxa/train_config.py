@@ -200,6 +200,8 @@ def model_arguments(config: TrainConfig) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
         raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
+    if taken := {"img_size", "num_classes", "pretrained"} & set(found):
+        raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
     return found
 
 

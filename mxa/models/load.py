@@ -40,10 +40,8 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
         raise InputError(f"unknown model {name!r}: {close}")
     try:
         if base := kwargs.get("base"):  # of a grafted model: it is the base that may have a fixed input
-            kwargs |= {
-                k: v for k, v in resolve_model_input_args(base, {"img_size": img_size}).items() if k == "img_size"
-            }
-            img_size = None
+            sized = resolve_model_input_args(base, {"img_size": img_size})
+            return timm.create_model(name, **kwargs, **{k: v for k, v in sized.items() if k == "img_size"})
         return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
     except (RuntimeError, TypeError, ValueError, KeyError, ZeroDivisionError, OSError, SafetensorError) as error:
         raise InputError(f"{name}: {error}") from error

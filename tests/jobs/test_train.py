@@ -48,6 +48,18 @@ def test_run_folder(run):
     assert settings["epochs"] == 6
 
 
+def test_arguments_of_the_model_are_kept_with_it(config, tmp_path):
+    grafted = "{base: vit_tiny_patch16_224, depth: 2, grafted: {last: 1, init_values: 0.5}}"
+    train(config(model="mxa_grafted", model_args=grafted, epochs=1))
+    model = load_model(tmp_path / "run")
+    assert model.patch_embed.img_size == (64, 64) and len(model.blocks) == 2
+    assert sum(hasattr(block.attn, "mxa") for block in model.blocks) == 1
+    with pytest.raises(InputError, match="--model-args cannot set img_size"):
+        train(config(model_args="img_size: 64", output=tmp_path / "other"))
+    with pytest.raises(InputError, match="unexpected keyword argument 'roi'"):
+        train(config(model_args="roi: mean", output=tmp_path / "other"))
+
+
 def test_keeps_the_best_epoch(run):
     log = rows(run / "log.csv")
     best = max(range(6), key=lambda i: (float(log[i]["eval_macro_auc"]), -i))
