@@ -21,9 +21,10 @@ from timm.models._features import feature_take_indices
 from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitMsra, ResidualDrop
 from torch import nn
 
-from ..labels import CHEXPERT
+from ..labels import LABEL_SPACES
 from ..layers import MXABlock
-from .weights import checkpoint_filter_fn, require_weights, set_label_names
+from .hub import load_own_copy, manifest, packaged, weights_of
+from .weights import checkpoint_filter_fn, set_label_names
 
 __all__ = ["EfficientVitMl"]
 
@@ -221,17 +222,29 @@ _VARIANTS = {  # paper, Table N.1; the kernels are timm's
     "m5": {"embed_dim": (192, 288, 384), "depth": (1, 3, 4), "num_heads": (3, 3, 4), "kernels": (7, 5, 3, 3)},
 }
 
+
+def _entry_cfg(entry: dict) -> dict:
+    """A configuration of timm's of an entry of the manifest; what timm has no field for stays there."""
+    names = LABEL_SPACES[entry["labels"]]
+    source = {}
+    if file := packaged(entry):
+        source = {"file": str(file)}
+    elif entry["sha256"]:
+        source = {"hf_hub_id": f"{entry['repo']}@{entry['revision']}", "hf_hub_filename": entry["file"]}
+    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["preprocessing"].items()}
+    return _cfg(num_classes=len(names), label_names=names, license=entry["license"], **source, **preprocessing)
+
+
 # The first tag with weights would become the default: the star makes .chexpert the default.
 default_cfgs = generate_default_cfgs(
     {
-        f"efficientvit_ml_{size}{suffix}.{tag}": cfg
+        f"efficientvit_ml_{size}{suffix}.r224_in1k": _cfg(
+            hf_hub_id=f"timm/efficientvit_{size}.r224_in1k", num_classes=1000, license="mit"
+        )
         for size in _VARIANTS
         for suffix in ("", "_mxa")
-        for tag, cfg in (
-            ("r224_in1k", _cfg(hf_hub_id=f"timm/efficientvit_{size}.r224_in1k", num_classes=1000, license="mit")),
-            ("chexpert*", _cfg(num_classes=len(CHEXPERT), label_names=CHEXPERT)),
-        )
     }
+    | {f"{name}*" if name.endswith(".chexpert") else name: _entry_cfg(entry) for name, entry in manifest().items()}
 )
 
 
@@ -245,7 +258,11 @@ def _create_efficientvit_ml(
 ) -> EfficientVitMl:
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained:
-        require_weights(variant, cfg)
+        copy = load_own_copy(variant, cfg, label_names=label_names, **kwargs)
+        if copy is not None:
+            return copy
+        state = weights_of(variant, cfg, kwargs.get("cache_dir"))
+        pretrained_cfg_overlay = {**(pretrained_cfg_overlay or {}), "state_dict": state, "source": None}
     features_only = kwargs.get("features_only", False)
     model = build_model_with_cfg(
         EfficientVitMl,
@@ -258,6 +275,9 @@ def _create_efficientvit_ml(
         **_VARIANTS[variant.split("_")[2]],
         **kwargs,
     )
+    if pretrained:
+        model.pretrained_cfg.pop("state_dict")
+        model.pretrained_cfg.update({"source": cfg.source} if cfg.source else {})
     if not features_only:
         stored = cfg.label_names
         set_label_names(model, label_names or (stored if stored and len(stored) == model.num_classes else None))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from timm.models import save_for_hf
-from timm.models._pretrained import PretrainedCfg
 from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
@@ -18,7 +17,6 @@ __all__ = [
     "check_keys",
     "checkpoint_filter_fn",
     "label_names",
-    "require_weights",
     "save_pretrained",
     "set_label_names",
     "resize_attention_biases",
@@ -65,21 +63,6 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     save_for_hf(model, directory, model_config={"label_names": list(names)} if names else None, safe_serialization=True)
-
-
-def require_weights(variant: str, cfg: PretrainedCfg) -> None:
-    """Refuses to build a pretrained model from a configuration that names no weights.
-
-    Raises:
-        RuntimeError: it names none; the message says where weights can come from.
-    """
-    if cfg.has_weights or cfg.state_dict or cfg.source:
-        return
-    raise RuntimeError(
-        f"no weights are published for {variant}.{cfg.tag or 'chexpert'} yet. Start from ImageNet with "
-        f'"{variant}.r224_in1k" (pretrained=True, num_classes=...), load your own run with "local-dir:RUN_DIR" or '
-        f"pretrained_cfg_overlay=dict(file=...), or pass pretrained=False for random weights."
-    )
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

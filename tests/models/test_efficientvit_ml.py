@@ -7,6 +7,7 @@ import re
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from timm.models import get_pretrained_cfg
 
@@ -24,8 +25,8 @@ PAIR = ("efficientvit_ml_m0", "efficientvit_ml_m0_mxa")
 @pytest.fixture(scope="module")
 def stock_file(tmp_path_factory):
     """Weights of stock timm's M0, as a file."""
-    path = tmp_path_factory.mktemp("stock") / "m0.pth"
-    torch.save(randomise(timm.create_model("efficientvit_m0")).state_dict(), path)
+    path = tmp_path_factory.mktemp("stock") / "m0.safetensors"
+    save_file(randomise(timm.create_model("efficientvit_m0")).state_dict(), path)
     return str(path)
 
 
@@ -80,8 +81,8 @@ def test_shapes_are_those_of_stock_timm(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_stock_weights_give_stock_logits_to_the_last_bit(size, tmp_path):
     stock = randomise(timm.create_model(f"efficientvit_{size}"))
-    torch.save(stock.state_dict(), tmp_path / "stock.pth")
-    overlay = {"file": str(tmp_path / "stock.pth")}
+    save_file(stock.state_dict(), tmp_path / "stock.safetensors")
+    overlay = {"file": str(tmp_path / "stock.safetensors")}
     ours = timm.create_model(f"efficientvit_ml_{size}.r224_in1k", pretrained=True, pretrained_cfg_overlay=overlay)
     x = images()
     with torch.no_grad():

@@ -45,7 +45,7 @@ class TestCreate:
             ("efficientvit_ml_m", "'efficientvit_ml_m'.*efficientvit_ml_m0"),
             ("nothing_like_it", r"nothing_like_it.*timm\.list_models"),
             (f"{M0}.nothing", "nothing"),
-            (f"{M0}.chexpert", "r224_in1k.*local-dir"),
+            (f"{M0}.chexpert", "local-dir.*r224_in1k"),
             ("local-dir:/nowhere", "nowhere"),
             ("nowhere:model", "nowhere:model"),
         ],

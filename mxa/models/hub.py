@@ -1,0 +1,260 @@
+"""Where weights come from: the manifest, the package, the Hugging Face Hub, a folder or a file.
+
+Only safetensors are read, never a pickle. What the manifest has a hash for must have that hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models._pretrained import PretrainedCfg
+from torch import nn
+
+__all__ = [
+    "WEIGHTS_FILE",
+    "WeightsError",
+    "digest",
+    "fetch",
+    "load_own_copy",
+    "manifest",
+    "packaged",
+    "read_config",
+    "read_weights",
+    "weights_of",
+]
+
+WEIGHTS_FILE = "model.safetensors"
+
+_logger = logging.getLogger(__name__)
+
+
+class WeightsError(RuntimeError):
+    """Weights that cannot be had, or that nobody vouched for. The message says what, where, and what to do."""
+
+
+@cache
+def manifest() -> dict[str, dict[str, Any]]:
+    """What is known of the weights of each ``architecture.tag``.
+
+    An entry has ``repo``, ``revision``, ``file``, ``sha256``, ``size``, ``labels``, ``preprocessing``, ``data``,
+    ``terms``, ``recipe``, ``metrics`` and ``license``; one without ``sha256`` is not published, and one without
+    ``repo`` that has one comes with the package.
+    """
+    return json.loads(Path(__file__).with_name("weights.json").read_text())
+
+
+def _organisation() -> tuple[str, str | None] | None:
+    """The organisation of ``MXA_HUB_ORG``, ``name`` or ``name@revision``, whose own copies are loaded."""
+    value = os.environ.get("MXA_HUB_ORG", "").strip()
+    name, _, revision = value.partition("@")
+    return (name, revision or None) if name else None
+
+
+def weights_of(variant: str, cfg: PretrainedCfg, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
+    """Reads the weights that a configuration names.
+
+    Args:
+        variant: Name of the architecture.
+        cfg: A configuration of the registry, of a folder (``local-dir:``) or of the Hub (``hf-hub:``).
+        cache_dir: The Hub's cache; ``HF_HOME`` says where by default.
+
+    Raises:
+        WeightsError: there are none, they cannot be had, are damaged, or are no safetensors.
+    """
+    if cfg.state_dict:
+        return cfg.state_dict
+    if cfg.source == "local-dir":
+        return read_weights(Path(cfg.file) / WEIGHTS_FILE)
+    name = f"{variant}.{cfg.tag}"
+    entry = manifest().get(name, {}) if not cfg.source else {}
+    if cfg.file:
+        return read_weights(Path(cfg.file), entry["sha256"] if Path(cfg.file) == packaged(entry) else None)
+    if cfg.hf_hub_id:
+        repo, _, revision = cfg.hf_hub_id.partition("@")
+        path = fetch(repo, cfg.hf_hub_filename or WEIGHTS_FILE, revision or None, cache_dir)
+        ours = entry.get("repo") == repo and entry.get("revision") == revision
+        return read_weights(path, entry["sha256"] if ours else None)
+    if cfg.url:
+        raise WeightsError(f"{name}: weights are not loaded from a URL: download {cfg.url} and give file=PATH")
+    raise WeightsError(_unpublished(name, variant))
+
+
+def load_own_copy(variant: str, cfg: PretrainedCfg, **kwargs: Any) -> nn.Module | None:
+    """A model with the weights that the organisation of ``MXA_HUB_ORG`` keeps under this name; None where unset.
+
+    The copy's ``config.json`` must be of this architecture and these labels; its preprocessing is taken.
+
+    Raises:
+        WeightsError: the copy cannot be had, is another model's, or has another hash than the manifest's.
+    """
+    name = f"{variant}.{cfg.tag}"
+    entry = manifest().get(name)
+    if entry is None or packaged(entry) or cfg.source or cfg.file or cfg.state_dict or not _organisation():
+        return None
+    owner, revision = _organisation()
+    repo, cache_dir = f"{owner}/{name}", kwargs.get("cache_dir")
+    config = fetch(repo, "config.json", revision, cache_dir)
+    path = fetch(repo, WEIGHTS_FILE, config.parent.name, cache_dir)
+    about = read_config(config)
+    theirs = (about.get("architecture"), tuple(about.get("label_names") or ()))
+    if theirs != (variant, tuple(cfg.label_names)):
+        raise WeightsError(
+            f"{repo} holds {theirs[0]} for {', '.join(theirs[1]) or 'outputs without names'}, not {variant} for "
+            f"{', '.join(cfg.label_names)}: load it by its own name, hf-hub:{repo}"
+        )
+    read_weights(path, entry["sha256"])
+    _logger.info("%s: SHA-256 %s", name, digest(path))
+    kwargs.pop("mxa", None)  # of the architecture, which the folder names
+    model = timm.create_model(f"local-dir:{config.parent}", pretrained=True, **kwargs)
+    for key in ("file", "source"):
+        model.pretrained_cfg.pop(key)
+    model.pretrained_cfg.update(hf_hub_id=f"{repo}@{config.parent.name}", tag=cfg.tag)
+    return model
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a ``config.json``.
+
+    Raises:
+        WeightsError: it does not read.
+    """
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} does not read ({error}): delete it, and get it again") from error
+    if not isinstance(about, dict):
+        raise WeightsError(f"{path} is no model's configuration")
+    return about
+
+
+def packaged(entry: dict[str, Any]) -> Path | None:
+    """The file of an entry that comes with the package."""
+    return Path(__file__).with_name(entry["file"]) if entry.get("sha256") and not entry.get("repo") else None
+
+
+def _unpublished(name: str, variant: str) -> str:
+    recipe = "paper_mxa_kd" if variant.endswith("_mxa") else "paper_baseline"
+    return (
+        f"no weights are published for {name} yet. (1) Train them: mxa train --recipe {recipe} --model {variant} "
+        f'--data chexpert --root ROOT. (2) Load your own: timm.create_model("local-dir:RUN_DIR", pretrained=True), or '
+        f"pretrained_cfg_overlay=dict(file='model.safetensors', num_classes=..., label_names=...). (3) Load an "
+        f"organisation's copy from the Hub: MXA_HUB_ORG=name reads name/{name}. ImageNet weights to start from: "
+        f"{variant}.r224_in1k with num_classes=...; random weights: pretrained=False."
+    )
+
+
+def fetch(repo: str, file: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
+    """Downloads a file from the Hub, or finds it in the cache, by huggingface_hub and its environment variables.
+
+    Raises:
+        WeightsError: it cannot be had; the message says whether a name, a right or the network is missing.
+    """
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    where = f"{repo}{f'@{revision}' if revision else ''} on {constants.ENDPOINT}"
+    token = "set HF_TOKEN (or run: hf auth login) to a token that may read it"
+    try:
+        path = Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
+    except errors.GatedRepoError as error:
+        raise WeightsError(f"{where} is gated: ask for access on its page, and {token}") from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(f"{where}: no such revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(f"{where}: no such repository, or a private one: check the name, and {token}") from error
+    except errors.LocalEntryNotFoundError as error:
+        kept = cache_dir or constants.HF_HUB_CACHE
+        if constants.is_offline_mode():
+            raise WeightsError(
+                f"{file} of {where} is not in the cache {kept} and HF_HUB_OFFLINE is set: unset it once, or give a "
+                "folder (local-dir:)"
+            ) from error
+        raise WeightsError(
+            f"{where} cannot be reached and {file} is not in the cache {kept}: check the network, set HF_ENDPOINT to a "
+            "mirror, or give a folder (local-dir:)"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise WeightsError(
+            f"{where} has no {file}; weights are read as safetensors alone, never as a pickle"
+        ) from error
+    except errors.HFValidationError as error:
+        raise WeightsError(f"{repo!r} is no name of a repository (organisation/name): {error}") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        what = f"no access: {token}" if status in (401, 403) else f"the server answered {status}: try again later"
+        raise WeightsError(f"{where}: {what}") from error
+    except (OSError, errors.HTTPError) as error:
+        raise WeightsError(f"{where}: {file} was not downloaded ({error}): load again, it goes on") from error
+    _logger.info("%s of %s, revision %s", file, where, path.parent.name)
+    return path
+
+
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file; of fp16 and bf16 tensors float32 ones are made.
+
+    Args:
+        path: The file.
+        sha256: The hash it must have. A file that had it is not hashed again until its size or time changes.
+
+    Raises:
+        WeightsError: there is no such file, it has another hash, or is no safetensors file.
+    """
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path} is no .safetensors file: pickles are not loaded; mxa convert {path} makes a safe one"
+        )
+    if not path.is_file():
+        raise WeightsError(f"there is no {path}: a model's folder holds {WEIGHTS_FILE} and config.json")
+    if sha256 is not None:
+        _verify(path, sha256)
+    try:
+        state = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        looks = "a pickle by another name: it is not opened" if start in (b"PK", b"\x80\x02", b"\x80\x04") else error
+        raise WeightsError(f"{path} is no whole safetensors file ({looks}): delete it, and get it again") from error
+    half = (torch.float16, torch.bfloat16)
+    return {key: value.float() if value.dtype in half else value for key, value in state.items()}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _verify(path: Path, sha256: str) -> None:
+    from huggingface_hub import constants
+
+    about = path.stat()
+    seen = {"path": str(path.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+    note = Path(constants.HF_HOME) / "mxa" / f"{sha256}.json"
+    try:
+        if json.loads(note.read_text()) == seen:
+            return
+    except (OSError, ValueError):
+        pass
+    found = digest(path)
+    if found != sha256:
+        raise WeightsError(
+            f"{path} is damaged or was replaced: its SHA-256 is {found}, that of these weights is {sha256}. Delete "
+            f"{path.resolve()} and load again"
+        )
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(seen))
+    except OSError:  # a home that cannot be written to: it is hashed again next time
+        pass
