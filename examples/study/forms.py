@@ -168,7 +168,8 @@ def efficientvit_ml_m0_form(pretrained: bool = False, form: str = "paste", **kwa
 class DoubleSigmoid(nn.Module):
     """What the published naive branch's ``forward`` returns, in training too: probabilities, taken for logits.
 
-    In eval mode they are rounded to half precision, as by the autocast under which that branch evaluates.
+    In eval mode they are rounded to half precision, as by the autocast under which that branch evaluates. (Its
+    evaluation then takes the sigmoid of them once more.)
     """
 
     def forward(self, module: nn.Module, inputs: tuple, logits: torch.Tensor) -> torch.Tensor:

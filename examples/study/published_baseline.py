@@ -11,7 +11,6 @@ weights, and is scored as that branch does, in half precision; ``right, float32`
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -53,10 +52,12 @@ def mark(dataset: CXRDataset) -> CXRDataset:
     return type(dataset)(replace(dataset.records, targets=targets))
 
 
-def in_half(found: Predictions, published: bool) -> Predictions:
-    """Scores as half precision leaves them: probabilities that it rounds to 0 are ties."""
-    if published:  # its outputs are half already, and are what its evaluation calls logits
-        return found
+def in_half(found: Predictions) -> Predictions:
+    """Scores as the published evaluation ranks them: the sigmoid of the model's output, both in half precision.
+
+    What is rounded to one number is a tie. After a double sigmoid every number is 0.5 or more, where the numbers that
+    half precision holds are 0.0005 apart: an output under 0.001 is 0.5.
+    """
     with np.errstate(over="ignore"):
         p = (1 / (1 + np.exp(-found.logits.astype(np.float16)))).astype(np.float16).astype(np.float64)
     with np.errstate(divide="ignore"):
@@ -65,8 +66,13 @@ def in_half(found: Predictions, published: bool) -> Predictions:
 
 
 def zero_share(found: Predictions, published: bool) -> np.ndarray:
-    """Share of outputs of each label that are exactly 0."""
-    return ((found.logits == 0) if published else (found.logits <= -20)).mean(0)
+    """Share of the probabilities of each label that half precision rounds to exactly 0."""
+    return ((found.logits == 0) if published else (in_half(found).logits == -20)).mean(0)
+
+
+def tied_share(found: Predictions) -> np.ndarray:
+    """Share of the images that have the commonest score of each label."""
+    return np.array([np.unique(column, return_counts=True)[1].max() for column in found.logits.T]) / len(found)
 
 
 def main() -> None:
@@ -89,34 +95,37 @@ def main() -> None:
             config = TrainConfig(run, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
             fit(config, mark(train_set) if marked else train_set)
 
-    arms, zeros = [], {}
+    arms, zeros, ties = [], {}, {}
     for arm, (name, _) in ARMS.items():
         runs = sorted(p.parent for p in args.output.glob(f"runs/{arm}-seed*/summary.json"))
         published = name.endswith("_published")
         found = [score_images(load_model(run), test, {"model": run.name, "part": "test"}, 64, 0) for run in runs]
         if not found:
-            continue
+            parser.error(f"no run of {arm} in {args.output}")
         if arm == "right":
             arms.append(Arm("right, float32", tuple(found)))
-        halves = tuple(in_half(one, published) for one in found)
+        halves = tuple(in_half(one) for one in found)
         arms.append(Arm(arm, halves))
-        zeros[arm] = np.mean([zero_share(one, published) for one in halves], axis=0)
+        zeros[arm] = np.mean([zero_share(one, published) for one in found], axis=0)
+        ties[arm] = np.mean([tied_share(one) for one in halves], axis=0)
     note = "What the published baseline was: last epoch's weights, scored in half precision; see docs/results.md."
     result = write_report(args.output, arms, args.replicates, note=note)
-    (args.output / "zeros.json").write_text(
-        json.dumps({arm: dict(zip(test.labels, map(float, row), strict=True)) for arm, row in zeros.items()}, indent=1)
-    )
     rates = uncertain_rates(test.labels)
     rows = [
         (
             label,
             f"{rates[i]:.3f}",
             *(label_rows(m)[1][i][3] for m in result["models"]),
-            *(f"{share[i]:.2f}" for share in zeros.values()),
+            *(f"{share[i]:.2f}" for share in (*zeros.values(), *ties.values())),
         )
         for i, label in enumerate(test.labels)
     ]
-    head = ("label", "marks", *(f"AUC, {m['name']}" for m in result["models"]), *(f"zeros, {arm}" for arm in zeros))
+    head = (
+        "label",
+        "marks",
+        *(f"AUC, {m['name']}" for m in result["models"]),
+        *(f"{what}, {arm}" for what in ("zeros", "tied") for arm in ARMS),
+    )
     between, differences = paired_rows(result)
     means = [row for row in differences if not row[0].startswith("AUC of")]
     pages = [summary_rows(result), (between, means), (head, rows)]
