@@ -4,8 +4,8 @@
 """
 
 from . import labels, layers, models
-from .models import label_names, set_label_names
+from .models import label_names, load_labels, set_label_names
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "label_names", "labels", "layers", "models", "set_label_names"]
+__all__ = ["__version__", "label_names", "labels", "layers", "load_labels", "models", "set_label_names"]

@@ -184,6 +184,13 @@ def _predict(config: Any) -> None:
         print(f"written: {config.rois}", file=sys.stderr)
 
 
+def _convert(config: Any) -> None:
+    from .convert import convert
+
+    print("\n".join(convert(config)))
+    print(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
+
+
 def _bench_models(config: Any) -> None:
     from .bench import bench_models, print_table
 
@@ -235,6 +242,7 @@ _COMMANDS = {
     "predict": _Command("mxa.predict", "PredictConfig", _predict, "Findings of images, and where it looked.", "files"),
     "explain": _Command("mxa.explain.job", "ExplainConfig", _explain, "Boxes, attention and maps of images.", "files"),
     "localize": _Command("mxa.localize", "LocalizeConfig", _localize, "Do its maps find boxed findings?", "models"),
+    "convert": _Command("mxa.convert", "ConvertConfig", _convert, "Checkpoints of other programs.", "checkpoint"),
     "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
     "bench data": _Command("mxa.bench_data", "BenchDataConfig", _bench_data, "Loading, beside TorchXRayVision."),
     "bench task": _Command("mxa.bench_task", "BenchTaskConfig", _bench_task, "What a teacher costs a training step."),

@@ -2,6 +2,6 @@
 
 from . import grafted  # noqa: F401  registers its name
 from .efficientvit_ml import EfficientVitMl
-from .weights import label_names, save_pretrained, set_label_names
+from .weights import label_names, load_labels, save_pretrained, set_label_names
 
-__all__ = ["EfficientVitMl", "label_names", "save_pretrained", "set_label_names"]
+__all__ = ["EfficientVitMl", "label_names", "load_labels", "save_pretrained", "set_label_names"]

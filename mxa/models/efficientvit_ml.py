@@ -26,7 +26,7 @@ from ..layers import MXABlock
 from .hub import load_own_copy, manifest, packaged, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
-__all__ = ["EfficientVitMl"]
+__all__ = ["VARIANTS", "EfficientVitMl"]
 
 
 class CascadedGroupAttentionMl(CascadedGroupAttention):
@@ -213,7 +213,7 @@ def _cfg(**kwargs) -> dict:
     }
 
 
-_VARIANTS = {  # paper, Table N.1; the kernels are timm's
+VARIANTS = {  # paper, Table N.1; the kernels are timm's
     "m0": {"embed_dim": (64, 128, 192), "depth": (1, 2, 3), "num_heads": (4, 4, 4), "kernels": (5, 5, 5, 5)},
     "m1": {"embed_dim": (128, 144, 192), "depth": (1, 2, 3), "num_heads": (2, 3, 3), "kernels": (7, 5, 3, 3)},
     "m2": {"embed_dim": (128, 192, 224), "depth": (1, 2, 3), "num_heads": (4, 3, 2), "kernels": (7, 5, 3, 3)},
@@ -241,7 +241,7 @@ default_cfgs = generate_default_cfgs(
         f"efficientvit_ml_{size}{suffix}.r224_in1k": _cfg(
             hf_hub_id=f"timm/efficientvit_{size}.r224_in1k", num_classes=1000, license="mit"
         )
-        for size in _VARIANTS
+        for size in VARIANTS
         for suffix in ("", "_mxa")
     }
     | {f"{name}*" if name.endswith(".chexpert") else name: _entry_cfg(entry) for name, entry in manifest().items()}
@@ -272,8 +272,7 @@ def _create_efficientvit_ml(
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"flatten_sequential": True, "out_indices": kwargs.pop("out_indices", tuple(range(6)))},
-        **_VARIANTS[variant.split("_")[2]],
-        **kwargs,
+        **{**VARIANTS[variant.split("_")[2]], **kwargs},
     )
     if pretrained:
         model.pretrained_cfg.pop("state_dict")

@@ -17,6 +17,7 @@ __all__ = [
     "check_keys",
     "checkpoint_filter_fn",
     "label_names",
+    "load_labels",
     "save_pretrained",
     "set_label_names",
     "resize_attention_biases",
@@ -50,6 +51,48 @@ def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
     if names is not None:
         cfg["label_names"] = model.label_names
     getattr(model, "_model_args", {}).pop("label_names", None)
+
+
+def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Gives a model the outputs ``names``; of those that it has (by name, in any spelling) it keeps the rows.
+
+    Other rows start fresh. The rest of the model, the head's norm included, is as it was.
+
+    Args:
+        model: A timm model whose classifier is one layer and whose outputs are named; it is changed in place.
+        names: Names of the outputs in their new order.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: its outputs have no names, or its classifier is not one layer.
+
+    >>> import mxa, timm
+    >>> model = mxa.load_labels(timm.create_model("efficientvit_ml_m0"), ["Edema", "Effusion", "Scoliosis"])
+    >>> mxa.label_names(model)
+    ('Edema', 'Effusion', 'Scoliosis')
+    """
+    old = label_names(model)
+    if old is None:
+        raise ValueError("the model's outputs have no names: set them with mxa.set_label_names(model, names)")
+    kept = align(old, names)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    layer = model.get_classifier()
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"{type(model).__name__} has no classifier of one layer, but {type(layer).__name__}")
+    model.reset_classifier(len(names))
+    head = model.get_classifier().to(layer.weight.device, layer.weight.dtype)
+    own = model.state_dict()
+    model.load_state_dict({k: v for k, v in before.items() if k in own and own[k].shape == v.shape}, strict=False)
+    with torch.no_grad():
+        for row, source in enumerate(kept):
+            for mine, theirs in ((head.weight, layer.weight), (head.bias, layer.bias)):
+                if source is None or mine is None:
+                    continue
+                mine[row] = theirs[source]
+    set_label_names(model, names)
+    return model
 
 
 def save_pretrained(model: nn.Module, directory: str | Path) -> None:

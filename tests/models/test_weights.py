@@ -88,6 +88,41 @@ class TestLabelNames:
             mxa.set_label_names(model, ABC)
 
 
+class TestLoadLabels:
+    @torch.no_grad()
+    @pytest.mark.parametrize("name", [M0_MXA, "test_resnet", "test_vit"])
+    def test_rows_go_by_name(self, name):
+        model = randomise(timm.create_model(name, num_classes=3)).eval()
+        mxa.set_label_names(model, ("Edema", "Pleural Effusion", "Mass"))
+        x = images(size=model.pretrained_cfg["input_size"][-2:])
+        before = model(x)
+        assert mxa.load_labels(model, ["Mass", "Scoliosis", "Effusion"]) is model
+        after = model.eval()(x)
+        torch.testing.assert_close(after[:, [0, 2]], before[:, [2, 1]])
+        assert not torch.allclose(after[:, 1], before[:, 0])
+        assert mxa.label_names(model) == ("Mass", "Scoliosis", "Effusion") and model.num_classes == 3
+        mxa.load_labels(model, ["Effusion"])
+        torch.testing.assert_close(model.eval()(x), before[:, 1:2])
+
+    def test_as_many_names_in_another_order(self):
+        model = randomise(timm.create_model(M0))
+        first, second = model.head.linear.weight[0].clone(), model.head.linear.weight[1].clone()
+        mxa.load_labels(model, (CHEXPERT[1], CHEXPERT[0], *CHEXPERT[2:]))
+        assert torch.equal(model.head.linear.weight[0], second) and torch.equal(model.head.linear.weight[1], first)
+
+    def test_what_cannot_be(self):
+        model = timm.create_model("test_resnet", num_classes=2)
+        with pytest.raises(ValueError, match="have no names"):
+            mxa.load_labels(model, ["Edema"])
+        mxa.set_label_names(model, ["Edema", "Mass"])
+        with pytest.raises(ValueError, match="mean the same"):
+            mxa.load_labels(model, ["Effusion", "Pleural Effusion"])
+        assert model.num_classes == 2
+        model.reset_classifier(0)
+        with pytest.raises(ValueError, match="have no names"):
+            mxa.load_labels(model, ["Edema"])
+
+
 class TestSaveAndLoad:
     @torch.no_grad()
     @pytest.mark.parametrize("name", [M0, M0_MXA, "test_resnet"])

@@ -1,0 +1,181 @@
+"""Checkpoints of other programs as a folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from .errors import InputError
+from .labels import CHEXPERT, LABEL_SPACES
+from .models.efficientvit_ml import VARIANTS
+from .models.load import create
+from .models.weights import check_keys, save_pretrained, set_label_names
+from .task.teacher import XRV_RANGE
+
+__all__ = ["ConvertConfig", "convert"]
+
+
+@dataclass
+class ConvertConfig:
+    """Which checkpoint becomes what."""
+
+    checkpoint: Path
+    """A .pth, .pt or .safetensors file of the paper's published code, of Microsoft's EfficientViT, of timm's or of
+    ours."""
+    output: Path
+    """Folder for model.safetensors and config.json."""
+    labels: str | None = None
+    """Names of the outputs: "chexpert", "nih", ... or names separated by commas; CheXpert's by default where there are
+    14."""
+    img_size: int = 224
+    """Side of the input that the checkpoint was trained at, in pixels."""
+
+
+def convert(config: ConvertConfig) -> list[str]:
+    """Writes a folder that ``timm.create_model("local-dir:OUTPUT", pretrained=True)`` loads.
+
+    A pickle is opened with ``weights_only=True``, and of classes only ``argparse.Namespace`` (the published code keeps
+    its arguments there).
+
+    Returns:
+        What was done, and what could not be carried over exactly, in sentences.
+
+    Raises:
+        InputError: the file is none of these, or the output is in use.
+    """
+    path, output = Path(config.checkpoint), Path(config.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output} is in use: give another folder")
+    state = {k: v for k, v in _read(path).items() if not k.endswith("attention_bias_idxs")}
+    notes: list[str] = []
+    if any(key.startswith("blocks1.") for key in state):
+        state = _renamed(state, notes)
+    if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
+        raise InputError(f"{path} is no EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
+    name, arguments = _architecture(state, path)
+    outputs, channels = state["head.linear.weight"].shape[0], state["patch_embed.conv1.conv.weight"].shape[1]
+    labels = _labels(config.labels, outputs)
+    model = create(name, config.img_size, num_classes=outputs, in_chans=channels, **arguments)
+    if "mxa_roi_head" in arguments:  # the published MXA has no gate and one bias less
+        own = model.state_dict()
+        state |= {k: torch.ones_like(v) for k, v in own.items() if k not in state and k.endswith("mxa.ls.gamma")}
+        state |= {k: torch.zeros_like(v) for k, v in own.items() if k not in state and k.endswith("head.conv1.bias")}
+    try:
+        check_keys(state, model)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error} (another --img-size?)") from None
+    model.load_state_dict(state)
+    set_label_names(model, labels)
+    if channels == 1:
+        model.pretrained_cfg.update(XRV_RANGE, input_size=(1, config.img_size, config.img_size))
+        notes.append("one channel: taken to be in [-1024, 1024], as the published code scales it")
+    save_pretrained(model, output)
+    named = ", ".join(labels) if labels else "not named (mxa.set_label_names)"
+    return [f"{name} with {outputs} outputs: {named}", *notes]
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no common class for what a file may be
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise InputError(f"{path} holds no state_dict")
+    return {str(k).removeprefix("module."): v for k, v in content.items()}
+
+
+_PUBLISHED_MXA = {
+    "roi_predictor.0": "roi.head.conv1",
+    "roi_predictor.2": "roi.head.conv2",
+    "channel_attention.1": "cbam.channel.fc1",
+    "channel_attention.3": "cbam.channel.fc2",
+    "spatial_attention.0": "cbam.spatial.conv",
+}
+
+
+def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """Microsoft's and the published code's names as timm's."""
+    renamed = {_name(key): value for key, value in state.items()}
+    if any(".mxa." in key for key in renamed):
+        notes.append(
+            "not exact: the published code runs the mixer twice and adds its residual twice; here it runs once, beside "
+            "MXA (paper, section 2.2)"
+        )
+        notes.append("not exact: its boxes are rounded to whole cells; its channel attention has no maximum (E.1)")
+    if "head_dist.linear.weight" in renamed:
+        _fold_heads(renamed)
+        notes.append("two heads, averaged as in its eval mode, became one")
+    return renamed
+
+
+def _name(key: str) -> str:
+    key = re.sub(r"\.c\.", ".conv.", re.sub(r"\.l\.", ".linear.", key))
+    if found := re.match(r"patch_embed\.(\d+)\.(.+)", key):
+        return f"patch_embed.conv{int(found[1]) // 2 + 1}.{found[2]}"
+    found = re.match(r"blocks(\d)\.(\d+)\.(.+)", key)
+    if not found:
+        return key
+    stage, at, rest = int(found[1]) - 1, int(found[2]), found[3]
+    if stage and at < 3:
+        return f"stages.{stage}.downsample.{('res1', 'patchmerge', 'res2')[at]}.{rest}"
+    rest = rest.replace("poi_predictor", "roi_predictor")
+    for theirs, ours in _PUBLISHED_MXA.items():
+        rest = re.sub(rf"^mxa\.(?:m\.)?{re.escape(theirs)}\.", f"mixer.mxa.{ours}.", rest)
+    return f"stages.{stage}.blocks.{at - 3 * bool(stage)}.{rest}"
+
+
+def _fold_heads(state: dict[str, torch.Tensor]) -> None:
+    """One linear layer that gives the mean of two heads, each a batch norm and a linear layer, in eval mode."""
+    weight, bias, eps = 0.0, 0.0, 1e-5
+    for head in ("head", "head_dist"):
+        bn = {k: state.pop(f"{head}.bn.{k}").double() for k in ("weight", "bias", "running_mean", "running_var")}
+        state.pop(f"{head}.bn.num_batches_tracked", None)
+        linear = {k: state.pop(f"{head}.linear.{k}").double() for k in ("weight", "bias")}
+        scale = bn["weight"] / (bn["running_var"] + eps).sqrt()
+        weight = weight + linear["weight"] * scale / 2
+        bias = bias + (linear["bias"] + linear["weight"] @ (bn["bias"] - bn["running_mean"] * scale)) / 2
+    width = weight.shape[1]
+    state |= {"head.linear.weight": weight.float(), "head.linear.bias": bias.float()}
+    state |= {"head.bn.weight": torch.full((width,), (1 + eps) ** 0.5), "head.bn.bias": torch.zeros(width)}
+    state |= {"head.bn.running_mean": torch.zeros(width), "head.bn.running_var": torch.ones(width)}
+    state["head.bn.num_batches_tracked"] = torch.tensor(0)
+
+
+def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, object]]:
+    """The name of a checkpoint's model, and the arguments in which it differs from it."""
+    widths = tuple(state.get(f"stages.{i}.blocks.0.dw0.m.conv.weight", torch.empty(0)).shape[0] for i in range(3))
+    found = [size for size, about in VARIANTS.items() if about["embed_dim"] == widths]
+    if not found:
+        raise InputError(f"{path} has widths {widths}, which no EfficientViT M0 to M5 has")
+    with_mxa = any(".mxa." in key for key in state)
+    arguments: dict[str, object] = {}
+    if any("mxa.roi.head.conv1" in key for key in state):
+        arguments["mxa_roi_head"] = "mean"
+    kernel = "stages.2.blocks.0.mixer.m.attn.dws.{}.conv.weight"
+    kernels = tuple(state[kernel.format(i)].shape[-1] for i in range(4) if kernel.format(i) in state)
+    if kernels != VARIANTS[found[0]]["kernels"][: len(kernels)]:
+        arguments["kernels"] = (*kernels, *VARIANTS[found[0]]["kernels"][len(kernels) :])
+    return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
+
+
+def _labels(given: str | None, outputs: int) -> tuple[str, ...] | None:
+    if given is None:
+        return CHEXPERT if outputs == len(CHEXPERT) else None
+    names = LABEL_SPACES.get(given) or tuple(name.strip() for name in given.split(","))
+    if len(names) != outputs:
+        raise InputError(f"--labels has {len(names)} names for {outputs} outputs")
+    return names
