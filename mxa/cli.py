@@ -191,6 +191,19 @@ def _convert(config: Any) -> None:
     print(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
 
 
+def _publish(config: Any) -> None:
+    from .publish import check, publish
+
+    if config.check:
+        found = check(config.check)
+        print(f"{found['folder']}: SHA-256 {found['sha256']}, logits differ by {found['difference']:.1g}: as published")
+        return
+    result = publish(config)
+    print(json.dumps({result["name"]: result["entry"]}, indent=1))
+    where = "nothing was uploaded" if result["commit"] is None else f"{config.repo}, commit {result['commit']}"
+    print(f"written: {result['folder']} ({where}); above, its entry for mxa/models/weights.json", file=sys.stderr)
+
+
 def _bench_models(config: Any) -> None:
     from .bench import bench_models, print_table
 
@@ -243,6 +256,7 @@ _COMMANDS = {
     "explain": _Command("mxa.explain.job", "ExplainConfig", _explain, "Boxes, attention and maps of images.", "files"),
     "localize": _Command("mxa.localize", "LocalizeConfig", _localize, "Do its maps find boxed findings?", "models"),
     "convert": _Command("mxa.convert", "ConvertConfig", _convert, "Checkpoints of other programs.", "checkpoint"),
+    "publish": _Command("mxa.publish", "PublishConfig", _publish, "A run on the Hugging Face Hub.", "run"),
     "bench models": _Command("mxa.bench", "BenchModelsConfig", _bench_models, "Speed, memory and size beside peers."),
     "bench data": _Command("mxa.bench_data", "BenchDataConfig", _bench_data, "Loading, beside TorchXRayVision."),
     "bench task": _Command("mxa.bench_task", "BenchTaskConfig", _bench_task, "What a teacher costs a training step."),

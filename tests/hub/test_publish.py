@@ -1,0 +1,194 @@
+"""A run is published, looked at, loaded back and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import mxa
+from mxa.calibrate import CalibrateConfig, calibrate
+from mxa.data import create_dataset
+from mxa.errors import InputError
+from mxa.models import hub as weights
+from mxa.models.hub import WeightsError
+from mxa.publish import PublishConfig, check, publish
+from mxa.train import TrainConfig, train
+
+from ..contracts import holds
+
+REPO = "lab/efficientvit_ml_m0_mxa.test"
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run on a few phantoms, calibrated."""
+    output = tmp_path_factory.mktemp("published") / "run"
+    train(TrainConfig(output, img_size=64, epochs=1, batch_size=32, workers=0))
+    calibrate(CalibrateConfig(str(output), workers=0))
+    return output
+
+
+@pytest.fixture
+def config(run, tmp_path):
+    def build(**fields):
+        options = {"run": str(run), "repo": REPO, "output": tmp_path / "out", "replicates": 20, "workers": 0}
+        return PublishConfig(**{**options, **fields})
+
+    return build
+
+
+def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, run, tmp_path):
+    result = publish(config(dry_run=True))
+    out = tmp_path / "out"
+    assert not hub.asked and result["commit"] is None
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "check.safetensors",
+        "calibration.json",
+        "README.md",
+    }
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    about = json.loads((out / "config.json").read_text())
+    assert about["problem_type"] == "multi_label_classification" and about["pretrained_cfg"]["tag"] == "test"
+    assert about["sha256"] == weights.digest(run / "model.safetensors") == result["entry"]["sha256"]
+    assert about["recipe"]["epochs"] == 1 and about["metrics"]["part"] == "test"
+    card = (out / "README.md").read_text()
+    front, rest = re.match(r"---\n(.*?)---\n(.*)", card, re.S).groups()
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    assert rest.split("```python\n")[1].startswith("import mxa\n")
+    for words in ("not for diagnosis", "drawn phantoms, no patient", "macro AUC", " to ", "cite", "epochs: 1"):
+        assert words in rest, words
+    assert check(str(out))["difference"] < 1e-4
+    publish(config(dry_run=True))  # the same folder again
+
+
+def test_published_and_loaded_back_to_the_bit(hub, config, run, monkeypatch):
+    result = publish(config())
+    commit = result["commit"]
+    assert commit == hub.repos[REPO].head and result["entry"]["revision"] == commit
+    state = load_file(run / "model.safetensors")
+    assert holds(timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True), state)
+    assert check(REPO)["sha256"] == result["entry"]["sha256"]
+    name = REPO.partition("/")[2]
+    monkeypatch.setitem(weights.manifest(), name, {**result["entry"], "labels": "nih"})  # the entry to commit
+    assert check(name)["sha256"] == result["entry"]["sha256"]
+    monkeypatch.setitem(weights.manifest()[name], "sha256", "0" * 64)
+    with pytest.raises(InputError, match=r"weights\.json says 0000"):
+        check(name)
+
+
+def test_no_right_to_write_loses_nothing(hub, config, tmp_path):
+    hub.statuses[("POST", "/api/repos/create")] = [403]
+    with pytest.raises(WeightsError, match="is complete: no right to write there: set HF_TOKEN"):
+        publish(config())
+    assert check(str(tmp_path / "out"))
+
+
+def test_check_finds_other_weights_and_another_output(config, tmp_path):
+    publish(config(dry_run=True))
+    out = tmp_path / "out"
+    stored = load_file(out / "check.safetensors")
+    save_file({**stored, "logits": stored["logits"] + 1}, out / "check.safetensors")
+    with pytest.raises(InputError, match="logits that differ by 1 from the stored ones"):
+        check(str(out))
+    state = load_file(out / "model.safetensors")
+    state["head.linear.bias"] += 1
+    save_file(state, out / "model.safetensors")
+    with pytest.raises(InputError, match=r"config\.json says"):
+        check(str(out))
+    (out / "check.safetensors").unlink()
+    with pytest.raises(InputError, match="was not written by mxa publish"):
+        check(str(out))
+    with pytest.raises(InputError, match="is not published"):
+        check("efficientvit_ml_m5.chexpert")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"repo": None}, "give a run folder and --repo"),
+        ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
+        ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
+        ({"data": "table", "root": "x.csv"}, "say what is not known of table"),
+        ({"note": "from /home/someone/data"}, "holds a path of this machine, /home/someone/data"),
+        ({"note": "as in C:\\Users\\someone"}, "holds a path of this machine"),
+        ({"note": "see phantom-00012 for one"}, "names a patient or an image"),
+    ],
+)
+def test_what_is_not_published(hub, config, fields, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message) if "Users" not in str(fields) else message):
+        publish(config(**fields))
+    assert not hub.asked
+
+
+def test_a_table_of_ones_own_is_not_told_about(table_run, tmp_path):
+    """Paths of the table, its images and its patients stay here; without --terms nothing is written."""
+    with pytest.raises(InputError, match="--terms and --license"):
+        publish(PublishConfig(str(table_run), REPO, dry_run=True, output=tmp_path / "out", replicates=20, workers=0))
+    options = {"terms": "of the lab", "license": "other", "split": "all"}
+    publish(PublishConfig(str(table_run), REPO, True, output=tmp_path / "out", replicates=20, workers=0, **options))
+    root = yaml.safe_load((table_run / "config.yaml").read_text())["root"]
+    for path in (tmp_path / "out").iterdir():
+        data = path.read_bytes()
+        assert str(root).encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name
+
+
+@pytest.fixture(scope="session")
+def table_run(tmp_path_factory):
+    import csv
+
+    folder = tmp_path_factory.mktemp("clinic")
+    phantoms = create_dataset("phantom", split="train")
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "patient", "Edema", "Mass"))
+        for i in range(24):
+            phantoms.records.image(i).resize((64, 64)).save(folder / f"scan{i}.png")
+            writer.writerow((f"scan{i}.png", f"MRN-{i // 2}", i % 2, i // 2 % 2))
+    output = folder / "run"
+    train(
+        TrainConfig(
+            output, data="table", root=str(folder / "table.csv"), img_size=64, epochs=1, batch_size=8, workers=0
+        )
+    )
+    return output
+
+
+def test_from_the_command_line(run, tmp_path, capsys):
+    from mxa.cli import main
+
+    arguments = [run, "--repo", REPO, "--dry-run", "--output", tmp_path / "out", "--replicates", 20, "--workers", 0]
+    main(["publish", *map(str, arguments)])
+    entry = json.loads(capsys.readouterr().out)
+    assert list(entry) == [REPO.partition("/")[2]] and entry[REPO.partition("/")[2]]["license"] == "apache-2.0"
+    main(["publish", "--check", str(tmp_path / "out")])
+    assert "as published" in capsys.readouterr().out
+
+
+def test_the_stored_input_is_a_phantom(config, tmp_path):
+    publish(config(dry_run=True))
+    from PIL import Image
+
+    from mxa.data import create_transform
+    from mxa.data.phantom import draw
+    from mxa.models.load import load_model
+
+    model = load_model(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "check.safetensors")
+    assert torch.equal(stored["input"][0], create_transform(model)(Image.fromarray(draw(0).image)))
+    assert mxa.label_names(model) is not None
+
+
+def test_an_image_in_the_folder(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    shutil.copy(__file__, tmp_path / "out" / "xray.png")
+    with pytest.raises(InputError, match="holds other files"):
+        publish(config(dry_run=True))
