@@ -27,6 +27,7 @@ def model_card(repo: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
     front = {"library_name": "timm", "license": entry["license"], "tags": ["mxa", "timm", "chest-x-ray", "multi-label"]}
     recipe = {k: v for k, v in entry["recipe"].items() if v is not None}
     scored = {k: v for k, v in result["models"][0]["about"][0].items() if k in ("data", "part", "views")}
+    seen = ", every image, training images included" if scored.get("part") == "all" else ""
     _, height, width = entry["preprocessing"]["input_size"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -45,8 +46,8 @@ def model_card(repo: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
         f"Weights: SHA-256 `{entry['sha256']}`, {entry['size']:,} bytes.\n",
         card(result),
         "## Limits\n",
-        f"Scored on {', '.join(f'{k} {v}' for k, v in scored.items())}, and nowhere else: other hospitals, scanners "
-        "and populations give other numbers. Labels with few positives have wide intervals. Scores are logits; "
+        f"Scored on {', '.join(f'{k} {v}' for k, v in scored.items())}{seen}, and nowhere else: other hospitals, "
+        "scanners and populations give other numbers. Labels with few positives have wide intervals. Scores are logits; "
         "probabilities need calibration on one's own patients (`mxa calibrate`).\n",
         "## Sources\n",
         f"{_PAPER}; Liu et al., *EfficientViT*, CVPR 2023. Made with mxa; cite both, and the data.\n",

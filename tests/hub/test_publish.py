@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -27,11 +28,31 @@ REPO = "lab/efficientvit_ml_m0_mxa.test"
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A run on a few phantoms, calibrated."""
+def phantom_run(tmp_path_factory):
+    """A run on phantoms, calibrated."""
     output = tmp_path_factory.mktemp("published") / "run"
     train(TrainConfig(output, img_size=64, epochs=1, batch_size=32, workers=0))
     calibrate(CalibrateConfig(str(output), workers=0))
+    return output
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run on a small table of one's own."""
+    folder = tmp_path_factory.mktemp("clinic")
+    phantoms = create_dataset("phantom", split="train")
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "patient", "Edema", "Mass"))
+        for i in range(24):
+            phantoms.records.image(i).resize((64, 64)).save(folder / f"scan{i}.png")
+            writer.writerow((f"scan{i}.png", f"MRN-{i // 2}", i % 2, i // 2 % 2))
+    output = folder / "run"
+    train(
+        TrainConfig(
+            output, data="table", root=str(folder / "table.csv"), img_size=64, epochs=1, batch_size=8, workers=0
+        )
+    )
     return output
 
 
@@ -39,13 +60,16 @@ def run(tmp_path_factory):
 def config(run, tmp_path):
     def build(**fields):
         options = {"run": str(run), "repo": REPO, "output": tmp_path / "out", "replicates": 20, "workers": 0}
-        return PublishConfig(**{**options, **fields})
+        terms = {"terms": "of the lab", "license": "other", "split": "all"}
+        return PublishConfig(**{**options, **terms, **fields})
 
     return build
 
 
-def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, run, tmp_path):
-    result = publish(config(dry_run=True))
+@pytest.mark.slow
+def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_path):
+    run, own = phantom_run, {"run": str(phantom_run), "terms": None, "license": None, "split": None}
+    result = publish(config(dry_run=True, **own))
     out = tmp_path / "out"
     assert not hub.asked and result["commit"] is None
     assert {p.name for p in out.iterdir()} == {
@@ -68,6 +92,7 @@ def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, run, tmp_path):
         assert words in rest, words
     assert check(str(out))["difference"] < 1e-4
     publish(config(dry_run=True))  # the same folder again
+    assert not (out / "calibration.json").exists()
 
 
 def test_published_and_loaded_back_to_the_bit(hub, config, run, monkeypatch):
@@ -117,10 +142,10 @@ def test_check_finds_other_weights_and_another_output(config, tmp_path):
         ({"repo": None}, "give a run folder and --repo"),
         ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
         ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
-        ({"data": "table", "root": "x.csv"}, "say what is not known of table"),
+        ({"terms": None}, "say what is not known of table"),
         ({"note": "from /home/someone/data"}, "holds a path of this machine, /home/someone/data"),
         ({"note": "as in C:\\Users\\someone"}, "holds a path of this machine"),
-        ({"note": "see phantom-00012 for one"}, "names a patient or an image"),
+        ({"note": "see scan12.png for one"}, "names a patient or an image"),
     ],
 )
 def test_what_is_not_published(hub, config, fields, message, tmp_path):
@@ -129,43 +154,20 @@ def test_what_is_not_published(hub, config, fields, message, tmp_path):
     assert not hub.asked
 
 
-def test_a_table_of_ones_own_is_not_told_about(table_run, tmp_path):
-    """Paths of the table, its images and its patients stay here; without --terms nothing is written."""
-    with pytest.raises(InputError, match="--terms and --license"):
-        publish(PublishConfig(str(table_run), REPO, dry_run=True, output=tmp_path / "out", replicates=20, workers=0))
-    options = {"terms": "of the lab", "license": "other", "split": "all"}
-    publish(PublishConfig(str(table_run), REPO, True, output=tmp_path / "out", replicates=20, workers=0, **options))
-    root = yaml.safe_load((table_run / "config.yaml").read_text())["root"]
+def test_where_it_was_trained_is_not_told(config, run, tmp_path):
+    publish(config(dry_run=True))
+    root = yaml.safe_load((run / "config.yaml").read_text())["root"]
     for path in (tmp_path / "out").iterdir():
         data = path.read_bytes()
-        assert str(root).encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name
-
-
-@pytest.fixture(scope="session")
-def table_run(tmp_path_factory):
-    import csv
-
-    folder = tmp_path_factory.mktemp("clinic")
-    phantoms = create_dataset("phantom", split="train")
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "patient", "Edema", "Mass"))
-        for i in range(24):
-            phantoms.records.image(i).resize((64, 64)).save(folder / f"scan{i}.png")
-            writer.writerow((f"scan{i}.png", f"MRN-{i // 2}", i % 2, i // 2 % 2))
-    output = folder / "run"
-    train(
-        TrainConfig(
-            output, data="table", root=str(folder / "table.csv"), img_size=64, epochs=1, batch_size=8, workers=0
-        )
-    )
-    return output
+        assert root.encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name
+    assert "training images included" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_from_the_command_line(run, tmp_path, capsys):
     from mxa.cli import main
 
     arguments = [run, "--repo", REPO, "--dry-run", "--output", tmp_path / "out", "--replicates", 20, "--workers", 0]
+    arguments += ["--terms", "of the lab", "--license", "apache-2.0", "--split", "all"]
     main(["publish", *map(str, arguments)])
     entry = json.loads(capsys.readouterr().out)
     assert list(entry) == [REPO.partition("/")[2]] and entry[REPO.partition("/")[2]]["license"] == "apache-2.0"
