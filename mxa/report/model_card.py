@@ -47,8 +47,8 @@ def model_card(repo: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
         card(result),
         "## Limits\n",
         f"Scored on {', '.join(f'{k} {v}' for k, v in scored.items())}{seen}, and nowhere else: other hospitals, "
-        "scanners and populations give other numbers. Labels with few positives have wide intervals. Scores are logits; "
-        "probabilities need calibration on one's own patients (`mxa calibrate`).\n",
+        "scanners and populations give other numbers. Labels with few positives have wide intervals. Scores are "
+        "logits; probabilities need calibration on one's own patients (`mxa calibrate`).\n",
         "## Sources\n",
         f"{_PAPER}; Liu et al., *EfficientViT*, CVPR 2023. Made with mxa; cite both, and the data.\n",
     ]
