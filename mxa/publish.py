@@ -28,7 +28,7 @@ from .models.hub import WEIGHTS_FILE, WeightsError, digest, fetch, manifest, pac
 from .models.load import load_model, named_outputs
 from .report.model_card import model_card
 
-__all__ = ["CHECK_FILE", "PublishConfig", "check", "publish"]
+__all__ = ["CHECK_FILE", "PublishConfig", "check", "describe", "headline", "publish"]
 
 CHECK_FILE = "check.safetensors"
 _FILES = (WEIGHTS_FILE, "config.json", CHECK_FILE, CALIBRATION, "README.md")
@@ -104,7 +104,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     labels = named_outputs(model)
     if name.partition(".")[0] != model.pretrained_cfg["architecture"]:
         raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
-    settings, recipe = _settings(run)
+    settings, recipe = describe(run)
     data = config.data or settings.get("data")
     terms, license = _TERMS.get(data, (None, None))
     terms, license = config.terms or terms, config.license or license
@@ -119,7 +119,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
     with tempfile.TemporaryDirectory() as folder:
         result = evaluate(EvaluateConfig((str(run),), Path(folder), data=data, **options, **scored))
-    metrics = _metrics(result)
+    metrics = headline(result)
     output.mkdir(parents=True, exist_ok=True)
     for path in output.iterdir():
         path.unlink()
@@ -147,7 +147,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}"}
     about |= {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
     write_text(output / "config.json", json.dumps(about, indent=1) + "\n")
-    write_text(output / "README.md", model_card(config.repo, entry, result))
+    write_text(output / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
     _refuse_private(output, create_dataset(data, split="all", **options).records, options["root"])
     commit = None if config.dry_run else _upload(output, config)
     return {"folder": output, "name": name, "entry": {**entry, "revision": commit}, "commit": commit}
@@ -201,7 +201,7 @@ def _example(run: str) -> str:
     return f"{read_config(config).get('architecture')}.TAG" if config.is_file() else "efficientvit_ml_m0_mxa.TAG"
 
 
-def _settings(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a run; and its recipe, which leaves out where it was run, and of files holds only their names."""
     path = run / "config.yaml"
     settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
@@ -212,8 +212,9 @@ def _settings(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, recipe
 
 
-def _metrics(result: dict[str, Any]) -> dict[str, Any]:
-    (model,) = result["models"]
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """The first model's means with their intervals, and on how many images, for the manifest."""
+    model = result["models"][0]
     names = [n for n in ("macro_auc_min20", "macro_auc", "micro_auc") if model.get(n) is not None]
     found = {name: [model[name], *(model.get(f"{name}_interval") or ())] for name in names}
     return {"part": model["about"][0]["part"], "images": model["images"], "patients": model["patients"], **found}

@@ -225,7 +225,8 @@ VARIANTS = {  # paper, Table N.1; the kernels are timm's
 
 def _entry_cfg(entry: dict) -> dict:
     """A configuration of timm's of an entry of the manifest; what timm has no field for stays there."""
-    names = LABEL_SPACES[entry["labels"]]
+    labels = entry["labels"]
+    names = LABEL_SPACES[labels] if isinstance(labels, str) else tuple(labels)
     source = {}
     if file := packaged(entry):
         source = {"file": str(file)}

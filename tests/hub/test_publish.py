@@ -103,7 +103,7 @@ def test_published_and_loaded_back_to_the_bit(hub, config, run, monkeypatch):
     assert holds(timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True), state)
     assert check(REPO)["sha256"] == result["entry"]["sha256"]
     name = REPO.partition("/")[2]
-    monkeypatch.setitem(weights.manifest(), name, {**result["entry"], "labels": "nih"})  # the entry to commit
+    monkeypatch.setitem(weights.manifest(), name, result["entry"])  # the entry to commit
     assert check(name)["sha256"] == result["entry"]["sha256"]
     monkeypatch.setitem(weights.manifest()[name], "sha256", "0" * 64)
     with pytest.raises(InputError, match=r"weights\.json says 0000"):

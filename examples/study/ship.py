@@ -1,0 +1,87 @@
+"""Puts a run's weights, in half precision, into the package, and writes their entry of the manifest and their card.
+
+    python examples/study/ship.py RUN PLAIN --root NIH8K --tag r160_nih8k --note "..."
+
+PLAIN is a run that stands beside it in the card. Both are scored on the collection's test part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import mxa
+from mxa.data import data_config
+from mxa.evaluate import EvaluateConfig, evaluate
+from mxa.labels import LABEL_SPACES
+from mxa.models.hub import digest
+from mxa.models.load import load_model
+from mxa.publish import describe, headline
+from mxa.report.model_card import model_card
+
+MODELS = Path(mxa.__file__).parent / "models"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("plain", type=Path)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--tag", required=True)
+    parser.add_argument("--note", required=True, help="what must be said beside the scores")
+    args = parser.parse_args()
+    model = load_model(args.run)
+    name = f"{model.pretrained_cfg['architecture']}.{args.tag}"
+    state = load_file(args.run / "model.safetensors")
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    assert all(v.isfinite().all() for v in half.values()), "a weight is out of the range of half precision"
+    file = MODELS / f"{name}.safetensors"
+    save_file(half, file)
+
+    with tempfile.TemporaryDirectory() as folder:
+        shipped = Path(folder) / name
+        shipped.mkdir()
+        rounded = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
+        save_file(rounded, shipped / "model.safetensors")
+        (shipped / "config.json").write_bytes((args.run / "config.json").read_bytes())
+        models = (str(shipped), str(args.plain))
+        where = {"data": "nih", "root": args.root, "note": args.note, "workers": 0}
+        result = evaluate(EvaluateConfig(models, Path(folder) / "out", **where))
+    labels = next(space for space, names in LABEL_SPACES.items() if names == mxa.label_names(model))
+    _, recipe = describe(args.run)
+    entry = {
+        "repo": None,
+        "revision": None,
+        "file": file.name,
+        "sha256": digest(file),
+        "size": file.stat().st_size,
+        "labels": labels,
+        "preprocessing": {"input_size": list(data_config(model)["input_size"])},
+        "data": "NIH ChestX-ray14, a part of it (docs/weights-r160_nih8k.md)",
+        "terms": "use unrestricted; link the source, cite Wang et al. (CVPR 2017), acknowledge the NIH Clinical Center",
+        "recipe": "nih8k_m0_mxa",
+        "metrics": headline(result),
+        "license": "apache-2.0",
+    }
+    path = MODELS / "weights.json"
+    manifest = {**json.loads(path.read_text()), name: entry}
+    parts = []
+    for key, about in manifest.items():  # a line a field
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in about.items())
+        parts.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    card = {**entry, "labels": mxa.label_names(model), "recipe": recipe, "terms": f"NIH ChestX-ray14: {entry['terms']}"}
+    docs = Path(__file__).parents[2] / "docs" / f"weights-{args.tag}.md"
+    docs.write_text(model_card(name, card, result))
+    print(yaml.safe_dump({name: entry}, sort_keys=False))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
