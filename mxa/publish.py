@@ -240,7 +240,8 @@ def _refuse_private(folder: Path, records: Any, root: str | None) -> None:
     for path in folder.iterdir():
         if path.suffix == ".safetensors":
             with path.open("rb") as file:  # the header; the rest is numbers
-                text = file.read(8 + int.from_bytes(file.read(8), "little")).decode("utf-8", "replace")
+                size = int.from_bytes(file.read(8), "little")
+                text = file.read(size).decode("utf-8", "replace")
         else:
             text = path.read_text()
         local = re.search(r"(?<![\w:/.])(?:/(?:home|root|Users|mnt|data|work|tmp|srv|scratch)/|[A-Z]:\\)\S*", text)
