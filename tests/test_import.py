@@ -73,7 +73,7 @@ def test_leaves_out(imported, module):
 
 
 PUBLIC = {
-    "mxa": ["__version__", "label_names", "labels", "layers", "models", "set_label_names"],
+    "mxa": ["__version__", "label_names", "load_labels", "labels", "layers", "models", "set_label_names"],
     "mxa.labels": [
         "CHEXPERT",
         "LABEL_SPACES",
@@ -118,7 +118,7 @@ PUBLIC = {
         "roi_resize3d",
         "ungraft",
     ],
-    "mxa.models": ["EfficientVitMl", "label_names", "save_pretrained", "set_label_names"],
+    "mxa.models": ["EfficientVitMl", "label_names", "load_labels", "save_pretrained", "set_label_names"],
 }
 
 
