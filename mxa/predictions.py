@@ -94,7 +94,10 @@ class Predictions:
         columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels) if targets}
         table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.about)})
-        atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+        scores = [name for name in table.column_names if name.startswith("logit:")]
+        texts = [name for name in table.column_names if name not in scores]
+        packed = {"compression": "zstd", "use_dictionary": texts, "use_byte_stream_split": scores}
+        atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
 
 
 def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -> Predictions:
