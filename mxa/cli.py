@@ -199,9 +199,13 @@ def _publish(config: Any) -> None:
         print(f"{found['folder']}: SHA-256 {found['sha256']}, logits differ by {found['difference']:.1g}: as published")
         return
     result = publish(config)
-    print(json.dumps({result["name"]: result["entry"]}, indent=1))
     where = "nothing was uploaded" if result["commit"] is None else f"{config.repo}, commit {result['commit']}"
-    print(f"written: {result['folder']} ({where}); above, its entry for mxa/models/weights.json", file=sys.stderr)
+    print(f"written: {result['folder']} ({where})", file=sys.stderr)
+    if result["entry"]:
+        print("its entry for mxa/models/weights.json:", file=sys.stderr)
+        print(json.dumps({result["name"]: result["entry"]}, indent=1))
+    elif result["arguments"]:
+        print(f"it needs {result['arguments']}, so it loads as hf-hub:{config.repo} alone", file=sys.stderr)
 
 
 def _bench_models(config: Any) -> None:

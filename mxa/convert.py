@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class ConvertConfig:
     output: Path
     """Folder for model.safetensors and config.json."""
     labels: str | None = None
-    """Names of the outputs: "chexpert", "nih", ... or names separated by commas; CheXpert's by default where there are
-    14."""
+    """Names of the outputs: "chexpert", "nih", ... or names separated by commas; by default what the file or the
+    config.json beside it says, and CheXpert's for 14 outputs of the published code."""
     img_size: int = 224
     """Side of the input that the checkpoint was trained at, in pixels."""
 
@@ -52,15 +53,21 @@ def convert(config: ConvertConfig) -> list[str]:
     path, output = Path(config.checkpoint), Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} is in use: give another folder")
-    state = {k: v for k, v in _read(path).items() if not k.endswith("attention_bias_idxs")}
+    state, names = _read(path)
+    state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
     notes: list[str] = []
     if any(key.startswith("blocks1.") for key in state):
-        state = _renamed(state, notes)
+        state, names = _renamed(state, notes), names or CHEXPERT
     if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
         raise InputError(f"{path} is no EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
     name, arguments = _architecture(state, path)
-    outputs, channels = state["head.linear.weight"].shape[0], state["patch_embed.conv1.conv.weight"].shape[1]
-    labels = _labels(config.labels, outputs)
+    head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
+    if head is None or head.ndim != 2:
+        raise InputError(f"{path} has no head (head.linear.weight of two dimensions)")
+    if channels not in (1, 3):
+        raise InputError(f"{path} takes {channels} channels; an X-ray gives 1 or 3")
+    outputs = head.shape[0]
+    labels = _labels(config.labels, names, outputs)
     model = create(name, config.img_size, num_classes=outputs, in_chans=channels, **arguments)
     if "mxa_roi_head" in arguments:  # the published MXA has no gate and one bias less
         own = model.state_dict()
@@ -80,22 +87,26 @@ def convert(config: ConvertConfig) -> list[str]:
     return [f"{name} with {outputs} outputs: {named}", *notes]
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The tensors of a file, and the names of its outputs where it, or the config.json beside it, has them."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            beside = path.with_name("config.json")
+            names = json.loads(beside.read_text()).get("label_names") if beside.is_file() else None
+            return safetensors.torch.load_file(path), tuple(names or ())
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no common class for what a file may be
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
+    names = tuple(content.get("labels") or ()) if isinstance(content, Mapping) else ()
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state_dict")
-    return {str(k).removeprefix("module."): v for k, v in content.items()}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(k)): v for k, v in content.items()}, names
 
 
 _PUBLISHED_MXA = {
@@ -172,9 +183,9 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict
     return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
 
 
-def _labels(given: str | None, outputs: int) -> tuple[str, ...] | None:
+def _labels(given: str | None, known: tuple[str, ...], outputs: int) -> tuple[str, ...] | None:
     if given is None:
-        return CHEXPERT if outputs == len(CHEXPERT) else None
+        return known if outputs == len(known) else None
     names = LABEL_SPACES.get(given) or tuple(name.strip() for name in given.split(","))
     if len(names) != outputs:
         raise InputError(f"--labels has {len(names)} names for {outputs} outputs")

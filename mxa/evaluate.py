@@ -24,6 +24,7 @@ from .data.table import find_columns
 from .data.tables import read_table_file
 from .errors import InputError, require
 from .inference import predict_logits
+from .models.hub import digest as file_digest
 from .models.load import load_model, named_outputs
 from .predictions import (
     CASE_COLUMNS,
@@ -314,7 +315,7 @@ def weights_sha256(name: str, model: nn.Module | None = None) -> str:
     """SHA-256 of a run folder's ``model.safetensors``; of the tensors, by name, of any other model."""
     file = Path(name) / "model.safetensors"
     if file.is_file():
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return file_digest(file)
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())

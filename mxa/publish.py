@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch import nn
 
@@ -24,7 +27,7 @@ from .data import Collection, create_dataset, create_transform, data_config
 from .data.phantom import draw
 from .errors import InputError
 from .evaluate import EvaluateConfig, evaluate
-from .models.hub import WEIGHTS_FILE, WeightsError, digest, fetch, manifest, packaged, read_config
+from .models.hub import WEIGHTS_FILE, WeightsError, digest, fetch, manifest, packaged, read_config, read_weights
 from .models.load import load_model, named_outputs
 from .report.model_card import model_card
 
@@ -32,6 +35,8 @@ __all__ = ["CHECK_FILE", "PublishConfig", "check", "describe", "headline", "publ
 
 CHECK_FILE = "check.safetensors"
 _FILES = (WEIGHTS_FILE, "config.json", CHECK_FILE, CALIBRATION, "README.md")
+#: Arguments of a model that its configuration has anyhow.
+_NEUTRAL = {"num_classes", "img_size", "in_chans", "global_pool", "label_names"}
 #: What may be done with the images of a collection, and a licence of weights that follows.
 _TERMS = {
     "nih": ("NIH ChestX-ray14: use unrestricted; link the source, cite Wang et al. (CVPR 2017), acknowledge the NIH "
@@ -60,7 +65,7 @@ class PublishConfig:
     output: Path | None = None
     """Folder to write; RUN/publish by default."""
     data: Collection | None = None
-    """Collection to evaluate on; as all that follow, the run's own by default."""
+    """Collection to evaluate on; with root and columns, the run's own by default."""
     root: str | None = None
     """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
     columns: str | None = None
@@ -86,7 +91,8 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     """Evaluates a run, writes what is uploaded, and uploads it.
 
     Returns:
-        ``folder``; ``name`` and ``entry`` of the manifest; ``commit``, None where nothing was uploaded.
+        ``folder``; ``name``; ``commit``, None where nothing was uploaded; ``entry`` for the manifest, None without a
+        commit and where the model needs ``arguments`` that an entry cannot give (it loads by ``hf-hub:`` then).
 
     Raises:
         InputError: bad input, or a file that holds what must not leave the house: a path of this machine, a patient, an
@@ -100,57 +106,84 @@ def publish(config: PublishConfig) -> dict[str, Any]:
             f"--repo {config.repo} must be organisation/architecture.tag, such as lab/{_example(config.run)}"
         )
     run, name = Path(config.run), config.repo.partition("/")[2]
+    if not (run / WEIGHTS_FILE).is_file() or not (run / "config.json").is_file():
+        raise InputError(f"{run} is no run folder: it holds no {WEIGHTS_FILE} and config.json")
+    try:
+        validate_repo_id(config.repo)
+    except HFValidationError as error:
+        raise InputError(f"--repo {config.repo}: {error}") from None
     model = load_model(run)
     labels = named_outputs(model)
     if name.partition(".")[0] != model.pretrained_cfg["architecture"]:
         raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
     settings, recipe = describe(run)
-    data = config.data or settings.get("data")
-    terms, license = _TERMS.get(data, (None, None))
+    trained_on = settings.get("data")
+    terms, license = _TERMS.get(trained_on, (None, None))
     terms, license = config.terms or terms, config.license or license
-    if not data or not terms or not license:
-        raise InputError(f"say what is not known of {data or 'the collection'}: --data, --terms and --license")
+    data = config.data or trained_on
+    if not terms or not license:
+        raise InputError(f"say what is not known of {trained_on or 'its training data'}: --terms and --license")
+    if not data:
+        raise InputError(f"{run} has no config.yaml: give --data (and --root) to evaluate it on")
     output = Path(config.output or run / "publish")
+    if output.resolve() == run.resolve():
+        raise InputError(f"--output {output} is the run itself: give another folder")
     if output.exists() and (not output.is_dir() or {p.name for p in output.iterdir()} - set(_FILES)):
         raise InputError(f"--output {output} holds other files: give another folder")
 
-    options = {k: getattr(config, k) or settings.get(k) for k in ("root", "columns")}
-    options |= {k: settings[k] for k in ("views", "merge", "blank") if k in settings}
+    options = {k: settings[k] for k in ("root", "columns", "views", "merge", "blank") if k in settings}
+    if config.data not in (None, trained_on):
+        options = {}
+    options |= {k: getattr(config, k) for k in ("root", "columns") if getattr(config, k)}
     scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
     with tempfile.TemporaryDirectory() as folder:
-        result = evaluate(EvaluateConfig((str(run),), Path(folder), data=data, **options, **scored))
-    metrics = headline(result)
-    output.mkdir(parents=True, exist_ok=True)
-    for path in output.iterdir():
-        path.unlink()
-    shutil.copyfile(run / WEIGHTS_FILE, output / WEIGHTS_FILE)
-    if (run / CALIBRATION).is_file():
-        read_calibration(run)
-        shutil.copyfile(run / CALIBRATION, output / CALIBRATION)
-    safetensors.torch.save_file(_check_tensors(model), output / CHECK_FILE)
+        named = Path(folder) / name
+        named.symlink_to(run.resolve(), target_is_directory=True)
+        result = evaluate(EvaluateConfig((str(named),), Path(folder) / "out", data=data, **options, **scored))
+    about = read_config(run / "config.json")
     entry = {
         "repo": config.repo,
         "revision": None,
         "file": WEIGHTS_FILE,
-        "sha256": digest(output / WEIGHTS_FILE),
-        "size": (output / WEIGHTS_FILE).stat().st_size,
+        "sha256": digest(run / WEIGHTS_FILE),
+        "size": (run / WEIGHTS_FILE).stat().st_size,
         "labels": list(labels),
         "preprocessing": {k: data_config(model)[k] for k in ("input_size", "mean", "std", "interpolation")},
-        "data": data,
+        "data": trained_on,
         "terms": terms,
         "recipe": recipe,
-        "metrics": metrics,
+        "metrics": headline(result),
         "license": license,
     }
-    about = json.loads((run / "config.json").read_text())
-    about["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
-    about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}"}
-    about |= {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
-    write_text(output / "config.json", json.dumps(about, indent=1) + "\n")
-    write_text(output / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
-    _refuse_private(output, create_dataset(data, split="all", **options).records, options["root"])
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder)
+        shutil.copyfile(run / WEIGHTS_FILE, staged / WEIGHTS_FILE)
+        if (run / CALIBRATION).is_file():
+            read_calibration(run)
+            shutil.copyfile(run / CALIBRATION, staged / CALIBRATION)
+        safetensors.torch.save_file(_check_tensors(model), staged / CHECK_FILE)
+        about["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
+        extra = {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
+        about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}", **extra}
+        write_text(staged / "config.json", json.dumps(about, indent=1) + "\n")
+        write_text(staged / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
+        collections = [(data, options), *([(trained_on, settings)] if trained_on not in (None, data) else [])]
+        _refuse_private(staged, collections)
+        output.mkdir(parents=True, exist_ok=True)
+        for file in _FILES:
+            if (staged / file).is_file():
+                shutil.move(staged / file, output / file)
+            else:
+                (output / file).unlink(missing_ok=True)
     commit = None if config.dry_run else _upload(output, config)
-    return {"folder": output, "name": name, "entry": {**entry, "revision": commit}, "commit": commit}
+    own = {k: v for k, v in (about.get("model_args") or {}).items() if k not in _NEUTRAL}
+    return {
+        "folder": output,
+        "name": name,
+        "commit": commit,
+        "entry": {**entry, "revision": commit} if commit and not own else None,
+        "arguments": own,
+    }
 
 
 def check(source: str) -> dict[str, Any]:
@@ -174,7 +207,12 @@ def check(source: str) -> dict[str, Any]:
             raise InputError(f"{source} comes with the package, which checks it whenever it is loaded")
         if source in manifest() and not entry["sha256"]:
             raise InputError(f"{source} is not published: give a folder or organisation/name")
-        repo, revision, known = entry.get("repo", source), entry.get("revision"), entry.get("sha256")
+        repo, _, revision = source.partition("@")
+        if entry:
+            repo, revision = entry["repo"], entry["revision"]
+        elif not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+            raise InputError(f"{source} is no folder, no name of the manifest and no organisation/name")
+        known, revision = entry.get("sha256"), revision or None
         folder = fetch(repo, "config.json", revision).parent
         for name in (WEIGHTS_FILE, CHECK_FILE):
             fetch(repo, name, folder.name)
@@ -182,10 +220,13 @@ def check(source: str) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"{folder} has no {name}: it was not written by mxa publish")
     found = digest(folder / WEIGHTS_FILE)
-    for where, wanted in (("config.json", read_config(folder / "config.json").get("sha256")), ("weights.json", known)):
+    stated = read_config(folder / "config.json").get("sha256", "no hash")
+    for where, wanted in (("config.json", stated), ("weights.json", known)):
         if wanted not in (None, found):
             raise InputError(f"{folder / WEIGHTS_FILE} has SHA-256 {found}, {where} says {wanted}: get it again")
-    stored = safetensors.torch.load_file(folder / CHECK_FILE)
+    stored = read_weights(folder / CHECK_FILE)
+    if set(stored) != {"input", "logits"}:
+        raise InputError(f"{folder / CHECK_FILE} holds no input and logits: it was not written by mxa publish")
     with torch.no_grad():
         logits = load_model(folder)(stored["input"])
     difference = float((logits - stored["logits"]).abs().max())
@@ -205,11 +246,15 @@ def describe(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a run; and its recipe, which leaves out where it was run, and of files holds only their names."""
     path = run / "config.yaml"
     settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    recipe = {k: v for k, v in settings.items() if k not in _FREE}
-    for key in ("teacher", "init"):
-        if recipe.get(key):
-            recipe[key] = re.split(r"[/\\]", recipe[key])[-1]
+    recipe = {k: _without_folders(v) for k, v in settings.items() if k not in _FREE}
     return settings, recipe
+
+
+def _without_folders(value: Any) -> Any:
+    """Leaves of a path in a text its last part; names of the Hub stay."""
+    if not isinstance(value, str) or value.startswith("hf-hub:"):
+        return value
+    return re.sub(r"(?:[A-Za-z][\w-]*:)?[^\s,\"'{}:]*[/\\]", "", value)
 
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
@@ -227,16 +272,28 @@ def _check_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {"input": x, "logits": model(x)}
 
 
-def _refuse_private(folder: Path, records: Any, root: str | None) -> None:
-    """Refuses files that are not expected, and texts with a path, a patient or an image of the collection.
+_PATH = re.compile(
+    r"(?<![\w/.])(?:~|\.\.?)?/(?:[\w.@-]+/)+[\w.@-]+|~/\w+|\b[a-z]:\\\S*|\\\\\w\S*|\b(?:file|s3|gs|smb|nfs|local-dir)://?\S*",
+    re.IGNORECASE,
+)
 
-    A patient who is a number of fewer than six digits cannot be told from another number.
+
+def _refuse_private(folder: Path, collections: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Refuses files that are not expected, and texts with a path, a patient or an image of the collections.
+
+    A patient or a file that is a number of fewer than six digits cannot be told from another number.
     """
     if other := [p.name for p in folder.iterdir() if p.name not in _FILES]:
         raise InputError(f"{folder} holds {', '.join(other)}, which is not uploaded")
-    names = [Path(p).name for p in records.paths]
-    people = {p for p in map(str, records.patients) if len(p) > 5 or not p.isdigit()}
-    people |= {*names, *(name.partition(".")[0] for name in names)}
+    people: set[str] = set()
+    for data, options in collections:
+        chosen = {k: options[k] for k in ("root", "columns") if options.get(k)}
+        records = create_dataset(data, split="all", views="all", **chosen).records
+        names = {Path(p).name for p in records.paths}
+        stems = {name.rpartition(".")[0] for name in names}
+        people |= {p for p in map(str, records.patients) if len(p) > 5 or not p.isdigit()}
+        people |= {n for n in names if "." in n} | {s for s in stems if any(map(str.isdigit, s)) and len(s) > 5}
+    people = {name.casefold() for name in people if name}
     for path in folder.iterdir():
         if path.suffix == ".safetensors":
             with path.open("rb") as file:  # the header; the rest is numbers
@@ -244,12 +301,12 @@ def _refuse_private(folder: Path, records: Any, root: str | None) -> None:
                 text = file.read(size).decode("utf-8", "replace")
         else:
             text = path.read_text()
-        local = re.search(r"(?<![\w:/.])(?:/(?:home|root|Users|mnt|data|work|tmp|srv|scratch)/|[A-Z]:\\)\S*", text)
-        if local or (root and Path(root).is_absolute() and str(root) in text):
-            raise InputError(f"{path} holds a path of this machine, {local[0] if local else root}: take it out")
-        words = set(re.findall(r"[\w.-]+", text))
-        if found := words & people:
-            raise InputError(f"{path} names a patient or an image of the collection ({len(found)} words): take it out")
+        if local := _PATH.search(text):
+            raise InputError(f"{path.name} would hold a path of this machine, {local[0]}: take it out")
+        text = text.casefold()
+        found = [n for n in people if n in text and re.search(rf"(?<![a-z0-9]){re.escape(n)}(?![a-z0-9])", text)]
+        if found:
+            raise InputError(f"{path.name} would name a patient or an image ({len(found)} of them): take it out")
 
 
 def _upload(folder: Path, config: PublishConfig) -> str:
@@ -259,7 +316,11 @@ def _upload(folder: Path, config: PublishConfig) -> str:
     try:
         api.create_repo(config.repo, private=config.private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=config.repo, folder_path=folder, commit_message=f"mxa {__version__}", allow_patterns=list(_FILES)
+            repo_id=config.repo,
+            folder_path=folder,
+            commit_message=f"mxa {__version__}",
+            allow_patterns=list(_FILES),
+            delete_patterns=["*"],
         )
     except errors.HfHubHTTPError as error:
         status = error.response.status_code

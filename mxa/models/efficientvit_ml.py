@@ -23,7 +23,7 @@ from torch import nn
 
 from ..labels import LABEL_SPACES
 from ..layers import MXABlock
-from .hub import load_own_copy, manifest, packaged, weights_of
+from .hub import WeightsError, load_own_copy, manifest, named_beside, packaged, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
 __all__ = ["VARIANTS", "EfficientVitMl"]
@@ -259,9 +259,17 @@ def _create_efficientvit_ml(
 ) -> EfficientVitMl:
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained:
-        copy = load_own_copy(variant, cfg, label_names=label_names, **kwargs)
+        copy = load_own_copy(variant, cfg, pretrained_cfg_overlay, label_names=label_names, **kwargs)
         if copy is not None:
             return copy
+        if cfg.file and "label_names" not in (pretrained_cfg_overlay or {}):
+            cfg = named_beside(cfg)
+        stored, wanted = cfg.label_names, kwargs.get("num_classes", cfg.num_classes)
+        if label_names and stored and wanted == cfg.num_classes and tuple(label_names) != tuple(stored):
+            raise WeightsError(
+                f"these weights are for {', '.join(stored)}: other names for the same outputs would be wrong; load "
+                "them, then mxa.load_labels(model, names)"
+            )
         state = weights_of(variant, cfg, kwargs.get("cache_dir"))
         pretrained_cfg_overlay = {**(pretrained_cfg_overlay or {}), "state_dict": state, "source": None}
     features_only = kwargs.get("features_only", False)

@@ -7,9 +7,11 @@ from typing import Any
 
 import timm
 from timm.models import load_pretrained, register_model
+from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from ..layers.graft import GRAFTED, graft
+from .hub import weights_of
 
 __all__ = ["mxa_grafted"]
 
@@ -36,9 +38,11 @@ def mxa_grafted(
     model = graft(timm.create_model(base, **kwargs), **(grafted or {}))
     if pretrained:
         family = sys.modules[timm.models.model_entrypoint(base).__module__]
+        cfg = model.pretrained_cfg
+        state = weights_of(GRAFTED, resolve_pretrained_cfg(GRAFTED, cfg))
         load_pretrained(
             model,
-            model.pretrained_cfg,
+            {**cfg, "state_dict": state, "source": None},
             num_classes=model.num_classes,
             in_chans=kwargs.get("in_chans", 3),
             filter_fn=getattr(family, "checkpoint_filter_fn", None),  # resizes position embeddings, for one

@@ -5,6 +5,7 @@ Only safetensors are read, never a pickle. What the manifest has a hash for must
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -20,6 +21,8 @@ from safetensors import SafetensorError
 from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
+from ..errors import InputError
+
 __all__ = [
     "WEIGHTS_FILE",
     "WeightsError",
@@ -27,6 +30,7 @@ __all__ = [
     "fetch",
     "load_own_copy",
     "manifest",
+    "named_beside",
     "packaged",
     "read_config",
     "read_weights",
@@ -38,7 +42,7 @@ WEIGHTS_FILE = "model.safetensors"
 _logger = logging.getLogger(__name__)
 
 
-class WeightsError(RuntimeError):
+class WeightsError(RuntimeError, InputError):
     """Weights that cannot be had, or that nobody vouched for. The message says what, where, and what to do."""
 
 
@@ -73,24 +77,35 @@ def weights_of(variant: str, cfg: PretrainedCfg, cache_dir: str | None = None) -
     """
     if cfg.state_dict:
         return cfg.state_dict
-    if cfg.source == "local-dir":
-        return read_weights(Path(cfg.file) / WEIGHTS_FILE)
-    name = f"{variant}.{cfg.tag}"
-    entry = manifest().get(name, {}) if not cfg.source else {}
+    name = f"{variant}.{cfg.tag or 'chexpert'}"
     if cfg.file:
-        return read_weights(Path(cfg.file), entry["sha256"] if Path(cfg.file) == packaged(entry) else None)
+        path, entry = Path(cfg.file), manifest().get(name, {})
+        if cfg.source == "local-dir":
+            path = path / WEIGHTS_FILE
+            return read_weights(path, _stored_hash(path))
+        return read_weights(path, entry["sha256"] if path == packaged(entry) else None)
     if cfg.hf_hub_id:
         repo, _, revision = cfg.hf_hub_id.partition("@")
         path = fetch(repo, cfg.hf_hub_filename or WEIGHTS_FILE, revision or None, cache_dir)
-        ours = entry.get("repo") == repo and entry.get("revision") == revision
-        return read_weights(path, entry["sha256"] if ours else None)
+        known = [e["sha256"] for e in manifest().values() if (e["repo"], e["revision"]) == (repo, revision)]
+        return read_weights(path, known[0] if known else _stored_hash(path))
     if cfg.url:
         raise WeightsError(f"{name}: weights are not loaded from a URL: download {cfg.url} and give file=PATH")
     raise WeightsError(_unpublished(name, variant))
 
 
-def load_own_copy(variant: str, cfg: PretrainedCfg, **kwargs: Any) -> nn.Module | None:
-    """A model with the weights that the organisation of ``MXA_HUB_ORG`` keeps under this name; None where unset.
+def _stored_hash(weights: Path) -> str | None:
+    """The hash that ``mxa publish`` wrote into the configuration beside the weights."""
+    config = weights.with_name("config.json")
+    return read_config(config).get("sha256") if config.is_file() else None
+
+
+def load_own_copy(
+    variant: str, cfg: PretrainedCfg, overlay: dict[str, Any] | None = None, **kwargs: Any
+) -> nn.Module | None:
+    """A model with the weights that the organisation of ``MXA_HUB_ORG`` keeps under this name.
+
+    None where it is unset, and where the configuration or its overlay name another source.
 
     The copy's ``config.json`` must be of this architecture and these labels; its preprocessing is taken.
 
@@ -99,7 +114,8 @@ def load_own_copy(variant: str, cfg: PretrainedCfg, **kwargs: Any) -> nn.Module 
     """
     name = f"{variant}.{cfg.tag}"
     entry = manifest().get(name)
-    if entry is None or packaged(entry) or cfg.source or cfg.file or cfg.state_dict or not _organisation():
+    elsewhere = cfg.source or cfg.file or cfg.state_dict or any((overlay or {}).get(k) for k in ("hf_hub_id", "url"))
+    if entry is None or packaged(entry) or elsewhere or not _organisation():
         return None
     owner, revision = _organisation()
     repo, cache_dir = f"{owner}/{name}", kwargs.get("cache_dir")
@@ -112,10 +128,17 @@ def load_own_copy(variant: str, cfg: PretrainedCfg, **kwargs: Any) -> nn.Module 
             f"{repo} holds {theirs[0]} for {', '.join(theirs[1]) or 'outputs without names'}, not {variant} for "
             f"{', '.join(cfg.label_names)}: load it by its own name, hf-hub:{repo}"
         )
-    read_weights(path, entry["sha256"])
-    _logger.info("%s: SHA-256 %s", name, digest(path))
+    found = digest(path)
+    if entry["sha256"] not in (None, found):
+        raise WeightsError(_other_hash(path, found, entry["sha256"]))
+    _logger.info("%s: SHA-256 %s", name, found)
     kwargs.pop("mxa", None)  # of the architecture, which the folder names
-    model = timm.create_model(f"local-dir:{config.parent}", pretrained=True, **kwargs)
+    if overlay:
+        kwargs["pretrained_cfg_overlay"] = overlay
+    try:
+        model = timm.create_model(f"local-dir:{config.parent}", pretrained=True, **kwargs)
+    except TypeError as error:
+        raise WeightsError(f"{repo}: its config.json asks for what {variant} has not ({error})") from error
     for key in ("file", "source"):
         model.pretrained_cfg.pop(key)
     model.pretrained_cfg.update(hf_hub_id=f"{repo}@{config.parent.name}", tag=cfg.tag)
@@ -131,7 +154,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} does not read ({error}): delete it, and get it again") from error
+        raise WeightsError(f"{path} does not read ({error}): delete {path.resolve()}, and get it again") from error
     if not isinstance(about, dict):
         raise WeightsError(f"{path} is no model's configuration")
     return about
@@ -142,11 +165,21 @@ def packaged(entry: dict[str, Any]) -> Path | None:
     return Path(__file__).with_name(entry["file"]) if entry.get("sha256") and not entry.get("repo") else None
 
 
+def named_beside(cfg: PretrainedCfg) -> PretrainedCfg:
+    """A configuration of a file with the names of the outputs that the ``config.json`` beside the file has."""
+    config = Path(cfg.file).with_name("config.json")
+    if cfg.source or not config.is_file():
+        return cfg
+    names = read_config(config).get("label_names")
+    return dataclasses.replace(cfg, label_names=tuple(names) if names else None)
+
+
 def _unpublished(name: str, variant: str) -> str:
     recipe = "paper_mxa_kd" if variant.endswith("_mxa") else "paper_baseline"
     return (
         f"no weights are published for {name} yet. (1) Train them: mxa train --recipe {recipe} --model {variant} "
-        f'--data chexpert --root ROOT. (2) Load your own: timm.create_model("local-dir:RUN_DIR", pretrained=True), or '
+        f"--data chexpert --root ROOT --output RUN. (2) Load your own: "
+        f'timm.create_model("local-dir:RUN", pretrained=True), or '
         f"pretrained_cfg_overlay=dict(file='model.safetensors', num_classes=..., label_names=...). (3) Load an "
         f"organisation's copy from the Hub: MXA_HUB_ORG=name reads name/{name}. ImageNet weights to start from: "
         f"{variant}.r224_in1k with num_classes=...; random weights: pretrained=False."
@@ -173,6 +206,8 @@ def fetch(repo: str, file: str, revision: str | None = None, cache_dir: str | No
         raise WeightsError(f"{where}: no such repository, or a private one: check the name, and {token}") from error
     except errors.LocalEntryNotFoundError as error:
         kept = cache_dir or constants.HF_HUB_CACHE
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise WeightsError(f"{where}: {_status(error.__cause__, token)}") from error
         if constants.is_offline_mode():
             raise WeightsError(
                 f"{file} of {where} is not in the cache {kept} and HF_HUB_OFFLINE is set: unset it once, or give a "
@@ -189,13 +224,16 @@ def fetch(repo: str, file: str, revision: str | None = None, cache_dir: str | No
     except errors.HFValidationError as error:
         raise WeightsError(f"{repo!r} is no name of a repository (organisation/name): {error}") from error
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        what = f"no access: {token}" if status in (401, 403) else f"the server answered {status}: try again later"
-        raise WeightsError(f"{where}: {what}") from error
+        raise WeightsError(f"{where}: {_status(error, token)}") from error
     except (OSError, errors.HTTPError) as error:
-        raise WeightsError(f"{where}: {file} was not downloaded ({error}): load again, it goes on") from error
+        raise WeightsError(f"{where}: {file} was not downloaded ({error}): load again") from error
     _logger.info("%s of %s, revision %s", file, where, path.parent.name)
     return path
+
+
+def _status(error: Any, token: str) -> str:
+    status = error.response.status_code
+    return f"no access: {token}" if status in (401, 403) else f"the server answered {status}: try again later"
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
@@ -222,7 +260,9 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         with path.open("rb") as file:
             start = file.read(2)
         looks = "a pickle by another name: it is not opened" if start in (b"PK", b"\x80\x02", b"\x80\x04") else error
-        raise WeightsError(f"{path} is no whole safetensors file ({looks}): delete it, and get it again") from error
+        raise WeightsError(f"{path} is no whole safetensors file ({looks}): {_again(path)}") from error
+    if not state:
+        raise WeightsError(f"{path} holds no weights: {_again(path)}")
     half = (torch.float16, torch.bfloat16)
     return {key: value.float() if value.dtype in half else value for key, value in state.items()}
 
@@ -234,6 +274,18 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def _again(path: Path) -> str:
+    if path.parent == Path(__file__).parent:
+        return "install mxa again"
+    return f"delete {path.resolve()}, and load or make it again"
+
+
+def _other_hash(path: Path, found: str, wanted: str) -> str:
+    return (
+        f"{path} is damaged or was replaced: its SHA-256 is {found}, that of these weights is {wanted}; {_again(path)}"
+    )
 
 
 def _verify(path: Path, sha256: str) -> None:
@@ -249,10 +301,7 @@ def _verify(path: Path, sha256: str) -> None:
         pass
     found = digest(path)
     if found != sha256:
-        raise WeightsError(
-            f"{path} is damaged or was replaced: its SHA-256 is {found}, that of these weights is {sha256}. Delete "
-            f"{path.resolve()} and load again"
-        )
+        raise WeightsError(_other_hash(path, found, sha256))
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(seen))

@@ -73,6 +73,12 @@ def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
     >>> mxa.label_names(model)
     ('Edema', 'Effusion', 'Scoliosis')
     """
+    if isinstance(names, str):
+        raise ValueError(f"label names must be a sequence of names, got the text {names!r}")
+    names = tuple(names)
+    align(names, ())
+    if not names:
+        raise ValueError("give at least one name")
     old = label_names(model)
     if old is None:
         raise ValueError("the model's outputs have no names: set them with mxa.set_label_names(model, names)")
@@ -84,7 +90,9 @@ def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
     model.reset_classifier(len(names))
     head = model.get_classifier().to(layer.weight.device, layer.weight.dtype)
     own = model.state_dict()
-    model.load_state_dict({k: v for k, v in before.items() if k in own and own[k].shape == v.shape}, strict=False)
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is head)
+    rest = {k: v for k, v in before.items() if k in own and own[k].shape == v.shape and not k.startswith(prefix)}
+    model.load_state_dict(rest, strict=False)
     with torch.no_grad():
         for row, source in enumerate(kept):
             for mine, theirs in ((head.weight, layer.weight), (head.bias, layer.bias)):
@@ -173,4 +181,10 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         adapted.add(cfg["first_conv"] + ".weight")
     check_keys(state_dict, model, adapted)
     fresh = {k: v for k, v in own.items() if ".mxa." in k and k not in state_dict}  # the loader may be strict
+    acts = any(v.any() for k, v in fresh.items() if k.endswith("mxa.ls.gamma"))
+    if acts and model.num_classes == cfg["num_classes"] and cfg.get("tag") != "r224_in1k":
+        raise RuntimeError(
+            f"these weights have no MXA, and random MXA would change their outputs: load {cfg['architecture'][:-4]} "
+            "instead, or give mxa_init_values=0.0 (it adds nothing until it is trained), or another num_classes"
+        )
     return {**state_dict, **fresh}

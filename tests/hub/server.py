@@ -29,8 +29,9 @@ class Repo:
     def head(self) -> str:
         return list(self.commits)[-1]
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        content = dict(self.commits[self.head]) if self.commits else {}
+    def commit(self, files: dict[str, bytes], gone: set[str] = frozenset()) -> str:
+        before = self.commits[self.head] if self.commits else {}
+        content = {name: data for name, data in before.items() if name not in gone}
         content.update(files)
         text = json.dumps({name: hashlib.sha1(data).hexdigest() for name, data in sorted(content.items())})
         sha = hashlib.sha1(f"{len(self.commits)} {text}".encode()).hexdigest()
@@ -185,14 +186,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, {"files": answers})
         elif what == "commit":
             lines = [json.loads(line) for line in self.body.splitlines()]
-            new = {}
+            new, gone = {}, set()
             for line in lines:
                 value = line["value"]
                 if line["key"] == "file":
                     new[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    gone.add(value["path"])
                 elif line["key"] == "lfsFile":
                     new[value["path"]] = self.hub.blobs[value["oid"]]
-            sha = repo.commit(new)
+            sha = repo.commit(new, gone)
             self.answer(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
         else:
             sha = repo.head if revision in (None, "main") and repo.commits else revision

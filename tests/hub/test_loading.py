@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 from pathlib import Path
@@ -64,7 +65,7 @@ class TestPublished:
         data[-1] ^= 1
         path.write_bytes(data)
         message = refuse("is damaged or was replaced", published)
-        assert str(path) in message and "load again" in message
+        assert f"delete {path}" in message
         path.unlink()
         load(published)
 
@@ -106,6 +107,30 @@ class TestPublished:
         assert load(published, img_size=320).eval()(torch.zeros(1, 3, 320, 320)).isfinite().all()
         features = load(published, features_only=True)
         assert len(features(torch.zeros(1, 3, 224, 224))) == 6
+
+    def test_the_manifests_hash_counts_under_any_name(self, published, monkeypatch):
+        name = f"hf-hub:{published['hf_hub_id']}"
+        timm.create_model(name, pretrained=True)
+        monkeypatch.setitem(weights.manifest()[NAME], "sha256", "0" * 64)
+        with pytest.raises(WeightsError, match="that of these weights is 0000"):
+            timm.create_model(name, pretrained=True)
+
+    def test_the_hash_in_a_configuration(self, hub, trained, tmp_path):
+        about = json.loads((trained / "config.json").read_text()) | {"sha256": "1" * 64}
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+        hub.push("lab/damaged", tmp_path)
+        for name in (f"local-dir:{tmp_path}", "hf-hub:lab/damaged"):
+            with pytest.raises(WeightsError, match="that of these weights is 1111"):
+                timm.create_model(name, pretrained=True)
+
+    @pytest.mark.parametrize(
+        ("status", "message"), [(403, "no access: set HF_TOKEN"), (500, "the server answered 500: try again later")]
+    )
+    def test_a_server_that_refuses(self, hub, published, status, message, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        hub.statuses[("HEAD", "model.safetensors")] = [status] * 20
+        refuse(message, published)
 
 
 class TestRefused:
@@ -188,6 +213,16 @@ class TestOrganisation:
         hub.push(REPO, other)
         monkeypatch.setenv("MXA_HUB_ORG", f"lab@{first}")
         assert holds(load(), load_file(trained / "model.safetensors"))
+
+    def test_an_explicit_source_wins(self, hub, trained, tmp_path, monkeypatch):
+        hub.push(REPO, trained)
+        other = timm.create_model(ARCHITECTURE)
+        mxa.set_label_names(other, mxa.labels.CHEXPERT)
+        save_pretrained(other, tmp_path / "other")
+        hub.push("other/x", tmp_path / "other")
+        monkeypatch.setenv("MXA_HUB_ORG", "lab")
+        assert holds(load({"hf_hub_id": "other/x"}), other.state_dict())
+        assert load({"mean": (0.1, 0.2, 0.3)}).pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
 
     def test_private(self, hub, trained, monkeypatch):
         hub.push(REPO, trained, token="secret")

@@ -18,6 +18,7 @@ from mxa.calibrate import CalibrateConfig, calibrate
 from mxa.data import create_dataset
 from mxa.errors import InputError
 from mxa.models import hub as weights
+from mxa.models import save_pretrained
 from mxa.models.hub import WeightsError
 from mxa.publish import PublishConfig, check, publish
 from mxa.train import TrainConfig, train
@@ -46,7 +47,9 @@ def run(tmp_path_factory):
         writer.writerow(("path", "patient", "Edema", "Mass"))
         for i in range(24):
             phantoms.records.image(i).resize((64, 64)).save(folder / f"scan{i}.png")
-            writer.writerow((f"scan{i}.png", f"MRN-{i // 2}", i % 2, i // 2 % 2))
+            writer.writerow(
+                (f"scan{i}.png", f"MRN-{i // 2}" if i < 18 else f"Doe John {i // 2 - 8}", i % 2, i // 2 % 2)
+            )
     output = folder / "run"
     train(
         TrainConfig(
@@ -82,7 +85,7 @@ def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_pa
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     about = json.loads((out / "config.json").read_text())
     assert about["problem_type"] == "multi_label_classification" and about["pretrained_cfg"]["tag"] == "test"
-    assert about["sha256"] == weights.digest(run / "model.safetensors") == result["entry"]["sha256"]
+    assert about["sha256"] == weights.digest(run / "model.safetensors") and result["entry"] is None
     assert about["recipe"]["epochs"] == 1 and about["metrics"]["part"] == "test"
     card = (out / "README.md").read_text()
     front, rest = re.match(r"---\n(.*?)---\n(.*)", card, re.S).groups()
@@ -141,17 +144,111 @@ def test_check_finds_other_weights_and_another_output(config, tmp_path):
     [
         ({"repo": None}, "give a run folder and --repo"),
         ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
+        ({"repo": "lab/efficientvit_ml_m0_mxa.a--b"}, "--repo lab/efficientvit_ml_m0_mxa.a--b: "),
         ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
-        ({"terms": None}, "say what is not known of table"),
-        ({"note": "from /home/someone/data"}, "holds a path of this machine, /home/someone/data"),
-        ({"note": "as in C:\\Users\\someone"}, "holds a path of this machine"),
-        ({"note": "see scan12.png for one"}, "names a patient or an image"),
+        ({"run": "nowhere"}, "nowhere is no run folder"),
+        ({"terms": None}, "say what is not known of table: --terms and --license"),
     ],
 )
 def test_what_is_not_published(hub, config, fields, message, tmp_path):
-    with pytest.raises(InputError, match=re.escape(message) if "Users" not in str(fields) else message):
+    with pytest.raises(InputError, match=re.escape(message)):
         publish(config(**fields))
-    assert not hub.asked
+    assert not hub.asked and not (tmp_path / "out").exists()
+
+
+PATHS = (
+    "/home/someone/data",
+    "/gpfs/x",
+    "file:///home/x",
+    "~/secret",
+    "C:\\Users\\x",
+    "c:\\x",
+    "\\\\server\\share",
+    "s3://b",
+)
+PEOPLE = ("see scan12.png.", "as Scan12.PNG", "scan12_annotated.png", "of (MRN-3)", "Doe John 3 has it")
+
+
+@pytest.mark.parametrize("note", PATHS + PEOPLE)
+def test_private_words_are_refused(config, note, tmp_path, monkeypatch):
+    """The evaluation is left out: its numbers do not matter here."""
+    result = {"models": [{"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}]}
+    monkeypatch.setattr("mxa.publish.evaluate", lambda _: result)
+    monkeypatch.setattr("mxa.report.model_card.card", lambda _: note)
+    message = "would hold a path of this machine" if note in PATHS else "would name a patient or an image"
+    with pytest.raises(InputError, match=message):
+        publish(config(dry_run=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("note", ["AP/PA and 1/2", "views: frontal", "4,586,686 bytes, 12 of 24", "https://a.org/b/c"])
+def test_honest_words_are_not(config, note, monkeypatch):
+    result = {"models": [{"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}]}
+    monkeypatch.setattr("mxa.publish.evaluate", lambda _: result)
+    monkeypatch.setattr("mxa.report.model_card.card", lambda _: note)
+    publish(config(dry_run=True))
+
+
+def test_the_run_itself_is_no_output(config, run):
+    before = {p.name for p in run.iterdir()}
+    with pytest.raises(InputError, match="is the run itself"):
+        publish(config(output=run))
+    assert {p.name for p in run.iterdir()} == before
+
+
+def test_the_terms_are_those_of_the_training_data(config, run, made_nih, tmp_path, monkeypatch):
+    """Evaluated on another collection, it is still what it was trained on; both collections' names are looked for."""
+    other = {"data": "nih", "root": str(made_nih(lists=True)), "split": None}
+    publish(config(dry_run=True, **other))
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert about["data"] == "table" and about["terms"] == "of the lab"
+    monkeypatch.setattr("mxa.report.model_card.card", lambda _: "see scan12.png")
+    with pytest.raises(InputError, match="would name a patient or an image"):
+        publish(config(dry_run=True, **other))
+
+
+def test_a_model_with_arguments_has_no_entry(hub, config, run, tmp_path, capsys):
+    clone = tmp_path / "clone"
+    shutil.copytree(run, clone, ignore=shutil.ignore_patterns("publish"))
+    model = timm.create_model("efficientvit_ml_m0_mxa", num_classes=2, img_size=64, mxa_roi_head="mean")
+    mxa.set_label_names(model, ("Edema", "Mass"))
+    save_pretrained(model, clone)
+    result = publish(config(run=str(clone)))
+    assert result["entry"] is None and result["arguments"] == {"mxa_roi_head": "mean"}
+    assert check(REPO)
+    hub.repos[REPO].commit({"pytorch_model.bin": b"old"})
+    publish(config())
+    assert "pytorch_model.bin" not in hub.repos[REPO].commits[hub.repos[REPO].head]
+
+
+def test_recipes_lose_their_folders():
+    from mxa.publish import _without_folders
+
+    for value, left in {
+        "local-dir:/tmp/x/start": "start",
+        "/tmp/a/teacher.parquet": "teacher.parquet",
+        "C:\\runs\\a": "a",
+        "{base: local-dir:/tmp/a/b, depth: 2}": "{base: b, depth: 2}",
+        "hf-hub:lab/x": "hf-hub:lab/x",
+        "xrv:densenet121-res224-chex": "xrv:densenet121-res224-chex",
+        "U-Ones: Edema; U-Zeros": "U-Ones: Edema; U-Zeros",
+    }.items():
+        assert _without_folders(value) == left
+
+
+def test_the_command_says_errors_in_one_line(hub, config, run, tmp_path):
+    from mxa.cli import main
+
+    for arguments, message in (
+        (["--check", "lab/nothing"], "no such repository"),
+        (["--check", "nothing"], "is no folder, no name of the manifest"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["publish", *arguments])
+    publish(config(dry_run=True))
+    (tmp_path / "out" / "check.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="is no whole safetensors file"):
+        main(["publish", "--check", str(tmp_path / "out")])
 
 
 def test_where_it_was_trained_is_not_told(config, run, tmp_path):
@@ -169,8 +266,7 @@ def test_from_the_command_line(run, tmp_path, capsys):
     arguments = [run, "--repo", REPO, "--dry-run", "--output", tmp_path / "out", "--replicates", 20, "--workers", 0]
     arguments += ["--terms", "of the lab", "--license", "apache-2.0", "--split", "all"]
     main(["publish", *map(str, arguments)])
-    entry = json.loads(capsys.readouterr().out)
-    assert list(entry) == [REPO.partition("/")[2]] and entry[REPO.partition("/")[2]]["license"] == "apache-2.0"
+    assert "nothing was uploaded" in capsys.readouterr().err
     main(["publish", "--check", str(tmp_path / "out")])
     assert "as published" in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import mxa
 from mxa.convert import ConvertConfig, convert
 from mxa.errors import InputError
-from mxa.labels import CHEXPERT
+from mxa.labels import CHEXPERT, NIH
 from mxa.models.load import load_model
 
 from ..contracts import images, randomise
@@ -125,6 +125,21 @@ def test_our_own_and_timms_pickles_become_safe(tmp_path):
     assert mxa.label_names(ours)[13] == "label 13"
 
 
+def test_names_are_those_of_the_file(tmp_path):
+    ours, _ = run({"model": build().state_dict(), "labels": NIH[:14]}, tmp_path)
+    assert mxa.label_names(ours) == NIH[:14]
+    convert(ConvertConfig(tmp_path / "out" / "model.safetensors", tmp_path / "again"))
+    assert mxa.label_names(load_model(tmp_path / "again")) == NIH[:14]
+    ours, notes = run({f"_orig_mod.{k}": v for k, v in build().state_dict().items()}, tmp_path / "again")
+    assert mxa.label_names(ours) is None and "not named" in notes[0]
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "c.pth").touch()
+    with pytest.raises(InputError, match="nothing else is opened"):
+        convert(ConvertConfig(tmp_path / "c.pth", tmp_path / "out"))
+
+
 def test_nothing_is_executed(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -142,6 +157,8 @@ def test_nothing_is_executed(tmp_path):
         (lambda s: {"layer1.0.conv1.weight": torch.zeros(1)}, {}, "is no EfficientViT's: it begins with layer1"),
         (lambda s: {**s, "blocks1.0.dw0.m.c.weight": torch.zeros(70, 1, 3, 3)}, {}, r"widths \(70, 128, 192\)"),
         (lambda s: s, {"labels": "Edema,Mass"}, "2 names for 14 outputs"),
+        (lambda s: {k: v for k, v in s.items() if "head" not in k}, {}, "has no head"),
+        (lambda s: {**s, "patch_embed.0.c.weight": torch.zeros(8, 2, 3, 3)}, {}, "takes 2 channels"),
         (lambda s: s, {"img_size": 512}, "another --img-size"),
         (lambda s: {"epoch": torch.zeros(1), "x": 3}, {}, "holds no state_dict"),
     ],

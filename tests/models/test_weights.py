@@ -10,7 +10,7 @@ import timm
 import torch
 
 import mxa
-from mxa.labels import CHEXPERT
+from mxa.labels import CHEXPERT, NIH
 from mxa.models import save_pretrained
 
 from ..contracts import holds, images, meta, randomise
@@ -99,25 +99,33 @@ class TestLoadLabels:
         assert mxa.load_labels(model, ["Mass", "Scoliosis", "Effusion"]) is model
         after = model.eval()(x)
         torch.testing.assert_close(after[:, [0, 2]], before[:, [2, 1]])
-        assert not torch.allclose(after[:, 1], before[:, 0])
+        assert not any(torch.allclose(after[:, 1], before[:, i]) for i in range(3))
         assert mxa.label_names(model) == ("Mass", "Scoliosis", "Effusion") and model.num_classes == 3
         mxa.load_labels(model, ["Effusion"])
         torch.testing.assert_close(model.eval()(x), before[:, 1:2])
 
     def test_as_many_names_in_another_order(self):
         model = randomise(timm.create_model(M0))
-        first, second = model.head.linear.weight[0].clone(), model.head.linear.weight[1].clone()
-        mxa.load_labels(model, (CHEXPERT[1], CHEXPERT[0], *CHEXPERT[2:]))
-        assert torch.equal(model.head.linear.weight[0], second) and torch.equal(model.head.linear.weight[1], first)
+        before = model.head.linear.weight.detach().clone()
+        mxa.load_labels(model, (CHEXPERT[1], CHEXPERT[0], *CHEXPERT[3:], "Scoliosis"))
+        after = model.head.linear.weight.detach()
+        assert torch.equal(after[0], before[1]) and torch.equal(after[1], before[0])
+        assert torch.equal(after[2:13], before[3:])
+        assert not any(torch.equal(after[13], row) for row in before)
 
     def test_what_cannot_be(self):
         model = timm.create_model("test_resnet", num_classes=2)
         with pytest.raises(ValueError, match="have no names"):
             mxa.load_labels(model, ["Edema"])
         mxa.set_label_names(model, ["Edema", "Mass"])
-        with pytest.raises(ValueError, match="mean the same"):
-            mxa.load_labels(model, ["Effusion", "Pleural Effusion"])
-        assert model.num_classes == 2
+        for names, message in (
+            (["Effusion", "Pleural Effusion"], "mean the same"),
+            ("Edema", "the text 'Edema'"),
+            ([], "at least one"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                mxa.load_labels(model, names)
+            assert model.num_classes == 2 and mxa.label_names(model) == ("Edema", "Mass")
         model.reset_classifier(0)
         with pytest.raises(ValueError, match="have no names"):
             mxa.load_labels(model, ["Edema"])
@@ -197,6 +205,33 @@ class TestNoWeights:
         in_memory = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": model.state_dict()})
         assert holds(in_memory, model.state_dict())
 
+    def test_names_of_a_file(self, tmp_path):
+        model = timm.create_model(M0)
+        mxa.set_label_names(model, NIH[:14])
+        save_pretrained(model, tmp_path)
+        overlay = {"file": str(tmp_path / "model.safetensors")}
+        assert mxa.label_names(timm.create_model(M0, pretrained=True, pretrained_cfg_overlay=overlay)) == NIH[:14]
+
+    def test_other_names_for_trained_outputs_are_refused(self, tmp_path):
+        model = timm.create_model(M0)
+        with pytest.raises(RuntimeError, match=r"then mxa\.load_labels"):
+            reload(model, tmp_path, label_names=NIH[:14])
+        assert mxa.label_names(reload(model, tmp_path, label_names=CHEXPERT)) == CHEXPERT
+
+    def test_no_pickle_for_a_grafted_model_either(self, tmp_path):
+        model = mxa.layers.graft(timm.create_model("test_vit", num_classes=3))
+        save_pretrained(model, tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(RuntimeError, match=r"there is no .*model\.safetensors"):
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+    def test_a_file_without_weights(self, tmp_path):
+        save_pretrained(timm.create_model(M0), tmp_path)
+        safetensors.torch.save_file({}, tmp_path / "model.safetensors")
+        with pytest.raises(RuntimeError, match="holds no weights"):
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
     @torch.no_grad()
     def test_a_file_for_features(self, tmp_path):
         model = randomise(timm.create_model(M0)).eval()
@@ -233,7 +268,10 @@ class TestCheckedLoading:
             assert key in str(error.value)
 
     def test_all_of_mxa_may_be_missing(self, plain):
-        assert holds(self.load(M0_MXA, plain), plain)
+        assert holds(self.load(M0_MXA, plain, mxa_init_values=0.0), plain)
+        self.load(M0_MXA, plain, num_classes=5)
+        with pytest.raises(RuntimeError, match="have no MXA, and random MXA would change their outputs"):
+            self.load(M0_MXA, plain)
 
     # num_classes differs in one case of each pair: there timm's own loader checks nothing
     @pytest.mark.parametrize("kwargs", [{}, {"num_classes": 5}])
