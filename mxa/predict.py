@@ -14,6 +14,7 @@ from .data import create_transform
 from .data.dicom import is_dicom, read_header, unusual
 from .data.image_io import IMAGE_SUFFIXES, list_images, read_image
 from .errors import InputError
+from .models.hub import SHIPPED
 from .models.load import load_model, named_outputs
 from .processes import pick_device
 
@@ -28,8 +29,8 @@ class PredictConfig:
 
     files: tuple[Path, ...]
     """Images, or folders of images."""
-    model: str
-    """Run folder, or a timm name with weights."""
+    model: str = SHIPPED
+    """Run folder, or a timm name with weights; the small model that comes with mxa by default."""
     format: Literal["table", "json"] = "table"
     """How the probabilities are printed."""
     rois: Path | None = None

@@ -23,6 +23,7 @@ from ..data.transforms import data_config
 from ..errors import InputError, require
 from ..labels import align, resolve_labels
 from ..layers import MXABlock
+from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..predict import describe_dicom, find_images
 from ..processes import pick_device
@@ -44,10 +45,10 @@ class ExplainConfig:
 
     files: tuple[Path, ...]
     """Images, or folders of images."""
-    model: str
-    """Run folder, or a timm name with weights."""
     output: Path
     """Folder for NAME.png and NAME.json of each image, and for gallery.png of several (the first 40)."""
+    model: str = SHIPPED
+    """Run folder, or a timm name with weights; the small model that comes with mxa by default."""
     against: str | None = None
     """A second model, say without MXA: its attention is shown beside the first one's, and the difference."""
     labels: str | None = None

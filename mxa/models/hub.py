@@ -24,6 +24,7 @@ from torch import nn
 from ..errors import InputError
 
 __all__ = [
+    "SHIPPED",
     "WEIGHTS_FILE",
     "WeightsError",
     "digest",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 WEIGHTS_FILE = "model.safetensors"
+#: Weights that come with the package, for trying things out.
+SHIPPED = "efficientvit_ml_m0_mxa.r160_nih8k"
 
 _logger = logging.getLogger(__name__)
 

@@ -167,10 +167,10 @@ def test_bad_input(runs, files, tmp_path):
         run(runs, tmp_path, tmp_path / "none.png")
     image = files / "deep.png"
     with pytest.raises(InputError, match=r"--output .* is a file"):
-        explain(ExplainConfig((image,), str(runs / "resnet10t"), output=image))
+        explain(ExplainConfig((image,), model=str(runs / "resnet10t"), output=image))
     before = image.read_bytes()
     with pytest.raises(InputError, match=r"deep\.png is one of the images"):
-        explain(ExplainConfig((image,), str(runs / "resnet10t"), output=files))
+        explain(ExplainConfig((image,), model=str(runs / "resnet10t"), output=files))
     assert image.read_bytes() == before
     (files / "bad.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"bad\.png does not decode"):
