@@ -9,7 +9,7 @@ demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)  ## The test suite
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: $(INSTALLED)  ## The heavier checks
 	$(BIN)/python -m pytest -q -m slow
