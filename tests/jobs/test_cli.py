@@ -157,7 +157,7 @@ def test_a_recipe_is_read_and_overridden(table, tmp_path, capsys, monkeypatch):
         0.99996,
     )
     with pytest.raises(
-        SystemExit, match="no recipe 'best': give one of fast, paper_ablation, paper_baseline, paper_mxa, paper_mxa_kd"
+        SystemExit, match="no recipe 'best': give one of fast, nih8k_m0_mxa, paper_ablation, paper_baseline, paper_mxa, paper_mxa_kd"
     ):
         run_cli(capsys, "train", "--recipe=best", "--output", tmp_path / "r")
     with pytest.raises(SystemExit, match=r"give one --config FILE\.yaml or one --recipe NAME"):
