@@ -18,14 +18,14 @@ import torch
 import yaml
 
 from . import __version__
-from .arms import TABLE_2, arm_fields, read_arms
-from .checkpoint import atomic_write, write_text
+from .arms import TABLE_2, arm_fields, read_arms, same_arm
+from .checkpoint import alone_in, atomic_write, write_text
 from .data import create_dataset
 from .errors import InputError, require
 from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
 from .metrics import macro_auroc, micro_auroc
 from .models.load import load_model, named_outputs
-from .predictions import read_predictions, stack
+from .predictions import read_about, read_predictions, stack
 from .processes import processes, rank_and_count, wait_for_all
 from .report import Arm
 from .report.numbers import ENOUGH
@@ -34,6 +34,7 @@ from .report.training import boxes_figure, learning_figure
 from .teach import gray_teacher, trained_on
 from .train import fit
 from .train_config import TrainConfig, check_config, plain_config
+from .train_start import build_model, start_weights
 
 __all__ = ["AblateConfig", "ablate"]
 
@@ -95,7 +96,9 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         arms = read_arms(config.arms)
         _check(config, arms)
         rank, folder = rank_and_count()[0], Path(config.output)
-        _claim(config, arms, folder, writes=rank == 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder, wait=True):
+            _claim(config, arms, folder, writes=rank == 0)
         wait_for_all()
         runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
         result, stopped = {}, False
@@ -115,10 +118,12 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
 
 def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
     """Refuses, before any work, what would fail in the middle of it."""
-    if not config.model.endswith("_mxa") and "baseline" in arms:
+    if not config.model.endswith("_mxa") and set(arms) & {"baseline", "mxa", "mxa+kd"}:
         raise InputError(f"--model {config.model} has no MXA: give one that ends in _mxa")
     if config.seed or config.resume:
         raise InputError("mxa ablate has --seeds, and goes on by itself: leave --seed and --resume out")
+    if Path(config.output).is_file():
+        raise InputError(f"--output {config.output} is a file: give a folder")
     if not arms or not config.seeds or config.replicates < 1:
         raise InputError("give at least one of --arms, of --seeds and of --replicates")
     if config.teacher is None and {"kd", "mxa+kd"} & set(arms):
@@ -132,7 +137,8 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
     for arm, changed in arms.items():
         check_config(_run_config(config, _Run(arm, 0, None), changed))
     if config.folds is not None:
-        _check_leak(config)
+        for arm, changed in arms.items():
+            _check_leak(_run_config(config, _Run(arm, 0, 0), changed))
     for fold in _folds(config):
         scored = {"val", config.part}
         train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
@@ -141,6 +147,9 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
                 read_predictions(Path(teacher), train_set.records)  # mxa teach --split all, for folds
             elif not fold:
                 gray_teacher(teacher, train_set.labels, config.teacher_sha256)
+        for arm, changed in arms.items() if not fold else ():
+            recipe = _run_config(config, _Run(arm, 0, None), changed)
+            start_weights(recipe, build_model(recipe, train_set.labels))
 
 
 def _check_leak(config: AblateConfig) -> None:
@@ -167,7 +176,7 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     if path.is_file():
         saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
         own = {**saved.get("arms", {}), **own}
-        if other := [arm for arm, changed in saved.get("arms", {}).items() if own[arm] != changed]:
+        if other := [arm for arm, changed in saved.get("arms", {}).items() if not same_arm(own[arm], changed)]:
             raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
         for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
             saved[name] = saved.get(name) or settings[name]
@@ -178,8 +187,8 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
-        (folder / "scores").mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump({**settings, "arms": own}, sort_keys=False))
+        (folder / "scores").mkdir(exist_ok=True)
+        write_text(path, yaml.safe_dump({**settings, "arms": own}, sort_keys=False, allow_unicode=True))
 
 
 def _scores(folder: Path, run: _Run) -> Path:
@@ -212,6 +221,7 @@ def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
     parts = _datasets(config, run, *dict.fromkeys((config.part, "val")), labels=named_outputs(model))
     about |= {"data": config.data, "part": config.part, "views": config.views, "uncertain": "masked"}
     about["blank"] = config.blank or parts[0].records.blank
+    about["run"] = json.loads((where / "summary.json").read_text())
     scored, *chosen = (score_images(model, part, about, config.batch_size, config.workers) for part in parts)
     with_validation(scored, config.part, *(chosen or [None])).save(_scores(Path(config.output), run))
 
@@ -251,6 +261,11 @@ def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
 
 def _tables(config: AblateConfig) -> dict[str, Any]:
     """Writes table.md, the report and the pictures, of the runs that are finished."""
+    with alone_in(Path(config.output), wait=True):
+        return _write_tables(config)
+
+
+def _write_tables(config: AblateConfig) -> dict[str, Any]:
     folder, finished = Path(config.output), _finished(config)
     known = {arm: seeds for arm, seeds in finished.items() if seeds}
     rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
@@ -313,10 +328,9 @@ def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any]
 
 
 def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
-    path = Path(config.output) / "runs" / run.name / "summary.json"
-    if not path.is_file():  # the run folder was removed; its scores are enough for the table
+    about = read_about(_scores(Path(config.output), run)).get("run")
+    if about is None:
         return (run.name, *["-"] * 5)
-    about = json.loads(path.read_text())
     auc = "-" if about["macro_auc"] is None else f"{about['macro_auc']:.4f}"
     device = f"{about['device']}, {about['processes']} process(es)"
     return (run.name, str(about["epoch"] + 1), auc, f"{about['seconds']:.0f}", str(about["images_per_second"]), device)
@@ -328,7 +342,8 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, lis
         paths = [folder / "runs" / run.name / "log.csv" for runs in seeds.values() for run in runs]
         logs[TABLE_2.get(arm, arm)] = [list(csv.DictReader(path.open())) for path in paths if path.is_file()]
     longest = max((len(log) for of in logs.values() for log in of), default=0)
-    if not longest:
+    gone = sum(map(len, logs.values())) < sum(len(runs) for seeds in known.values() for runs in seeds.values())
+    if not longest or (gone and (folder / "learning.png").is_file()):  # run folders were removed: the pictures stay
         return
     curves: dict[str, dict[str, np.ndarray]] = {"micro AUC": {}, "macro AUC": {}}
     for metric, rows in curves.items():

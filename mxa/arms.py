@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
 import yaml
 
 from .errors import InputError
 from .train_config import TrainConfig
-from .yaml_fields import coerce
+from .yaml_fields import coerce, fits, read_yaml
 
-__all__ = ["TABLE_2", "arm_fields", "read_arms"]
+__all__ = ["TABLE_2", "arm_fields", "read_arms", "same_arm"]
 
 #: The paper's rows, and the one that it leaves out: the row of the table of each arm.
 TABLE_2 = {"baseline": "baseline", "mxa": "+ MXA", "kd": "+ KD", "mxa+kd": "+ MXA + KD"}
@@ -23,6 +25,10 @@ _SHARED = {
 }
 
 
+_NAME = re.compile(r"[\w+%.()=:-](?:[\w +%.()=:-]*[\w+%.()=:-])?")
+_HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _SHARED}
+
+
 def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Reads arms: names of ``TABLE_2``, or ``NAME: {field: value}`` as YAML or as a dict.
 
@@ -30,33 +36,58 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
         The fields that each arm changes, by name; those of the paper's arms are in ``arm_fields``.
 
     Raises:
-        InputError: an unknown name or field, or a name twice.
+        InputError: an unknown name or field, a value of another kind, or a name twice.
     """
     found: dict[str, dict[str, Any]] = {}
-    known = {f.name: f for f in fields(TrainConfig) if f.name not in _SHARED}
     for arm in arms:
-        try:
-            content = yaml.safe_load(arm) if isinstance(arm, str) else arm
-        except yaml.YAMLError:
-            content = None
-        content = {content: None} if isinstance(content, str) else content
-        if not isinstance(content, Mapping) or len(content) != 1:
-            raise InputError(f"an arm is a name or NAME: {{field: value}}, got {arm!r}")
-        ((name, changed),) = content.items()
-        name = str(name)
-        if not name or name != name.strip() or set(name) & set('/\\|*?"<>\n') or "-seed" in name:
-            raise InputError(f"the arm {name!r} names files and a row of a table: give letters, digits and spaces")
-        if name in found:
+        name, changed = _parse(arm)
+        if not _NAME.fullmatch(name) or "-seed" in name:
+            raise InputError(
+                f"the arm {name!r} names files and a row of a table: give letters, digits, spaces and +-.%"
+            )
+        if name.casefold() in (other.casefold() for other in found):
             raise InputError(f"the arm {name!r} is given twice")
         if (changed is None) != (name in TABLE_2):
             what = "is the paper's" if name in TABLE_2 else f"is not one of {', '.join(TABLE_2)}"
             raise InputError(f"the arm {name!r} {what}: give NAME: {{field: value}} for one of your own")
-        if not isinstance(changed or {}, Mapping):
-            raise InputError(f"the arm {name!r} must be NAME: {{field: value}}, got {arm!r}")
-        if unknown := [field for field in changed or {} if field not in known]:
-            raise InputError(f"the arm {name!r} cannot change {', '.join(map(str, unknown))}")
-        found[name] = {k: coerce(f"the arm {name!r}", k, v, str(known[k].type)) for k, v in (changed or {}).items()}
+        if changed is not None and name.casefold() in (row.casefold() for row in TABLE_2.values()):
+            raise InputError(f"the arm {name!r} is what a row of the paper's is called: give another name")
+        found[name] = {field: _value(name, field, value) for field, value in (changed or {}).items()}
     return found
+
+
+def _parse(arm: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    try:
+        content = read_yaml(arm) if isinstance(arm, str) else arm
+    except yaml.YAMLError:
+        content = None
+    content = {content: None} if isinstance(content, str) else content
+    if not isinstance(content, Mapping) or len(content) != 1:
+        raise InputError(f"an arm is a name or NAME: {{field: value}}, got {arm!r}")
+    ((name, changed),) = content.items()
+    if not isinstance(changed, (Mapping, NoneType)):
+        raise InputError(f"the arm {name!r} must be NAME: {{field: value}}, got {arm!r}")
+    return str(name), changed
+
+
+def _value(arm: str, field: str, value: Any) -> Any:
+    if field not in _HINTS:
+        raise InputError(f"the arm {arm!r} cannot change {field}")
+    kind = next(f.type for f in fields(TrainConfig) if f.name == field)
+    coerced = value if isinstance(value, (bool, float)) else coerce(f"the arm {arm!r}", field, value, str(kind))
+    if not fits(_HINTS[field], coerced):
+        raise InputError(f"the arm {arm!r}: {field} cannot be {value!r}")
+    return coerced
+
+
+def same_arm(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two arms change the same, however it was written."""
+
+    def plain(changed: Mapping[str, Any]) -> Any:
+        arguments = read_yaml(changed["model_args"]) if changed.get("model_args") else None
+        return {**{k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}, "model_args": arguments}
+
+    return plain(first) == plain(second)
 
 
 def arm_fields(config: TrainConfig, name: str, changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,8 +101,10 @@ def load_checkpoint(directory: Path) -> dict | None:
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def alone_in(directory: Path, wait: bool = False) -> Iterator[None]:
     """Holds a folder inside the block; the system lets go of it however the process ends.
+
+    With ``wait`` a folder that another process holds is waited for.
 
     Where the system or the file system has no such lock (Windows, some network disks), nothing is held.
 
@@ -117,7 +119,7 @@ def alone_in(directory: Path) -> Iterator[None]:
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise InputError(f"another process is training in {directory}: wait for it, or end it") from None

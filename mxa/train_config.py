@@ -15,6 +15,7 @@ from timm.optim import list_optimizers
 from .data import Collection
 from .errors import InputError
 from .processes import rank_and_count
+from .yaml_fields import read_yaml
 
 __all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "model_arguments", "plain_config"]
 
@@ -124,6 +125,11 @@ class TrainConfig:
     """auto: go on from the checkpoint in output, start where there is none, do nothing where the run is finished."""
 
 
+_NOT_ARGUMENTS = (
+    *("img_size", "num_classes", "pretrained", "checkpoint_path"),
+    *("pretrained_cfg", "pretrained_cfg_overlay", "label_names"),
+)
+
 _BOUNDS = {
     "epochs": (1, 100_000),
     "batch_size": (2, 100_000),
@@ -195,12 +201,12 @@ def model_arguments(config: TrainConfig) -> dict[str, Any]:
     """
     text = (config.model_args or "").strip()
     try:
-        found = yaml.safe_load(text if text.startswith("{") else f"{{{text}}}")
+        found = read_yaml(text if text.startswith("{") else f"{{{text}}}")
     except yaml.YAMLError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
         raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
-    if taken := {"img_size", "num_classes", "pretrained"} & set(found):
+    if taken := set(_NOT_ARGUMENTS) & set(found):
         raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
     return found
 

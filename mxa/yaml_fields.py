@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
 
 from .errors import InputError
 
-__all__ = ["coerce"]
+__all__ = ["coerce", "fits", "read_yaml"]
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def read_yaml(text: str) -> Any:
+    """Reads YAML; numbers such as 1e-3, which YAML 1.1 takes for text, are numbers.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return _numbers(yaml.safe_load(text))
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def coerce(where: str, name: str, value: Any, kind: str) -> Any:
@@ -26,13 +49,33 @@ def coerce(where: str, name: str, value: Any, kind: str) -> Any:
     if value is None:
         return None
     if isinstance(value, dict) and kind.startswith("str"):
-        return json.dumps(value)  # YAML too
+        return _text(value)
     if isinstance(value, list):
         if kind.startswith("str"):
             return ",".join(map(str, value))
-        return tuple(json.dumps(v) if isinstance(v, dict) else v for v in value)
+        return tuple(_text(v) if isinstance(v, dict) else v for v in value)
     number = {"int": int, "float": float}.get(kind.partition(" ")[0])
     try:
         return number(value) if number else Path(value) if "Path" in kind else value
     except (TypeError, ValueError):
         raise InputError(f"{where}: {name} must be a number, got {value!r}") from None
+
+
+def _text(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # YAML too
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a field's type: a Literal, a tuple of a fixed length, text, a number, a bool, or None."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, inner, value))
+    if options := get_args(hint):
+        return any(fits(option, value) for option in options)
+    if hint is NoneType or hint is None:
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..labels import LABEL_SPACES
 from ..layers import MXABlock
-from .hub import WeightsError, load_own_copy, manifest, named_beside, packaged, weights_of
+from .hub import load_own_copy, manifest, named, packaged, stored_names, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
 __all__ = ["VARIANTS", "EfficientVitMl"]
@@ -262,16 +262,18 @@ def _create_efficientvit_ml(
         copy = load_own_copy(variant, cfg, pretrained_cfg_overlay, label_names=label_names, **kwargs)
         if copy is not None:
             return copy
-        if cfg.file and "label_names" not in (pretrained_cfg_overlay or {}):
-            cfg = named_beside(cfg)
-        stored, wanted = cfg.label_names, kwargs.get("num_classes", cfg.num_classes)
-        if label_names and stored and wanted == cfg.num_classes and tuple(label_names) != tuple(stored):
-            raise WeightsError(
-                f"these weights are for {', '.join(stored)}: other names for the same outputs would be wrong; load "
-                "them, then mxa.load_labels(model, names)"
-            )
         state = weights_of(variant, cfg, kwargs.get("cache_dir"))
-        pretrained_cfg_overlay = {**(pretrained_cfg_overlay or {}), "state_dict": state, "source": None}
+        overlay = dict(pretrained_cfg_overlay or {})
+        without = {k: v for k, v in overlay.items() if k != "label_names"}
+        stored = stored_names(resolve_pretrained_cfg(variant, pretrained_cfg, without), state)
+        cfg = named(cfg, overlay, state, stored, label_names, kwargs.get("num_classes"))
+        pretrained_cfg_overlay = {
+            **overlay,
+            "state_dict": state,
+            "source": None,
+            "num_classes": cfg.num_classes,
+            "label_names": cfg.label_names,
+        }
     features_only = kwargs.get("features_only", False)
     model = build_model_with_cfg(
         EfficientVitMl,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
 from ..errors import InputError
+from ..labels import canonical
 
 __all__ = [
     "SHIPPED",
@@ -31,10 +33,12 @@ __all__ = [
     "fetch",
     "load_own_copy",
     "manifest",
-    "named_beside",
+    "named",
     "packaged",
     "read_config",
     "read_weights",
+    "stored_hash",
+    "stored_names",
     "weights_of",
 ]
 
@@ -85,22 +89,22 @@ def weights_of(variant: str, cfg: PretrainedCfg, cache_dir: str | None = None) -
         path, entry = Path(cfg.file), manifest().get(name, {})
         if cfg.source == "local-dir":
             path = path / WEIGHTS_FILE
-            return read_weights(path, _stored_hash(path))
-        return read_weights(path, entry["sha256"] if path == packaged(entry) else None)
+            return read_weights(path, stored_hash(path))
+        return read_weights(path, entry["sha256"] if path == packaged(entry) else stored_hash(path))
     if cfg.hf_hub_id:
         repo, _, revision = cfg.hf_hub_id.partition("@")
         path = fetch(repo, cfg.hf_hub_filename or WEIGHTS_FILE, revision or None, cache_dir)
         known = [e["sha256"] for e in manifest().values() if (e["repo"], e["revision"]) == (repo, revision)]
-        return read_weights(path, known[0] if known else _stored_hash(path))
+        return read_weights(path, known[0] if known else stored_hash(path))
     if cfg.url:
         raise WeightsError(f"{name}: weights are not loaded from a URL: download {cfg.url} and give file=PATH")
     raise WeightsError(_unpublished(name, variant))
 
 
-def _stored_hash(weights: Path) -> str | None:
+def stored_hash(weights: Path) -> str | None:
     """The hash that ``mxa publish`` wrote into the configuration beside the weights."""
     config = weights.with_name("config.json")
-    return read_config(config).get("sha256") if config.is_file() else None
+    return read_config(config).get("sha256") if config.is_file() and weights.name == WEIGHTS_FILE else None
 
 
 def load_own_copy(
@@ -126,7 +130,7 @@ def load_own_copy(
     path = fetch(repo, WEIGHTS_FILE, config.parent.name, cache_dir)
     about = read_config(config)
     theirs = (about.get("architecture"), tuple(about.get("label_names") or ()))
-    if theirs != (variant, tuple(cfg.label_names)):
+    if theirs[0] != variant or list(map(canonical, theirs[1])) != list(map(canonical, cfg.label_names)):
         raise WeightsError(
             f"{repo} holds {theirs[0]} for {', '.join(theirs[1]) or 'outputs without names'}, not {variant} for "
             f"{', '.join(cfg.label_names)}: load it by its own name, hf-hub:{repo}"
@@ -168,13 +172,47 @@ def packaged(entry: dict[str, Any]) -> Path | None:
     return Path(__file__).with_name(entry["file"]) if entry.get("sha256") and not entry.get("repo") else None
 
 
-def named_beside(cfg: PretrainedCfg) -> PretrainedCfg:
-    """A configuration of a file with the names of the outputs that the ``config.json`` beside the file has."""
-    config = Path(cfg.file).with_name("config.json")
-    if cfg.source or not config.is_file():
-        return cfg
-    names = read_config(config).get("label_names")
-    return dataclasses.replace(cfg, label_names=tuple(names) if names else None)
+def stored_names(cfg: PretrainedCfg, state: dict[str, torch.Tensor]) -> tuple[str, ...] | None:
+    """The names of the outputs of some weights, or None where nothing says them.
+
+    Those of a file are in the ``config.json`` beside it; of a file without one, and of tensors, the configuration's are
+    taken where they are as many as the outputs.
+    """
+    names = cfg.label_names
+    if cfg.file and not cfg.source and Path(cfg.file).with_name("config.json").is_file():
+        names = read_config(Path(cfg.file).with_name("config.json")).get("label_names")
+    head = state.get(f"{cfg.classifier}.weight")
+    return tuple(names) if names and (head is None or len(head) == len(names)) else None
+
+
+def named(
+    cfg: PretrainedCfg,
+    overlay: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    stored: tuple[str, ...] | None,
+    label_names: Sequence[str] | None,
+    num_classes: int | None,
+) -> PretrainedCfg:
+    """A configuration with as many outputs as its weights have, and their names.
+
+    Raises:
+        WeightsError: other names are given for outputs that are trained.
+    """
+    head = state.get(f"{cfg.classifier}.weight")
+    alone = not overlay.get("file") or not Path(cfg.file).with_name("config.json").is_file()
+    outputs = cfg.num_classes
+    if overlay.get("file") and head is not None and (not alone or num_classes == len(head)):
+        outputs = len(head)
+    if overlay.get("label_names") and alone and (overlay.get("file") or overlay.get("state_dict")):  # they alone say it
+        stored = tuple(overlay["label_names"])
+    for given in (overlay.get("label_names"), label_names):
+        kept = outputs == (num_classes if num_classes is not None else outputs)
+        if given and stored and kept and list(map(canonical, given)) != list(map(canonical, stored)):
+            raise WeightsError(
+                f"these weights are for {', '.join(stored)}: other names for the same outputs would be wrong; load "
+                "them, then mxa.load_labels(model, names)"
+            )
+    return dataclasses.replace(cfg, num_classes=outputs, label_names=stored)
 
 
 def _unpublished(name: str, variant: str) -> str:

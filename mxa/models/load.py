@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..labels import align
+from .hub import read_weights, stored_hash
 from .weights import check_keys, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs"]
@@ -82,7 +82,7 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | N
         if path.suffix == ".safetensors":
             config = path.with_name("config.json")
             names = json.loads(config.read_text()).get("label_names") if config.is_file() else None
-            return safetensors.torch.load_file(path), names
+            return read_weights(path, stored_hash(path)), names
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
         raise InputError(f"{path} is no checkpoint: {error}") from None

@@ -123,7 +123,7 @@ def paired_rows(result: dict[str, Any]) -> Table:
 def provenance(model: dict[str, Any]) -> Table:
     """Where the numbers come from: one row a fact."""
     rows = [("images", f"{model['images']:,} of {model['patients']:,} patients")]
-    keys = list(dict.fromkeys(key for about in model["about"] for key in about))
+    keys = [key for key in dict.fromkeys(key for about in model["about"] for key in about) if key != "run"]
     for key in keys:
         values = list(dict.fromkeys(_fact(about.get(key)) for about in model["about"]))
         rows.append((key.replace("_", " "), "; ".join(values)))

@@ -32,7 +32,7 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
         for number, (name, scores) in enumerate(rows.items()):
             scores = scores[:, ~np.isnan(scores).all(0)]
             epochs = np.arange(1, scores.shape[1] + 1)
-            style = {"color": COLOURS[number % 6], "linestyle": STYLES[number % 6]}
+            style = {"color": COLOURS[number % 6], "linestyle": STYLES[(number + number // 6) % 6]}
             ax.plot(epochs, np.nanmean(scores, 0), label=f"{name} ({len(scores)})", linewidth=1.5, **style)
             low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
             ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -212,11 +212,49 @@ class TestNoWeights:
         overlay = {"file": str(tmp_path / "model.safetensors")}
         assert mxa.label_names(timm.create_model(M0, pretrained=True, pretrained_cfg_overlay=overlay)) == NIH[:14]
 
+    def test_a_file_of_more_outputs_keeps_its_head_and_names(self, tmp_path):
+        model = randomise(timm.create_model(M0_MXA, num_classes=15))
+        mxa.set_label_names(model, NIH)
+        save_pretrained(model, tmp_path / "named")
+        file = tmp_path / "named" / "model.safetensors"
+        for kwargs in ({}, {"num_classes": 15}):
+            overlay = {"file": str(file)}
+            again = timm.create_model(M0_MXA, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+            assert holds(again, model.state_dict()) and mxa.label_names(again) == NIH
+        other = timm.create_model(M0_MXA, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, num_classes=3)
+        assert mxa.label_names(other) is None
+        (tmp_path / "named" / "config.json").unlink()
+        overlay = {"file": str(file), "num_classes": 15, "label_names": NIH}  # as docs/weights.md has it
+        again = timm.create_model(M0_MXA, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert holds(again, model.state_dict()) and mxa.label_names(again) == NIH
+        overlay = {"file": str(file)}
+        again = timm.create_model(M0_MXA, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=15)
+        assert holds(again, model.state_dict()) and mxa.label_names(again) is None
+
+    def test_a_plain_file_stays_refused_with_its_own_count(self, plain, tmp_path):
+        safetensors.torch.save_file(plain, tmp_path / "w.safetensors")
+        overlay = {"file": str(tmp_path / "w.safetensors")}
+        with pytest.raises(RuntimeError, match="have no MXA"):
+            timm.create_model(M0_MXA, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=14)
+
+    def test_the_hash_beside_a_file(self, tmp_path):
+        save_pretrained(timm.create_model(M0), tmp_path)
+        about = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**about, "sha256": "1" * 64}))
+        overlay = {"file": str(tmp_path / "model.safetensors")}
+        with pytest.raises(RuntimeError, match="that of these weights is 1111"):
+            timm.create_model(M0, pretrained=True, pretrained_cfg_overlay=overlay)
+
     def test_other_names_for_trained_outputs_are_refused(self, tmp_path):
         model = timm.create_model(M0)
         with pytest.raises(RuntimeError, match=r"then mxa\.load_labels"):
             reload(model, tmp_path, label_names=NIH[:14])
-        assert mxa.label_names(reload(model, tmp_path, label_names=CHEXPERT)) == CHEXPERT
+        spelt = [name.upper() for name in CHEXPERT]
+        assert mxa.label_names(reload(model, tmp_path, label_names=spelt)) == tuple(spelt)
+        for name in (f"local-dir:{tmp_path}", "efficientvit_ml_m0_mxa.r160_nih8k"):
+            own = mxa.label_names(timm.create_model(name, pretrained=True))
+            with pytest.raises(RuntimeError, match=r"then mxa\.load_labels"):
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"label_names": own[::-1]})
 
     def test_no_pickle_for_a_grafted_model_either(self, tmp_path):
         model = mxa.layers.graft(timm.create_model("test_vit", num_classes=3))
