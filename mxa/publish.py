@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 import yaml
@@ -168,7 +169,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         write_text(staged / "config.json", json.dumps(about, indent=1) + "\n")
         write_text(staged / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
         collections = [(data, options), *([(trained_on, settings)] if trained_on not in (None, data) else [])]
-        _refuse_private(staged, collections)
+        _refuse_private([about, result["notes"], config.note, terms, _read_texts(staged)], collections)
         output.mkdir(parents=True, exist_ok=True)
         for file in _FILES:
             if (staged / file).is_file():
@@ -246,7 +247,9 @@ def describe(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a run; and its recipe, which leaves out where it was run, and of files holds only their names."""
     path = run / "config.yaml"
     settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    recipe = {k: _without_folders(v) for k, v in settings.items() if k not in _FREE}
+    recipe = {k: v for k, v in settings.items() if k not in _FREE}
+    for key in ("model", "model_args", "init", "teacher"):
+        recipe |= {key: _without_folders(recipe[key])} if recipe.get(key) else {}
     return settings, recipe
 
 
@@ -254,7 +257,7 @@ def _without_folders(value: Any) -> Any:
     """Leaves of a path in a text its last part; names of the Hub stay."""
     if not isinstance(value, str) or value.startswith("hf-hub:"):
         return value
-    return re.sub(r"(?:[A-Za-z][\w-]*:)?[^\s,\"'{}:]*[/\\]", "", value)
+    return re.sub(r"(xrv:)?(?:[A-Za-z][\w-]*:)?[^\s,\"'{}:]*[/\\]", r"\1", value)
 
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
@@ -278,35 +281,54 @@ _PATH = re.compile(
 )
 
 
-def _refuse_private(folder: Path, collections: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Refuses files that are not expected, and texts with a path, a patient or an image of the collections.
+def _read_texts(folder: Path) -> list[Any]:
+    """What the files of a folder say of themselves beside numbers: the metadata of tensors, the calibration."""
+    texts: list[Any] = []
+    for name in (WEIGHTS_FILE, CHECK_FILE):
+        with safetensors.safe_open(folder / name, "pt") as file:
+            texts.append(file.metadata())
+    if (folder / CALIBRATION).is_file():
+        texts.append(json.loads((folder / CALIBRATION).read_text()))
+    return texts
 
-    A patient or a file that is a number of fewer than six digits cannot be told from another number.
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Every text in nested lists and dicts, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(key)
+            yield from _leaves(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner)
+
+
+def _refuse_private(content: Any, collections: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Refuses texts with a path, a patient or an image of the collections.
+
+    A patient of fewer than four characters, or a number of fewer than six digits, cannot be told from another word.
     """
-    if other := [p.name for p in folder.iterdir() if p.name not in _FILES]:
-        raise InputError(f"{folder} holds {', '.join(other)}, which is not uploaded")
     people: set[str] = set()
     for data, options in collections:
         chosen = {k: options[k] for k in ("root", "columns") if options.get(k)}
         records = create_dataset(data, split="all", views="all", **chosen).records
         names = {Path(p).name for p in records.paths}
         stems = {name.rpartition(".")[0] for name in names}
-        people |= {p for p in map(str, records.patients) if len(p) > 5 or not p.isdigit()}
+        people |= {p for p in map(str, records.patients) if len(p) > (5 if p.isdigit() else 3)}
         people |= {n for n in names if "." in n} | {s for s in stems if any(map(str.isdigit, s)) and len(s) > 5}
-    people = {name.casefold() for name in people if name}
-    for path in folder.iterdir():
-        if path.suffix == ".safetensors":
-            with path.open("rb") as file:  # the header; the rest is numbers
-                size = int.from_bytes(file.read(8), "little")
-                text = file.read(size).decode("utf-8", "replace")
-        else:
-            text = path.read_text()
-        if local := _PATH.search(text):
-            raise InputError(f"{path.name} would hold a path of this machine, {local[0]}: take it out")
-        text = text.casefold()
-        found = [n for n in people if n in text and re.search(rf"(?<![a-z0-9]){re.escape(n)}(?![a-z0-9])", text)]
-        if found:
-            raise InputError(f"{path.name} would name a patient or an image ({len(found)} of them): take it out")
+    text = "\n".join(_leaves(content))
+    if local := _PATH.search(text):
+        raise InputError(f"a path of this machine would be uploaded, {local[0]}: take it out")
+    text = text.casefold()
+    found = [n for n in map(str.casefold, people) if n in text and re.search(_word(n), text)]
+    if found:
+        raise InputError(f"a patient or an image would be named ({len(found)} of them): take it out")
+
+
+def _word(name: str) -> str:
+    return rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])"
 
 
 def _upload(folder: Path, config: PublishConfig) -> str:

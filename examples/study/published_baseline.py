@@ -11,6 +11,7 @@ weights, and is scored as that branch does, in half precision; ``right, float32`
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -93,11 +94,13 @@ def main() -> None:
             name, marked = ARMS[arm]
             run = args.output / "runs" / f"{arm}-seed{seed}"
             config = TrainConfig(run, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
-            fit(config, mark(train_set) if marked else train_set)
+            if fit(config, mark(train_set) if marked else train_set)["stopped"]:
+                return
 
     arms, zeros, ties = [], {}, {}
     for arm, (name, _) in ARMS.items():
         runs = sorted(p.parent for p in args.output.glob(f"runs/{arm}-seed*/summary.json"))
+        runs = [run for run in runs if json.loads((run / "summary.json").read_text())["epochs"] == args.epochs]
         published = name.endswith("_published")
         found = [score_images(load_model(run), test, {"model": run.name, "part": "test"}, 64, 0) for run in runs]
         if not found:

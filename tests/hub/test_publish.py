@@ -169,24 +169,28 @@ PATHS = (
 PEOPLE = ("see scan12.png.", "as Scan12.PNG", "scan12_annotated.png", "of (MRN-3)", "Doe John 3 has it")
 
 
+def without_numbers(monkeypatch):
+    """Leaves the evaluation out."""
+    about = {"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}
+    monkeypatch.setattr("mxa.publish.evaluate", lambda c: {"models": [about], "notes": [c.note] if c.note else []})
+    monkeypatch.setattr("mxa.report.model_card.card", lambda _: "")
+
+
 @pytest.mark.parametrize("note", PATHS + PEOPLE)
 def test_private_words_are_refused(config, note, tmp_path, monkeypatch):
-    """The evaluation is left out: its numbers do not matter here."""
-    result = {"models": [{"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}]}
-    monkeypatch.setattr("mxa.publish.evaluate", lambda _: result)
-    monkeypatch.setattr("mxa.report.model_card.card", lambda _: note)
-    message = "would hold a path of this machine" if note in PATHS else "would name a patient or an image"
+    without_numbers(monkeypatch)
+    message = "a path of this machine would be" if note in PATHS else "a patient or an image would be named"
     with pytest.raises(InputError, match=message):
-        publish(config(dry_run=True))
+        publish(config(dry_run=True, note=note))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("note", ["AP/PA and 1/2", "views: frontal", "4,586,686 bytes, 12 of 24", "https://a.org/b/c"])
+@pytest.mark.parametrize(
+    "note", ["AP/PA and 1/2", "views: frontal", "4,586,686 bytes, 12 of 24", "https://a.org/b/c", "Nodule/Mass"]
+)
 def test_honest_words_are_not(config, note, monkeypatch):
-    result = {"models": [{"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}]}
-    monkeypatch.setattr("mxa.publish.evaluate", lambda _: result)
-    monkeypatch.setattr("mxa.report.model_card.card", lambda _: note)
-    publish(config(dry_run=True))
+    without_numbers(monkeypatch)
+    publish(config(dry_run=True, note=note))
 
 
 def test_the_run_itself_is_no_output(config, run):
@@ -202,9 +206,8 @@ def test_the_terms_are_those_of_the_training_data(config, run, made_nih, tmp_pat
     publish(config(dry_run=True, **other))
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     assert about["data"] == "table" and about["terms"] == "of the lab"
-    monkeypatch.setattr("mxa.report.model_card.card", lambda _: "see scan12.png")
-    with pytest.raises(InputError, match="would name a patient or an image"):
-        publish(config(dry_run=True, **other))
+    with pytest.raises(InputError, match="a patient or an image would be named"):
+        publish(config(dry_run=True, note="see scan12.png", **other))
 
 
 def test_a_model_with_arguments_has_no_entry(hub, config, run, tmp_path, capsys):
@@ -231,7 +234,7 @@ def test_recipes_lose_their_folders():
         "{base: local-dir:/tmp/a/b, depth: 2}": "{base: b, depth: 2}",
         "hf-hub:lab/x": "hf-hub:lab/x",
         "xrv:densenet121-res224-chex": "xrv:densenet121-res224-chex",
-        "U-Ones: Edema; U-Zeros": "U-Ones: Edema; U-Zeros",
+        "xrv:/home/me/x.pt": "xrv:x.pt",
     }.items():
         assert _without_folders(value) == left
 
