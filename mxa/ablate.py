@@ -175,9 +175,10 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     path = folder / "ablation.yaml"
     if path.is_file():
         saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
-        own = {**saved.get("arms", {}), **own}
-        if other := [arm for arm, changed in saved.get("arms", {}).items() if not same_arm(own[arm], changed)]:
+        known = saved.get("arms", {})
+        if other := [arm for arm in own if arm in known and not same_arm(own[arm], known[arm])]:
             raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
+        own |= known
         for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
             saved[name] = saved.get(name) or settings[name]
             settings[name] = settings[name] or saved[name]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -107,9 +109,12 @@ def test_the_table_needs_no_run_folders(config, tmp_path):
     import shutil
 
     first = ablate(config())
+    before = {name: (tmp_path / "table" / name).read_bytes() for name in ("table.md", "learning.png", "boxes.png")}
     shutil.rmtree(tmp_path / "table" / "runs")
     again = ablate(config())
     assert json.dumps(first["rows"]) == json.dumps(again["rows"])
+    assert before == {name: (tmp_path / "table" / name).read_bytes() for name in before}
+    assert "| baseline-seed0 | 1 |" in before["table.md"].decode()  # its epoch is known without its folder
 
 
 @pytest.mark.parametrize(
@@ -247,6 +252,20 @@ def test_choosing_on_validation_patients_never_reads_the_test_part(config, table
         ({"arms": ("a: 3",)}, "must be NAME: {field: value}"),
         ({"arms": ("a: {",)}, "an arm is a name or"),
         ({"arms": ("a: {model_args: nothing}",)}, "--model-args must be like"),
+        ({"arms": ("a: {model_args: {checkpoint_path: x.pt}}",)}, "--model-args cannot set checkpoint_path"),
+        ({"arms": ("a: {augment: nonsense}",)}, "augment cannot be 'nonsense'"),
+        ({"arms": ("a: {scale: 0.8}",)}, "scale cannot be 0.8"),
+        ({"arms": ("a: {lr: null}",)}, "lr cannot be None"),
+        ({"arms": ("a: {channels_last: 'no'}",)}, "channels_last cannot be 'no'"),
+        ({"arms": ("a: {epochs: 2.7}",)}, "epochs cannot be 2.7"),
+        ({"arms": ("a: {model: nosuchmodel}",)}, "unknown model 'nosuchmodel'"),
+        ({"arms": ("a: {model_args: {nosuch: 1}}",)}, "nosuch"),
+        ({"arms": ("a: {init: nosuchfile.pt}",)}, "nosuchfile"),
+        ({"arms": ("$a$: {}",)}, "names files"),
+        ({"arms": ("'a, b': {}",)}, "names files"),
+        ({"arms": ("+ mxa: {}",)}, "what a row of the paper's is called"),
+        ({"arms": ("a: {}", "A: {}")}, "given twice"),
+        ({"arms": ("mxa",), "model": "resnet10t"}, "has no MXA"),
         ({"arms": ("mxa",), "part": "val", "folds": 3}, "leave --part val out"),
     ],
 )
@@ -254,6 +273,39 @@ def test_bad_arms_write_nothing(config, tmp_path, fields, message):
     with pytest.raises(InputError, match=message):
         ablate(config(**fields))
     assert not (tmp_path / "table").exists()
+
+
+def test_an_arm_is_the_same_however_it_is_written(config):
+    first = '"x": {scale: [0.5, 1.0], model_args: {mxa_init_values: 1e-5, mxa_roi_head: mean}}'
+    second = {"x": {"scale": (0.5, 1.0), "model_args": "{mxa_roi_head: mean, mxa_init_values: 0.00001}"}}
+    result = ablate(config(arms=(first,)))
+    assert json.dumps(ablate(config(arms=(second,)))["rows"]) == json.dumps(result["rows"])
+
+
+def test_folds_do_not_leak_through_an_arm(config, run, tmp_path):
+    for field in ("teacher", "init"):
+        arm = {"x": {"model": "efficientvit_ml_m0_mxa", field: str(run)}}
+        with pytest.raises(InputError, match=f"--{field} .* whose training patients test in other folds"):
+            ablate(config(arms=(arm,), folds=2))
+    assert not (tmp_path / "table").exists()
+
+
+def test_two_processes_fill_one_table(config, tmp_path):
+    """Each adds an arm of its own; neither loses the other's."""
+    code = """
+import sys
+from pathlib import Path
+from mxa.ablate import AblateConfig, ablate
+root, output, arm = sys.argv[1:]
+shared = {"data": "table", "root": root, "output": Path(output), "replicates": 20, "augment": "crop", "workers": 0}
+ablate(AblateConfig(model="resnet10t", img_size=64, epochs=1, batch_size=8, seeds=(0, 1), arms=({arm: {}},), **shared))
+"""
+    arguments = [str(config().root), str(tmp_path / "table")]
+    both = [subprocess.Popen([sys.executable, "-c", code, *arguments, arm], stderr=subprocess.PIPE) for arm in "pq"]
+    errors = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert cells(text, "p")[1] == cells(text, "q")[1] == "0, 1"
 
 
 def test_scores_of_no_arm_are_named(config, tmp_path):
