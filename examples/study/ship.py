@@ -1,5 +1,7 @@
 """Puts a run's weights, in half precision, into the package, and writes their entry of the manifest and their card.
 
+The card's section "Use" is to be completed by hand: what the weights are for, and how they were made.
+
     python examples/study/ship.py RUN PLAIN --root NIH8K --tag r160_nih8k --note "..."
 
 PLAIN is a run that stands beside it in the card. Both are scored on the collection's test part.
@@ -42,7 +44,6 @@ def main() -> None:
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     assert all(v.isfinite().all() for v in half.values()), "a weight is out of the range of half precision"
     file = MODELS / f"{name}.safetensors"
-    save_file(half, file)
 
     with tempfile.TemporaryDirectory() as folder:
         shipped = Path(folder) / name
@@ -53,6 +54,8 @@ def main() -> None:
         models = (str(shipped), str(args.plain))
         where = {"data": "nih", "root": args.root, "note": args.note, "workers": 0}
         result = evaluate(EvaluateConfig(models, Path(folder) / "out", **where))
+    save_file(half, file)
+    result["models"][0]["about"][0]["weights_sha256"] = digest(file)  # what was scored, before it is float32 again
     labels = next(space for space, names in LABEL_SPACES.items() if names == mxa.label_names(model))
     _, recipe = describe(args.run)
     entry = {
