@@ -26,6 +26,7 @@ _SHARED = {
 
 
 _NAME = re.compile(r"[\w+%.()=:-](?:[\w +%.()=:-]*[\w+%.()=:-])?")
+_KINDS = {f.name: str(f.type) for f in fields(TrainConfig)}
 _HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _SHARED}
 
 
@@ -73,8 +74,7 @@ def _parse(arm: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]
 def _value(arm: str, field: str, value: Any) -> Any:
     if field not in _HINTS:
         raise InputError(f"the arm {arm!r} cannot change {field}")
-    kind = next(f.type for f in fields(TrainConfig) if f.name == field)
-    coerced = value if isinstance(value, (bool, float)) else coerce(f"the arm {arm!r}", field, value, str(kind))
+    coerced = value if isinstance(value, (bool, float)) else coerce(f"the arm {arm!r}", field, value, _KINDS[field])
     if not fits(_HINTS[field], coerced):
         raise InputError(f"the arm {arm!r}: {field} cannot be {value!r}")
     return coerced

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from .errors import InputError
 from .labels import CHEXPERT, LABEL_SPACES
 from .models.efficientvit_ml import VARIANTS
-from .models.load import create
+from .models.load import create, read_checkpoint
 from .models.weights import check_keys, save_pretrained, set_label_names
 from .task.teacher import XRV_RANGE
 
@@ -53,7 +51,7 @@ def convert(config: ConvertConfig) -> list[str]:
     path, output = Path(config.checkpoint), Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} is in use: give another folder")
-    state, names = _read(path)
+    state, names = read_checkpoint(path, allowed=[argparse.Namespace])
     state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
     notes: list[str] = []
     if any(key.startswith("blocks1.") for key in state):
@@ -85,28 +83,6 @@ def convert(config: ConvertConfig) -> list[str]:
     save_pretrained(model, output)
     named = ", ".join(labels) if labels else "not named (mxa.set_label_names)"
     return [f"{name} with {outputs} outputs: {named}", *notes]
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The tensors of a file, and the names of its outputs where it, or the config.json beside it, has them."""
-    try:
-        if path.suffix == ".safetensors":
-            beside = path.with_name("config.json")
-            names = json.loads(beside.read_text()).get("label_names") if beside.is_file() else None
-            return safetensors.torch.load_file(path), tuple(names or ())
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no common class for what a file may be
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
-    names = tuple(content.get("labels") or ()) if isinstance(content, Mapping) else ()
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise InputError(f"{path} holds no state_dict")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(k)): v for k, v in content.items()}, names
 
 
 _PUBLISHED_MXA = {
@@ -183,9 +159,9 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict
     return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
 
 
-def _labels(given: str | None, known: tuple[str, ...], outputs: int) -> tuple[str, ...] | None:
+def _labels(given: str | None, known: Sequence[str] | None, outputs: int) -> tuple[str, ...] | None:
     if given is None:
-        return known if outputs == len(known) else None
+        return tuple(known) if known and outputs == len(known) else None
     names = LABEL_SPACES.get(given) or tuple(name.strip() for name in given.split(","))
     if len(names) != outputs:
         raise InputError(f"--labels has {len(names)} names for {outputs} outputs")

@@ -32,14 +32,14 @@ from .models.hub import WEIGHTS_FILE, WeightsError, digest, fetch, manifest, pac
 from .models.load import load_model, named_outputs
 from .report.model_card import model_card
 
-__all__ = ["CHECK_FILE", "PublishConfig", "check", "describe", "headline", "publish"]
+__all__ = ["CHECK_FILE", "TERMS", "PublishConfig", "check", "describe", "headline", "publish"]
 
 CHECK_FILE = "check.safetensors"
 _FILES = (WEIGHTS_FILE, "config.json", CHECK_FILE, CALIBRATION, "README.md")
 #: Arguments of a model that its configuration has anyhow.
 _NEUTRAL = {"num_classes", "img_size", "in_chans", "global_pool", "label_names"}
 #: What may be done with the images of a collection, and a licence of weights that follows.
-_TERMS = {
+TERMS = {
     "nih": ("NIH ChestX-ray14: use unrestricted; link the source, cite Wang et al. (CVPR 2017), acknowledge the NIH "
             "Clinical Center", "apache-2.0"),
     "chexpert": ("CheXpert: Stanford University Dataset Research Use Agreement, non-commercial research", "other"),
@@ -119,7 +119,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
     settings, recipe = describe(run)
     trained_on = settings.get("data")
-    terms, license = _TERMS.get(trained_on, (None, None))
+    terms, license = TERMS.get(trained_on, (None, None))
     terms, license = config.terms or terms, config.license or license
     data = config.data or trained_on
     if not terms or not license:

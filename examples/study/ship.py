@@ -24,7 +24,7 @@ from mxa.evaluate import EvaluateConfig, evaluate
 from mxa.labels import LABEL_SPACES
 from mxa.models.hub import digest
 from mxa.models.load import load_model
-from mxa.publish import describe, headline
+from mxa.publish import TERMS, describe, headline
 from mxa.report.model_card import model_card
 
 MODELS = Path(mxa.__file__).parent / "models"
@@ -58,6 +58,7 @@ def main() -> None:
     result["models"][0]["about"][0]["weights_sha256"] = digest(file)  # what was scored, before it is float32 again
     labels = next(space for space, names in LABEL_SPACES.items() if names == mxa.label_names(model))
     _, recipe = describe(args.run)
+    terms, license = TERMS["nih"]
     entry = {
         "repo": None,
         "revision": None,
@@ -67,10 +68,10 @@ def main() -> None:
         "labels": labels,
         "preprocessing": {"input_size": list(data_config(model)["input_size"])},
         "data": "NIH ChestX-ray14, a part of it (docs/weights-r160_nih8k.md)",
-        "terms": "use unrestricted; link the source, cite Wang et al. (CVPR 2017), acknowledge the NIH Clinical Center",
+        "terms": terms,
         "recipe": "nih8k_m0_mxa",
         "metrics": headline(result),
-        "license": "apache-2.0",
+        "license": license,
     }
     path = MODELS / "weights.json"
     manifest = {**json.loads(path.read_text()), name: entry}
@@ -79,7 +80,7 @@ def main() -> None:
         lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in about.items())
         parts.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-    card = {**entry, "labels": mxa.label_names(model), "recipe": recipe, "terms": f"NIH ChestX-ray14: {entry['terms']}"}
+    card = {**entry, "labels": mxa.label_names(model), "recipe": recipe}
     docs = Path(__file__).parents[2] / "docs" / f"weights-{args.tag}.md"
     docs.write_text(model_card(name, card, result))
     print(yaml.safe_dump({name: entry}, sort_keys=False))

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..labels import LABEL_SPACES
 from ..layers import MXABlock
-from .hub import load_own_copy, manifest, named, packaged, stored_names, weights_of
+from .hub import load_own_copy, manifest, named, packaged, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
 __all__ = ["VARIANTS", "EfficientVitMl"]
@@ -265,8 +265,8 @@ def _create_efficientvit_ml(
         state = weights_of(variant, cfg, kwargs.get("cache_dir"))
         overlay = dict(pretrained_cfg_overlay or {})
         without = {k: v for k, v in overlay.items() if k != "label_names"}
-        stored = stored_names(resolve_pretrained_cfg(variant, pretrained_cfg, without), state)
-        cfg = named(cfg, overlay, state, stored, label_names, kwargs.get("num_classes"))
+        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, without)
+        cfg = named(cfg, overlay, state, label_names, kwargs.get("num_classes"))
         pretrained_cfg_overlay = {
             **overlay,
             "state_dict": state,

@@ -38,7 +38,6 @@ __all__ = [
     "read_config",
     "read_weights",
     "stored_hash",
-    "stored_names",
     "weights_of",
 ]
 
@@ -120,11 +119,11 @@ def load_own_copy(
         WeightsError: the copy cannot be had, is another model's, or has another hash than the manifest's.
     """
     name = f"{variant}.{cfg.tag}"
-    entry = manifest().get(name)
+    entry, own = manifest().get(name), _organisation()
     elsewhere = cfg.source or cfg.file or cfg.state_dict or any((overlay or {}).get(k) for k in ("hf_hub_id", "url"))
-    if entry is None or packaged(entry) or elsewhere or not _organisation():
+    if entry is None or packaged(entry) or elsewhere or own is None:
         return None
-    owner, revision = _organisation()
+    owner, revision = own
     repo, cache_dir = f"{owner}/{name}", kwargs.get("cache_dir")
     config = fetch(repo, "config.json", revision, cache_dir)
     path = fetch(repo, WEIGHTS_FILE, config.parent.name, cache_dir)
@@ -172,46 +171,48 @@ def packaged(entry: dict[str, Any]) -> Path | None:
     return Path(__file__).with_name(entry["file"]) if entry.get("sha256") and not entry.get("repo") else None
 
 
-def stored_names(cfg: PretrainedCfg, state: dict[str, torch.Tensor]) -> tuple[str, ...] | None:
-    """The names of the outputs of some weights, or None where nothing says them.
-
-    Those of a file are in the ``config.json`` beside it; of a file without one, and of tensors, the configuration's are
-    taken where they are as many as the outputs.
-    """
-    names = cfg.label_names
-    if cfg.file and not cfg.source and Path(cfg.file).with_name("config.json").is_file():
-        names = read_config(Path(cfg.file).with_name("config.json")).get("label_names")
-    head = state.get(f"{cfg.classifier}.weight")
-    return tuple(names) if names and (head is None or len(head) == len(names)) else None
-
-
 def named(
     cfg: PretrainedCfg,
     overlay: dict[str, Any],
     state: dict[str, torch.Tensor],
-    stored: tuple[str, ...] | None,
     label_names: Sequence[str] | None,
     num_classes: int | None,
 ) -> PretrainedCfg:
-    """A configuration with as many outputs as its weights have, and their names.
+    """A configuration with as many outputs as its weights have, and their names where something says them.
+
+    Those of an overlaid file are in the ``config.json`` beside it; of one without, and of overlaid tensors, in the
+    overlay; of any others in the configuration.
+
+    Args:
+        cfg: The configuration, without the overlay's ``label_names``.
+        overlay: What was laid over it.
+        state: The weights.
+        label_names: Names that are asked for.
+        num_classes: Outputs that are asked for.
 
     Raises:
         WeightsError: other names are given for outputs that are trained.
     """
     head = state.get(f"{cfg.classifier}.weight")
-    alone = not overlay.get("file") or not Path(cfg.file).with_name("config.json").is_file()
-    outputs = cfg.num_classes
-    if overlay.get("file") and head is not None and (not alone or num_classes == len(head)):
+    given, config = overlay.get("label_names"), None
+    if overlay.get("file"):
+        config = Path(cfg.file).with_name("config.json")
+        config = config if config.is_file() else None
+    stored, outputs = cfg.label_names, cfg.num_classes
+    if config is not None:
+        stored = read_config(config).get("label_names")
+    elif given and (overlay.get("file") or overlay.get("state_dict")):
+        stored = given
+    if overlay.get("file") and head is not None and (config is not None or num_classes == len(head)):
         outputs = len(head)
-    if overlay.get("label_names") and alone and (overlay.get("file") or overlay.get("state_dict")):  # they alone say it
-        stored = tuple(overlay["label_names"])
-    for given in (overlay.get("label_names"), label_names):
-        kept = outputs == (num_classes if num_classes is not None else outputs)
-        if given and stored and kept and list(map(canonical, given)) != list(map(canonical, stored)):
-            raise WeightsError(
-                f"these weights are for {', '.join(stored)}: other names for the same outputs would be wrong; load "
-                "them, then mxa.load_labels(model, names)"
-            )
+    stored = tuple(stored) if stored and (head is None or len(head) == len(stored)) else None
+    if stored and num_classes in (None, outputs):
+        for names in filter(None, (given, label_names)):
+            if list(map(canonical, names)) != list(map(canonical, stored)):
+                raise WeightsError(
+                    f"these weights are for {', '.join(stored)}: other names for the same outputs would be wrong; load "
+                    "them, then mxa.load_labels(model, names)"
+                )
     return dataclasses.replace(cfg, num_classes=outputs, label_names=stored)
 
 

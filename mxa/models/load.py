@@ -18,7 +18,7 @@ from ..labels import align
 from .hub import read_weights, stored_hash
 from .weights import check_keys, label_names, resize_attention_biases
 
-__all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs"]
+__all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs", "read_checkpoint"]
 
 _logger = logging.getLogger(__name__)
 
@@ -77,21 +77,34 @@ def named_outputs(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
-def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
+def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
+    """Reads the tensors of a file, and the names of its outputs where it, or the ``config.json`` beside it, has them.
+
+    Args:
+        path: A ``.safetensors`` file, or a pickle, which is opened with ``weights_only=True``.
+        allowed: Classes that a pickle may hold besides.
+
+    Raises:
+        InputError: it is neither, or holds no state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             config = path.with_name("config.json")
             names = json.loads(config.read_text()).get("label_names") if config.is_file() else None
             return read_weights(path, stored_hash(path)), names
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
-        raise InputError(f"{path} is no checkpoint: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
+    names = content.get("labels") if isinstance(content, dict) else None
     for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            return clean_state_dict(content[key]), content.get("labels")
-    return clean_state_dict(content), None
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError(f"{path} is no checkpoint: it holds no state_dict")
+    return clean_state_dict(content), names
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -113,7 +126,7 @@ def init_weights(model: nn.Module, source: str) -> set[str]:
     """
     path = Path(source)
     if path.is_file():
-        state, names = _read_file(path)
+        state, names = read_checkpoint(path)
     else:
         origin = load_model(source)
         state, names = origin.state_dict(), label_names(origin)
