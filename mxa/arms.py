@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from types import NoneType
 from typing import Any, get_type_hints
-
-import yaml
 
 from .errors import InputError
 from .train_config import TrainConfig
-from .yaml_fields import coerce, fits, read_yaml
+from .yaml_fields import field_value, read_named, read_yaml
 
 __all__ = ["TABLE_2", "arm_fields", "read_arms", "same_arm"]
 
@@ -41,7 +38,7 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
     """
     found: dict[str, dict[str, Any]] = {}
     for arm in arms:
-        name, changed = _parse(arm)
+        name, changed = read_named(arm, "the arm")
         if not _NAME.fullmatch(name) or "-seed" in name:
             raise InputError(
                 f"the arm {name!r} names files and a row of a table: give letters, digits, spaces and +-.%"
@@ -57,27 +54,10 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
     return found
 
 
-def _parse(arm: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
-    try:
-        content = read_yaml(arm) if isinstance(arm, str) else arm
-    except yaml.YAMLError:
-        content = None
-    content = {content: None} if isinstance(content, str) else content
-    if not isinstance(content, Mapping) or len(content) != 1:
-        raise InputError(f"an arm is a name or NAME: {{field: value}}, got {arm!r}")
-    ((name, changed),) = content.items()
-    if not isinstance(changed, (Mapping, NoneType)):
-        raise InputError(f"the arm {name!r} must be NAME: {{field: value}}, got {arm!r}")
-    return str(name), changed
-
-
 def _value(arm: str, field: str, value: Any) -> Any:
     if field not in _HINTS:
         raise InputError(f"the arm {arm!r} cannot change {field}")
-    coerced = value if isinstance(value, (bool, float)) else coerce(f"the arm {arm!r}", field, value, _KINDS[field])
-    if not fits(_HINTS[field], coerced):
-        raise InputError(f"the arm {arm!r}: {field} cannot be {value!r}")
-    return coerced
+    return field_value(f"the arm {arm!r}", field, value, _KINDS[field], _HINTS[field])
 
 
 def same_arm(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

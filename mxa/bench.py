@@ -7,7 +7,6 @@ its interquartile range says how far to trust it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import platform
@@ -30,6 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError, require
 from .layers.roi import roi_resize
+from .models.load import create
+from .yaml_fields import read_named
 
 __all__ = [
     "BenchLayersConfig",
@@ -52,7 +53,7 @@ class BenchModelsConfig:
     """Compares models with peers: parameters, MACs, latency, training step and memory."""
 
     models: tuple[str, ...] = ("efficientvit_ml_m5", "efficientvit_ml_m5_mxa")
-    """Names of timm models (ours are registered there)."""
+    """Names of timm models (ours are registered there), or NAME: {argument: value}."""
     peers: tuple[str, ...] = ("efficientvit_m5",)
     """Names of timm models to compare with; the first is the reference of all ratios."""
     batch_size: int = 32
@@ -195,14 +196,8 @@ def _cell(row: dict, key: str) -> str:
 
 
 def _build(name: str, config: BenchModelsConfig) -> nn.Module:
-    if not timm.is_model(name):
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models()))
-        raise InputError(
-            f"unknown model {name!r}{close and f'; close to it: {close}'}. timm.list_models() has all names"
-        )
-    cfg = timm.get_pretrained_cfg(name)
-    resize = cfg is not None and cfg.fixed_input_size and cfg.input_size[-1] != config.img_size
-    return timm.create_model(name, num_classes=config.num_classes, **({"img_size": config.img_size} if resize else {}))
+    name, arguments = read_named(name, "the model")
+    return create(name, config.img_size, **{"num_classes": config.num_classes, **(arguments or {})})
 
 
 @contextmanager

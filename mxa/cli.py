@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from . import __version__
 from .errors import InputError, name_some, require
-from .yaml_fields import coerce
+from .yaml_fields import field_value
 
 __all__ = ["main"]
 
@@ -325,7 +325,8 @@ def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[
         raise InputError(
             f"{path}: unknown field {', '.join(map(str, unknown)) if isinstance(values, dict) else values}"
         )
-    values = {k: coerce(str(path), k, v, str(known[k])) for k, v in values.items()}
+    hints = get_type_hints(kind)
+    values = {k: field_value(str(path), k, v, str(known[k]), hints[k]) for k, v in values.items()}
     return values, arguments[:at] + arguments[at + 2 :]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -12,7 +13,7 @@ import yaml
 
 from .errors import InputError
 
-__all__ = ["coerce", "fits", "read_yaml"]
+__all__ = ["field_value", "read_named", "read_yaml"]
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
@@ -34,7 +35,32 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def coerce(where: str, name: str, value: Any, kind: str) -> Any:
+def read_named(value: str | Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any] | None]:
+    """Reads ``NAME``, or ``NAME: {field: value}`` as YAML or as a dict.
+
+    Args:
+        value: The text or dict.
+        what: What it names, for the error.
+
+    Returns:
+        The name, and the fields if there are some.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        content = read_yaml(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        content = None
+    content = {content: None} if isinstance(content, str) else content
+    if isinstance(content, Mapping) and len(content) == 1:
+        ((name, changed),) = content.items()
+        if isinstance(changed, (Mapping, NoneType)):
+            return str(name), changed
+    raise InputError(f"{what} {value!r} must be NAME or NAME: {{field: value}}")
+
+
+def field_value(where: str, name: str, value: Any, kind: str, hint: Any) -> Any:
     """Turns what YAML has into what a field wants: paths, tuples, numbers (YAML reads 1e-3 as text), text of a dict.
 
     Args:
@@ -42,10 +68,18 @@ def coerce(where: str, name: str, value: Any, kind: str) -> Any:
         name: The field.
         value: What YAML gave.
         kind: The field's annotation, as text.
+        hint: The field's annotation.
 
     Raises:
-        InputError: a number is wanted and none is given.
+        InputError: the value is of another kind.
     """
+    changed = value if isinstance(value, (bool, float)) else _coerce(where, name, value, kind)
+    if not _fits(hint, changed):
+        raise InputError(f"{where}: {name} cannot be {value!r}")
+    return changed
+
+
+def _coerce(where: str, name: str, value: Any, kind: str) -> Any:
     if value is None:
         return None
     if isinstance(value, dict) and kind.startswith("str"):
@@ -65,15 +99,17 @@ def _text(value: dict) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)  # YAML too
 
 
-def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of a field's type: a Literal, a tuple of a fixed length, text, a number, a bool, or None."""
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a field's type: a Literal, a tuple, text, a number, a bool, or None."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
         inner = get_args(hint)
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, inner, value))
+        if inner[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(inner[0], v) for v in value)
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, inner, value))
     if options := get_args(hint):
-        return any(fits(option, value) for option in options)
+        return any(_fits(option, value) for option in options)
     if hint is NoneType or hint is None:
         return value is None
     if hint is float:

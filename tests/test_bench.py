@@ -53,6 +53,14 @@ def test_models_against_the_stock_one(tmp_path, capsys):
     assert "efficientvit_ml_m0" in capsys.readouterr().out
 
 
+def test_a_grafted_model_against_its_base():
+    grafted = "mxa_grafted: {base: vit_tiny_patch16_224, depth: 2, grafted: {}}"
+    plain, with_mxa = bench_models(tiny(models=(grafted,), peers=("vit_tiny_patch16_224: {depth: 2}",), img_size=64))
+    assert with_mxa["model"] == grafted
+    assert 1 < with_mxa["params_m_ratio"] < 1.1
+    assert with_mxa["macs_g"] > plain["macs_g"]
+
+
 def test_a_model_against_itself_in_another_size_and_layout():
     config = tiny(models=("efficientvit_ml_m0_mxa",) * 2, peers=(), img_size=128, repeats=1, channels_last=True)
     first, second = bench_models(config)

@@ -56,6 +56,10 @@ def test_config_file_with_overrides(table, tmp_path, capsys):
     recipe.write_text("epochs: two\n")
     with pytest.raises(SystemExit, match="epochs must be a number, got 'two'"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
+    for wrong in ("epochs: 2.7", "epochs: true", "amp: fp8", "scale: [0.9]", "augment: 3"):
+        recipe.write_text(wrong)
+        with pytest.raises(SystemExit, match=f"recipe.yaml: {wrong.partition(':')[0]} cannot be"):
+            run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
     recipe.write_text("epoch: 3\n")
     with pytest.raises(SystemExit, match="unknown field epoch"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
