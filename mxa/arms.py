@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from .errors import InputError
 from .train_config import TrainConfig
-from .yaml_fields import field_value, read_named, read_yaml
+from .yaml_fields import field_value, read_named, read_yaml, unknown_field
 
 __all__ = ["TABLE_2", "arm_fields", "read_arms", "same_arm"]
 
@@ -55,8 +55,10 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _value(arm: str, field: str, value: Any) -> Any:
+    if field not in _KINDS:
+        raise InputError(f"the arm {arm!r}: {unknown_field(field, _HINTS)}")
     if field not in _HINTS:
-        raise InputError(f"the arm {arm!r} cannot change {field}")
+        raise InputError(f"the arm {arm!r} cannot change {field}, which all arms share")
     return field_value(f"the arm {arm!r}", field, value, _KINDS[field], _HINTS[field])
 
 

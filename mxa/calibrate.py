@@ -69,7 +69,8 @@ class Calibration:
 def calibrate(config: CalibrateConfig) -> Calibration:
     """Fits temperatures and chooses thresholds on the validation patients, and writes ``calibration.json``.
 
-    A label with fewer than 5 positives or negatives among them is left as the model gives it, and said to be.
+    A label with fewer than 5 positives or negatives among them is left as the model gives it; so is the probability,
+    not the call, of one that no temperature fits. Both are said.
 
     Raises:
         InputError: bad input, no run folder, or no label with enough validation cases.
@@ -83,14 +84,15 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     temperatures = fit_temperatures(found.logits, found.targets).round(6)  # as the file has them
     counts = {n: [int((found.targets[:, i] == k).sum()) for k in (1, 0)] for i, n in enumerate(found.labels)}
     kept = [i for i, name in enumerate(found.labels) if min(counts[name]) >= LEAST]
+    unfit = np.isclose(temperatures[:, None], TEMPERATURES).any(1)
     if not kept:
         raise InputError(
             f"no label has {LEAST} positives and {LEAST} negatives among the {len(found)} validation images"
         )
-    scaled = sigmoid(found.logits / np.where(np.isnan(temperatures), 1, temperatures))
+    scaled = sigmoid(found.logits / np.where(np.isnan(temperatures) | unfit, 1, temperatures))
     chosen = choose_thresholds(scaled, found.targets)
     result = Calibration(
-        {found.labels[i]: float(temperatures[i]) for i in kept},
+        {found.labels[i]: float(temperatures[i]) for i in kept if not unfit[i]},
         {
             p: {found.labels[i]: float(chosen[p][i]) for i in kept if np.isfinite(chosen[p][i])}
             for p in OPERATING_POINTS
@@ -101,9 +103,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             "patients": int(found.cases["patient"].nunique()),
             "positives_and_negatives": counts,
             "not_calibrated": [n for i, n in enumerate(found.labels) if i not in kept],
-            "temperature_at_its_end": [
-                found.labels[i] for i in kept if np.isclose(temperatures[i], TEMPERATURES).any()
-            ],
+            "temperature_at_its_end": [found.labels[i] for i in kept if unfit[i]],
             "date": datetime.date.today().isoformat(),
         },
     )

@@ -32,7 +32,10 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors' files, for one, are their owner's alone
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, get_type_hints
 
 from . import __version__
 from .errors import InputError, name_some, require
-from .yaml_fields import field_value
+from .yaml_fields import field_value, unknown_field
 
 __all__ = ["main"]
 
@@ -101,8 +102,8 @@ def _calibrate(config: Any) -> None:
     result = calibrate(config)
     columns = ("label", "temperature", *(f"threshold, {point}" for point in result.thresholds))
     rows = [
-        (label, _number(t), *(_number(point.get(label)) for point in result.thresholds.values()))
-        for label, t in result.temperatures.items()
+        (label, _number(result.temperatures.get(label)), *(_number(p.get(label)) for p in result.thresholds.values()))
+        for label in result.thresholds["youden"]
     ]
     _print_table(columns, rows)
     if left := result.provenance["not_calibrated"]:
@@ -319,12 +320,15 @@ def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}: {error.problem}" if mark else error
+        raise InputError(f"cannot read {path}: {what}") from None
     known = {f.name: f.type for f in fields(kind)}
-    if not isinstance(values, dict) or (unknown := set(values) - set(known)):
-        raise InputError(
-            f"{path}: unknown field {', '.join(map(str, unknown)) if isinstance(values, dict) else values}"
-        )
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold lines of name: value, got {values!r}")
+    for name in values:
+        if name not in known:
+            raise InputError(f"{path}: {unknown_field(name, known)}")
     hints = get_type_hints(kind)
     values = {k: field_value(str(path), k, v, str(known[k]), hints[k]) for k, v in values.items()}
     return values, arguments[:at] + arguments[at + 2 :]
@@ -345,6 +349,18 @@ def _parse(command: _Command, name: str, arguments: list[str]) -> Any:
     return tyro.cli(kind, args=arguments, default=default, prog=f"mxa {name}", description=command.about)
 
 
+def _plain_warnings() -> Callable[..., None]:
+    """Shows a warning as one line, once."""
+    seen = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    return show
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; bad input ends it with one line on stderr and a status that is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -361,7 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, the first speaks for all
     logging.getLogger("mxa").setLevel(logging.INFO if first else logging.ERROR)
     try:
-        command.run(_parse(command, name, arguments[len(name.split()) :]))
+        with warnings.catch_warnings():
+            warnings.showwarning = _plain_warnings()
+            command.run(_parse(command, name, arguments[len(name.split()) :]))
     except InputError as error:
         if os.environ.get("MXA_DEBUG"):
             raise

@@ -43,7 +43,7 @@ class LocalizeConfig:
     """Run folders, or timm names with weights."""
     output: Path
     """Folder for localization.json, localization.csv and localization.md."""
-    data: Literal["nih", "phantom"] = "nih"
+    data: Literal["nih", "phantom"] = "phantom"
     """Collection with boxes: NIH's folder with BBox_List_2017.csv, or the drawn phantom."""
     root: str | None = None
     """Folder of the collection."""

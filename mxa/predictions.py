@@ -133,7 +133,7 @@ def has_targets(path: Path) -> bool:
     return any(name.startswith("target:") for name in read_header(path))
 
 
-def read_predictions(path: Path, records: Records | None = None) -> Predictions:
+def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
     """Reads scores of any program from a Parquet or CSV file.
 
     A column of image names; for each label a column ``logit:LABEL``, or ``LABEL`` or ``probability:LABEL`` with
@@ -149,6 +149,9 @@ def read_predictions(path: Path, records: Records | None = None) -> Predictions:
     Raises:
         InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file of scores {path}: mxa teach and mxa evaluate write them")
     table = read_table_file(path, ())
     names = find_columns(path, table.columns, {})
     images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")

@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import timm
 import torch
 import yaml
 from huggingface_hub.errors import HFValidationError
@@ -28,6 +29,7 @@ from .data import Collection, create_dataset, create_transform, data_config
 from .data.phantom import draw
 from .errors import InputError
 from .evaluate import EvaluateConfig, evaluate
+from .labels import canonical
 from .models.hub import WEIGHTS_FILE, WeightsError, digest, fetch, manifest, packaged, read_config, read_weights
 from .models.load import load_model, named_outputs
 from .report.model_card import model_card
@@ -117,6 +119,8 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     labels = named_outputs(model)
     if name.partition(".")[0] != model.pretrained_cfg["architecture"]:
         raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
+    if name in manifest() and [*map(canonical, timm.get_pretrained_cfg(name).label_names)] != [*map(canonical, labels)]:
+        raise InputError(f"--repo {config.repo}: {name} is of other labels than {run}; give another tag")
     settings, recipe = describe(run)
     trained_on = settings.get("data")
     terms, license = TERMS.get(trained_on, (None, None))

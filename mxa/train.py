@@ -124,7 +124,8 @@ def _fit(
         engine.load_state_dict(saved)
         state = {k: saved[k] for k in state}
         train_set.bad[saved["bad"]] = True
-        _logger.info("resumed from epoch %d step %d", state["epoch"] + 1, state["step"])
+        at = f"epoch {state['epoch'] + 1} step {state['step']}" if state["epoch"] < config.epochs else "its end"
+        _logger.info("resumed from %s", at)
     elif config.resume and (run / "config.yaml").is_file():
         check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
     elif config.resume:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -13,8 +14,9 @@ import yaml
 
 from .errors import InputError
 
-__all__ = ["field_value", "read_named", "read_yaml"]
+__all__ = ["field_value", "read_named", "read_yaml", "unknown_field"]
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -73,13 +75,34 @@ def field_value(where: str, name: str, value: Any, kind: str, hint: Any) -> Any:
     Raises:
         InputError: the value is of another kind.
     """
-    changed = value if isinstance(value, (bool, float)) else _coerce(where, name, value, kind)
+    try:
+        changed = value if isinstance(value, (bool, float)) else _coerce(value, kind)
+    except (TypeError, ValueError):
+        changed = value
     if not _fits(hint, changed):
-        raise InputError(f"{where}: {name} cannot be {value!r}")
+        raise InputError(f"{where}: {name} must be {_wanted(hint)}, got {value!r}")
     return changed
 
 
-def _coerce(where: str, name: str, value: Any, kind: str) -> Any:
+def _wanted(hint: Any) -> str:
+    """A field's type in words."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if get_origin(hint) is tuple:
+        return "a list" if options[-1] is Ellipsis else f"a list of {len(options)}"
+    if options:
+        return " or ".join(map(_wanted, options))
+    return _WORDS.get(hint, "null")
+
+
+def unknown_field(name: Any, known: Iterable[str]) -> str:
+    """Says that there is no such field, and which is like it."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"no field {name}" + (f" (perhaps {close[0]})" if close else "")
+
+
+def _coerce(value: Any, kind: str) -> Any:
     if value is None:
         return None
     if isinstance(value, dict) and kind.startswith("str"):
@@ -89,10 +112,7 @@ def _coerce(where: str, name: str, value: Any, kind: str) -> Any:
             return ",".join(map(str, value))
         return tuple(_text(v) if isinstance(v, dict) else v for v in value)
     number = {"int": int, "float": float}.get(kind.partition(" ")[0])
-    try:
-        return number(value) if number else Path(value) if "Path" in kind else value
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: {name} must be a number, got {value!r}") from None
+    return number(value) if number else Path(value) if "Path" in kind else value
 
 
 def _text(value: dict) -> str:

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mxa.checkpoint import BROKEN, NAME, PREVIOUS, alone_in, atomic_write, load_checkpoint, save_checkpoint
 from mxa.errors import InputError
+
+
+def test_a_file_has_the_mode_of_its_neighbours(tmp_path):
+    (tmp_path / "plain").write_text("")
+    atomic_write(tmp_path / "weights", lambda path: save_file({"w": torch.zeros(1)}, path))
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def state(step: int) -> dict:

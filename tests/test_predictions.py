@@ -32,8 +32,10 @@ def same(one: Predictions, other: Predictions) -> None:
 
 def test_a_file_holds_all_that_there_is(scores, tmp_path):
     scores.save(tmp_path / "p.parquet")
-    found = read_predictions(tmp_path / "p.parquet")
+    found = read_predictions(str(tmp_path / "p.parquet"))
     same(found, scores)
+    with pytest.raises(InputError, match=r"no file of scores .*none\.parquet"):
+        read_predictions(tmp_path / "none.parquet")
     assert found.about == {"scores": "p.parquet", "model": "m", "weights_sha256": "abc"}
     assert found.cases["age"].isna().all()
 

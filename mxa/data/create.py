@@ -97,7 +97,7 @@ def create_dataset(
     if split is None:
         split = next((part for part in ("test", "valid") if (records.parts == part).any()), "all")
     if split == "test" and not (records.parts == "test").any():
-        raise InputError(f"{where} has no test part: use --split all, or in mxa ablate --folds")
+        raise InputError(f"{where} has no test part: use --split all; in mxa ablate --part val or --folds")
     records = _keep(records, split, views, where)
     halves = []
     if merge:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,14 +38,18 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
             to do.
     """
     if ":" not in name and not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "see timm.list_models()"
-        raise InputError(f"unknown model {name!r}: {close}")
+        architecture = name.split(".")[0]
+        close = timm.list_models(f"*{architecture}*") or difflib.get_close_matches(architecture, timm.list_models())
+        near = f"close to it: {', '.join(close[:5])}" if close else "see timm.list_models()"
+        raise InputError(f"unknown model {name!r}: no folder, and no timm model; {near}")
     try:
         if base := kwargs.get("base"):  # of a grafted model: it is the base that may have a fixed input
             sized = resolve_model_input_args(base, {"img_size": img_size})
             return timm.create_model(name, **kwargs, **{k: v for k, v in sized.items() if k == "img_size"})
         return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
     except (RuntimeError, TypeError, ValueError, KeyError, ZeroDivisionError, OSError, SafetensorError) as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise InputError(f"{name} has no argument {unknown[1]}") from error
         raise InputError(f"{name}: {error}") from error
 
 
@@ -85,8 +91,10 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
         allowed: Classes that a pickle may hold besides.
 
     Raises:
-        InputError: it is neither, or holds no state dict.
+        InputError: no such file, it is neither, or it holds no state dict.
     """
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
     try:
         if path.suffix == ".safetensors":
             config = path.with_name("config.json")
@@ -96,6 +104,8 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if first.startswith("Weights only load failed"):
+            first = "it holds other objects, such as a whole model: save its state_dict()"
         raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
     names = content.get("labels") if isinstance(content, dict) else None
     for key in ("model", "state_dict"):

@@ -145,6 +145,7 @@ def test_check_finds_other_weights_and_another_output(config, tmp_path):
         ({"repo": None}, "give a run folder and --repo"),
         ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
         ({"repo": "lab/efficientvit_ml_m0_mxa.a--b"}, "--repo lab/efficientvit_ml_m0_mxa.a--b: "),
+        ({"repo": "lab/efficientvit_ml_m0_mxa.chexpert"}, "efficientvit_ml_m0_mxa.chexpert is of other labels than"),
         ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
         ({"run": "nowhere"}, "nowhere is no run folder"),
         ({"terms": None}, "say what is not known of table: --terms and --license"),

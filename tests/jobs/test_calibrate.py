@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mxa.calibrate import CalibrateConfig, calibrate, read_calibration
 from mxa.data import create_dataset
@@ -17,14 +18,31 @@ from mxa.predict import PredictConfig, predict
 
 
 @pytest.fixture
-def calibrated(run, table, tmp_path):
+def noisy(table, tmp_path):
+    """A table with one validation image that is labelled wrongly, so that a temperature fits."""
+    table = shutil.copytree(table.parent, tmp_path / "table") / "table.csv"
+    lines = table.read_text().splitlines()
+    bright = [line[-1] for line in lines if ",val," in line]
+    common = max("01", key=bright.count)
+    wrong = next(i for i, line in enumerate(lines) if ",val," in line and line.endswith(common))
+    lines[wrong] = lines[wrong][:-1] + "10"[int(common)]
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+@pytest.fixture
+def calibrated(run, noisy, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
-    return folder, calibrate(CalibrateConfig(str(folder), "table", str(table), workers=0))
+    tensors = load_file(folder / "model.safetensors")
+    for key in ("head.linear.weight", "head.linear.bias"):
+        tensors[key] *= 300  # of one that was trained for longer
+    save_file(tensors, folder / "model.safetensors")
+    return folder, calibrate(CalibrateConfig(str(folder), "table", str(noisy), workers=0))
 
 
-def test_it_is_what_evaluation_fits_on_the_same_patients(calibrated, table, tmp_path):
+def test_it_is_what_evaluation_fits_on_the_same_patients(calibrated, noisy, tmp_path):
     folder, found = calibrated
-    result = evaluate(EvaluateConfig((str(folder),), tmp_path / "out", "table", str(table), workers=0, replicates=5))
+    result = evaluate(EvaluateConfig((str(folder),), tmp_path / "out", "table", str(noisy), workers=0, replicates=5))
     row = result["models"][0]["labels"]["Bright"]
     assert found.temperatures["Bright"] == pytest.approx(row["temperature"][0], abs=1e-5)
     raw = row["operating_points"]["youden"]["threshold"][0]
@@ -44,9 +62,20 @@ def test_its_provenance_says_on_what(calibrated):
     assert str(folder.parent) not in (folder / "calibration.json").read_text()
 
 
-def test_predict_applies_it_only_when_told(calibrated, table):
+def test_a_probability_that_no_temperature_fits_is_left_as_it_is(run, table, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    found = calibrate(CalibrateConfig(str(folder), "table", str(table), workers=0))
+    assert found.provenance["temperature_at_its_end"] == ["Bright"] and found.temperatures == {}
+    image = (table.parent / "0.png",)
+    (plain,), (told,) = (predict(PredictConfig(image, str(folder), calibrated=point)) for point in (None, "f1"))
+    assert told["probabilities"] == pytest.approx(plain["probabilities"], abs=1e-6)
+    bright = plain["probabilities"]["Bright"] >= found.thresholds["f1"]["Bright"]
+    assert told["positive"] == (["Bright"] if bright else []) and told["undecided"] == ["Edema", "Mass"]
+
+
+def test_predict_applies_it_only_when_told(calibrated, noisy):
     folder, found = calibrated
-    dataset = create_dataset("table", table, "val")
+    dataset = create_dataset("table", noisy, "val")
     files = tuple(dataset.filename(i) for i in range(len(dataset)))
     plain = predict(PredictConfig(files, str(folder)))
     told = predict(PredictConfig(files, str(folder), calibrated="youden"))

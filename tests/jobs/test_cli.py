@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,21 @@ def test_config_file_with_overrides(table, tmp_path, capsys):
     recipe.write_text("lr: 1e-3\nlabels: [Edema, Bright]\n" + recipe.read_text())
     run_cli(capsys, "train", f"--config={recipe}", "--epochs", 1, "--output", tmp_path / "second")
     assert "lr: 0.001\n" in (tmp_path / "second" / "config.yaml").read_text()
+    recipe.write_text("epochs: 3\n  lr: 1\n")
+    with pytest.raises(SystemExit, match=r"cannot read .*recipe\.yaml: line 2: [^\n]*$"):
+        run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
+    recipe.write_text("[epochs, 3]\n")
+    with pytest.raises(SystemExit, match=r"recipe\.yaml must hold lines of name: value"):
+        run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
     recipe.write_text("epochs: two\n")
-    with pytest.raises(SystemExit, match="epochs must be a number, got 'two'"):
+    with pytest.raises(SystemExit, match="epochs must be a whole number, got 'two'"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
     for wrong in ("epochs: 2.7", "epochs: true", "amp: fp8", "scale: [0.9]", "augment: 3"):
         recipe.write_text(wrong)
-        with pytest.raises(SystemExit, match=f"recipe.yaml: {wrong.partition(':')[0]} cannot be"):
+        with pytest.raises(SystemExit, match=f"recipe.yaml: {wrong.partition(':')[0]} must be"):
             run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
     recipe.write_text("epoch: 3\n")
-    with pytest.raises(SystemExit, match="unknown field epoch"):
+    with pytest.raises(SystemExit, match=r"no field epoch \(perhaps epochs\)"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
 
 
@@ -89,6 +96,17 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_is_one_line_once(table, tmp_path, capsys):
+    table = shutil.copytree(table.parent, tmp_path / "data") / "table.csv"
+    table.write_text(table.read_text().replace("patient", "person"))
+    where = ("--model", "efficientvit_ml_m0", "--data", "table", "--root", table, "--labels", "Bright")
+    small = ("--img-size", 64, "--epochs", 1, "--batch-size", 8, "--workers", 0)
+    said = run_cli(capsys, "train", *where, *small, "--output", tmp_path / "run").err
+    lines = [line for line in said.splitlines() if "patient of its own" in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: ")
+    assert ".py" not in said
 
 
 def test_missing_extra_is_named(monkeypatch):

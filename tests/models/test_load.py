@@ -10,7 +10,7 @@ import torch
 import mxa
 from mxa.errors import InputError
 from mxa.models import save_pretrained
-from mxa.models.load import create, init_weights, load_model, named_outputs
+from mxa.models.load import create, init_weights, load_model, named_outputs, read_checkpoint
 
 from ..contracts import holds, images, randomise
 
@@ -114,6 +114,19 @@ class TestLoadModel:
             load_model("nowhere")
         with pytest.raises(InputError, match="efficientvit_ml_m0"):
             load_model("efficientvit_ml_m")
+        with pytest.raises(InputError, match="no folder, and no timm model; close to it: efficientvit_ml_m0_mxa"):
+            load_model("efficientvit_ml_m0_mxaa")
+
+    def test_an_argument_that_it_does_not_have(self):
+        with pytest.raises(InputError, match=r"^efficientvit_ml_m0_mxa has no argument mxa_roi_hed$"):
+            create(M0_MXA, mxa_roi_hed="mean")
+
+    def test_files_that_are_no_checkpoints(self, tmp_path):
+        with pytest.raises(InputError, match=r"no such file: .*none\.pth"):
+            read_checkpoint(tmp_path / "none.pth")
+        torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+        with pytest.raises(InputError, match=r"whole\.pth .* such as a whole model: save its state_dict\(\)$"):
+            read_checkpoint(tmp_path / "whole.pth")
 
     def test_a_name_without_weights(self):
         with pytest.raises(InputError, match="no weights are published"):
