@@ -69,19 +69,12 @@ class _Map:
 class Zoom(MXABlock):
     """MXA whose crop comes from the stem's stride-8 map: detail that the block's own map no longer holds."""
 
-    def __init__(self, dim: int, fine: _Map, fine_dim: int, **kwargs):
-        super().__init__(dim, **kwargs)
+    def __init__(self, dim: int, fine: _Map, fine_dim: int):
+        super().__init__(dim, source_dim=fine_dim)
         self.fine = fine
-        self.project = nn.Sequential(nn.Conv2d(fine_dim, dim, 1, bias=False), nn.BatchNorm2d(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        boxes, fine = self.roi.head(x), self.fine.value
-        height, width = x.shape[2:]
-        by = -(-fine.shape[2] // height)  # samples a cell, averaged, so that none of the fine map is skipped
-        rows = _hat(boxes[:, 1], boxes[:, 3], by * height, fine.shape[2])
-        cols = _hat(boxes[:, 0], boxes[:, 2], by * width, fine.shape[3])
-        rows, cols = (m.unflatten(1, (-1, by)).mean(2) for m in (rows, cols))
-        return self.ls(self.cbam(self.project(rows[:, None] @ fine @ cols[:, None].transpose(2, 3))))
+        return super().forward(x, self.fine.value)
 
 
 #: Labels that one box serves.

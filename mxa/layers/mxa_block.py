@@ -10,7 +10,7 @@ from timm.layers import LayerScale2d, register_notrace_module
 from torch import nn
 
 from .cbam import CBAM, CBAM3d
-from .roi import ROIPool, ROIPool3d
+from .roi import ROIPool, ROIPool3d, roi_resize
 
 __all__ = ["MXABlock", "MXABlock3d"]
 
@@ -34,12 +34,16 @@ class MXABlock(nn.Module):
             gives zeros there.
         grid_size: For ``"NLC"``, the map's (H, W). Another number of tokens is taken as a map of the same aspect ratio;
             square by default.
+        source_dim: Channels of another, finer map of the same image, the second argument of ``forward``. The box, which
+            is still predicted from ``x``, is cut from it (a 1x1 convolution brings the crop to C channels): detail that
+            ``x`` no longer holds, where the paper's crop only enlarges ``x``. What it is worth: docs/results.md.
 
-    Shape: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H W, C)`` to the same, any H and W.
+    Shape: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H W, C)`` to the same, any H and W; a finer map is
+    ``(B, source_dim, H', W')``, any H' and W'.
 
     Raises:
         ValueError: another format, prefix tokens or a grid where there are no tokens, or (in ``forward``) tokens that
-            do not fill a grid.
+            do not fill a grid, or a finer map that is missing or not expected.
 
     >>> block = MXABlock(32, init_values=0.0).eval()
     >>> block(torch.ones(1, 32, 7, 9)).abs().max().item()
@@ -57,6 +61,7 @@ class MXABlock(nn.Module):
         input_fmt: str = "NCHW",
         num_prefix_tokens: int = 0,
         grid_size: tuple[int, int] | None = None,
+        source_dim: int | None = None,
         device=None,
         dtype=None,
     ):
@@ -72,6 +77,10 @@ class MXABlock(nn.Module):
         self.roi = ROIPool(dim, roi_head, min_size, **dd)
         self.cbam = CBAM(dim, reduction, kernel_size, **dd)
         self.ls = LayerScale2d(dim, init_values, **dd)
+        self.project = None
+        if source_dim is not None:
+            convolution = nn.Conv2d(source_dim, dim, 1, bias=False, **dd)
+            self.project = nn.Sequential(convolution, nn.BatchNorm2d(dim, **dd))
 
     def to_map(self, x: torch.Tensor) -> torch.Tensor:
         """Takes the map out of an input: any of the formats to ``(B, C, H, W)``."""
@@ -83,8 +92,19 @@ class MXABlock(nn.Module):
         height, width = self._grid(tokens.shape[1])
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.ls(self.cbam(self.roi(self.to_map(x))))  # (B, C, H, W)
+    def _crop(self, x: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
+        """The box of ``x``, from it or from a finer map, ``(B, C, H, W)``."""
+        if self.project is None:
+            if source is not None:
+                raise ValueError("give source_dim to a block that takes a finer map beside x")
+            return self.roi(x)
+        else:
+            if source is None:
+                raise ValueError("a block with source_dim takes a finer map beside x")
+            return self.project(roi_resize(source, self.roi.head(x), (x.shape[2], x.shape[3])))
+
+    def forward(self, x: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.ls(self.cbam(self._crop(self.to_map(x), source)))  # (B, C, H, W)
         if self.input_fmt == "NCHW":
             return y
         if self.input_fmt == "NHWC":

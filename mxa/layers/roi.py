@@ -10,17 +10,24 @@ from torch import nn
 __all__ = ["MeanROIHead", "ROIHead", "ROIHead3d", "ROIPool", "ROIPool3d", "roi_resize", "roi_resize3d"]
 
 
-def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear sampling of one axis as a matrix: ``(B,)`` interval ends in [0, 1] to ``(B, size, size)``."""
+def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> torch.Tensor:
+    """Bilinear sampling of one axis as a matrix: ``(B,)`` interval ends in [0, 1] to ``(B, out, size)``."""
     cells = torch.arange(size, device=start.device, dtype=start.dtype)
-    at = start[:, None] + (stop - start)[:, None] * ((cells + 0.5) / size)  # (B, out) in [0, 1]
+    points = torch.arange(out, device=start.device, dtype=start.dtype)
+    at = start[:, None] + (stop - start)[:, None] * ((points + 0.5) / out)  # (B, out) in [0, 1]
     at = (at * size - 0.5).clamp(0, size - 1)[:, :, None]  # (B, out, 1) in cells, border clamped
     low = at.detach().floor()
     high = at - low
     return (cells == low) * (1 - high) + (cells == low + 1) * high  # (B, out, in)
 
 
-def roi_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+def _reduction(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> torch.Tensor:
+    """The same, each of ``out`` cells the mean of as many points as leave no cell of the whole axis out."""
+    share = -(-size // out)
+    return _interpolation(start, stop, size, out * share).view(-1, out, share, size).mean(2)
+
+
+def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
     """Crops one box from each map and resizes it bilinearly to the size of the map (paper, appendix D).
 
     Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
@@ -32,19 +39,27 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     Args:
         x: Maps ``(B, C, H, W)``.
         boxes: ``(B, 4)``, ``x1, y1, x2, y2`` in [0, 1] of width and height; ``(0, 0, 1, 1)`` is the whole map.
+        size: Another (H', W') of the output. Where it is smaller than the map, each cell is the mean of several points,
+            so that nothing of the map is skipped.
 
     Returns:
-        ``(B, C, H, W)`` in the dtype of ``x``; differentiable in both arguments.
+        ``(B, C, H, W)`` or ``(B, C, H', W')`` in the dtype of ``x``; differentiable in both arguments.
     """
     batch, channels, height, width = x.shape
     if boxes.dtype != torch.float64:
         boxes = boxes.float()
-    rows = _interpolation(boxes[:, 1], boxes[:, 3], height).to(x.dtype)  # (B, H', H)
-    cols = _interpolation(boxes[:, 0], boxes[:, 2], width).to(x.dtype)  # (B, W', W)
+    if size is None:
+        out_height, out_width = height, width
+        rows = _interpolation(boxes[:, 1], boxes[:, 3], height, height)  # (B, H', H)
+        cols = _interpolation(boxes[:, 0], boxes[:, 2], width, width)  # (B, W', W)
+    else:
+        out_height, out_width = size
+        rows = _reduction(boxes[:, 1], boxes[:, 3], height, out_height)
+        cols = _reduction(boxes[:, 0], boxes[:, 2], width, out_width)
     x = x.transpose(2, 3).reshape(batch, channels * width, height)  # (B, CW, H)
-    x = torch.bmm(x, rows.transpose(1, 2)).view(batch, channels, width, height)  # (B, C, W, H')
-    x = x.transpose(2, 3).reshape(batch, channels * height, width)  # (B, CH', W)
-    return torch.bmm(x, cols.transpose(1, 2)).view(batch, channels, height, width)  # (B, C, H', W')
+    x = torch.bmm(x, rows.to(x.dtype).transpose(1, 2)).view(batch, channels, width, out_height)  # (B, C, W, H')
+    x = x.transpose(2, 3).reshape(batch, channels * out_height, width)  # (B, CH', W)
+    return torch.bmm(x, cols.to(x.dtype).transpose(1, 2)).view(batch, channels, out_height, out_width)  # (B, C, H', W')
 
 
 def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -65,7 +80,7 @@ def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         depth, dim=0
     )  # the same box in every slice
     maps = roi_resize(maps, slices).view(batch, depth, channels * height * width)
-    planes = _interpolation(boxes[:, 2], boxes[:, 5], depth).to(x.dtype)  # (B, D', D)
+    planes = _interpolation(boxes[:, 2], boxes[:, 5], depth, depth).to(x.dtype)  # (B, D', D)
     return torch.bmm(planes, maps).view(batch, depth, channels, height, width).transpose(1, 2)
 
 

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from mxa.layers import MeanROIHead, MXABlock, ROIHead
+from mxa.layers import MeanROIHead, MXABlock, ROIHead, roi_resize
 
 HEADS = ["softmax", "mean"]
 
@@ -50,6 +50,43 @@ def test_equals_its_parts_by_hand(roi_head, size):
     expected = block.ls.gamma[:, None, None] * block.cbam(block.roi(x))
     torch.testing.assert_close(block(x), expected)
     assert block(x).shape == x.shape
+
+
+class TestFinerMap:
+    def test_the_box_of_x_is_cut_from_it(self):
+        block, x, source = make(source_dim=6), example(), torch.randn(2, 6, 28, 36)
+        crop = block.project(roi_resize(source, block.roi.head(x), (7, 9)))
+        torch.testing.assert_close(block(x, source), block.ls.gamma[:, None, None] * block.cbam(crop))
+
+    @pytest.mark.parametrize("source_size", [(28, 36), (7, 9), (3, 5)])
+    def test_every_parameter_gets_a_gradient(self, source_size):
+        block, x = make(source_dim=6).train(), example()
+        source = torch.randn(2, 6, *source_size, requires_grad=True)
+        (block(x, source) * torch.randn_like(x)).sum().backward()
+        assert [name for name, p in block.named_parameters() if p.grad is None or not p.grad.any()] == []
+        assert source.grad.any()
+
+    def test_tokens(self):
+        torch.manual_seed(0)
+        block = make(source_dim=6)
+        tokens = make(source_dim=6, input_fmt="NLC", grid_size=(7, 9), num_prefix_tokens=1)
+        tokens.load_state_dict(block.state_dict())
+        x, source = example(), torch.randn(2, 6, 28, 36)
+        rows = torch.cat([torch.randn(2, 1, 16), x.flatten(2).transpose(1, 2)], dim=1)
+        torch.testing.assert_close(tokens(rows, source)[:, 1:], block(x, source).flatten(2).transpose(1, 2))
+
+    def test_it_scripts_exports_and_compiles(self):
+        block, x, source = make(source_dim=6), example(), torch.randn(2, 6, 28, 36)
+        expected = block(x, source)
+        torch.testing.assert_close(torch.jit.script(block)(x, source), expected)
+        torch.testing.assert_close(torch.export.export(block, (x, source)).module()(x, source), expected)
+        torch.testing.assert_close(torch.jit.script(make())(x), make()(x))
+
+    def test_one_too_few_or_too_many(self):
+        with pytest.raises(ValueError, match="takes a finer map beside x"):
+            make(source_dim=6)(example())
+        with pytest.raises(ValueError, match="give source_dim"):
+            make()(example(), torch.randn(2, 6, 28, 36))
 
 
 def test_gate_starts_at_one():

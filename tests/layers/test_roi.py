@@ -90,6 +90,30 @@ def test_whole_map_is_the_identity(size):
     torch.testing.assert_close(roi_resize(x, torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)), x, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(3, 4), (4, 2), (20, 20), (1, 1)])
+def test_another_size_is_the_mean_of_points_of_the_box(size):
+    """As cropped at a multiple of that size, then averaged."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 12, 8, dtype=torch.float64)
+    boxes = torch.tensor(BOXES, dtype=torch.float64)
+    by = [math.ceil(n / out) for n, out in zip(x.shape[2:], size, strict=True)]
+    x1, y1, x2, y2 = boxes.unbind(1)
+    zero = torch.zeros_like(x1)
+    theta = torch.stack([x2 - x1, zero, x1 + x2 - 1, zero, y2 - y1, y1 + y2 - 1], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [3, 2, by[0] * size[0], by[1] * size[1]], align_corners=False)
+    fine = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(roi_resize(x, boxes, size), F.avg_pool2d(fine, by))
+    inputs = x[:1, :1].clone().requires_grad_(), boxes[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, boxes: roi_resize(x, boxes, size), inputs)
+
+
+def test_the_whole_of_a_finer_map_is_its_mean():
+    x = torch.randn(2, 3, 20, 12)
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+    torch.testing.assert_close(roi_resize(x, whole, (5, 3)), F.avg_pool2d(x, 4), atol=2e-5, rtol=0)
+    assert torch.equal(roi_resize(x, whole, (20, 12)), roi_resize(x, whole))
+
+
 def test_each_map_is_cropped_by_its_own_box():
     x = torch.arange(12.0).repeat(2, 1, 12, 1)  # the value is the column
     out = roi_resize(x, torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]))
