@@ -13,9 +13,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from . import __version__
 from .errors import InputError, name_some, require
-from .yaml_fields import field_value, unknown_field
+from .yaml_fields import field_value, read_yaml, unknown_field
 
 __all__ = ["main"]
 
@@ -316,9 +318,8 @@ def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[
         if path.name not in known:
             raise InputError(f"no recipe {path.name!r}: give one of {', '.join(sorted(known))}")
         path = known[path.name]
-    yaml = require("yaml", "train")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = read_yaml(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         what = f"line {mark.line + 1}: {error.problem}" if mark else error

@@ -128,9 +128,13 @@ def has_targets(path: Path) -> bool:
     Raises:
         InputError: no such file, or no table.
     """
-    if not path.is_file():
-        raise InputError(f"no file of scores {path}")
-    return any(name.startswith("target:") for name in read_header(path))
+    return any(name.startswith("target:") for name in read_header(_file_of_scores(path)))
+
+
+def _file_of_scores(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise InputError(f"no file of scores {path}: mxa teach and mxa evaluate write them")
+    return Path(path)
 
 
 def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
@@ -149,9 +153,7 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
     Raises:
         InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file of scores {path}: mxa teach and mxa evaluate write them")
+    path = _file_of_scores(path)
     table = read_table_file(path, ())
     names = find_columns(path, table.columns, {})
     images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")

@@ -40,8 +40,10 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
     if ":" not in name and not timm.is_model(name):
         architecture = name.split(".")[0]
         close = timm.list_models(f"*{architecture}*") or difflib.get_close_matches(architecture, timm.list_models())
-        near = f"close to it: {', '.join(close[:5])}" if close else "see timm.list_models()"
-        raise InputError(f"unknown model {name!r}: no folder, and no timm model; {near}")
+        near = f"close to it: {', '.join(close[:5])}; " if close else ""
+        raise InputError(
+            f"unknown model {name!r}: no folder, and no timm model; {near}timm.list_models() has all names"
+        )
     try:
         if base := kwargs.get("base"):  # of a grafted model: it is the base that may have a fixed input
             sized = resolve_model_input_args(base, {"img_size": img_size})

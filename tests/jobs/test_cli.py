@@ -51,9 +51,10 @@ def test_config_file_with_overrides(table, tmp_path, capsys):
     written = (tmp_path / "run" / "config.yaml").read_text()
     assert "epochs: 1\n" in written
     assert "- 0.9\n" in written
-    recipe.write_text("lr: 1e-3\nlabels: [Edema, Bright]\n" + recipe.read_text())
+    recipe.write_text("lr: 1e-3\nratio: [9e-1, 1.1]\nlabels: [Edema, Bright]\n" + recipe.read_text())
     run_cli(capsys, "train", f"--config={recipe}", "--epochs", 1, "--output", tmp_path / "second")
-    assert "lr: 0.001\n" in (tmp_path / "second" / "config.yaml").read_text()
+    written = (tmp_path / "second" / "config.yaml").read_text()
+    assert "lr: 0.001\n" in written and "ratio:\n- 0.9\n" in written
     recipe.write_text("epochs: 3\n  lr: 1\n")
     with pytest.raises(SystemExit, match=r"cannot read .*recipe\.yaml: line 2: [^\n]*$"):
         run_cli(capsys, "train", "--config", recipe, "--output", tmp_path / "other")
