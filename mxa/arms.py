@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, get_type_hints
 
 from .errors import InputError
@@ -23,7 +22,6 @@ _SHARED = {
 
 
 _NAME = re.compile(r"[\w+%.()=:-](?:[\w +%.()=:-]*[\w+%.()=:-])?")
-_KINDS = {f.name: str(f.type) for f in fields(TrainConfig)}
 _HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _SHARED}
 
 
@@ -55,11 +53,11 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _value(arm: str, field: str, value: Any) -> Any:
-    if field not in _KINDS:
-        raise InputError(f"the arm {arm!r}: {unknown_field(field, _HINTS)}")
-    if field not in _HINTS:
+    if field in _SHARED:
         raise InputError(f"the arm {arm!r} cannot change {field}, which all arms share")
-    return field_value(f"the arm {arm!r}", field, value, _KINDS[field], _HINTS[field])
+    if field not in _HINTS:
+        raise InputError(f"the arm {arm!r}: {unknown_field(field, _HINTS)}")
+    return field_value(f"the arm {arm!r}", field, value, _HINTS[field])
 
 
 def same_arm(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

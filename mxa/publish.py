@@ -102,25 +102,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
             image.
         WeightsError: the Hub refuses.
     """
-    if not config.run or not config.repo:
-        raise InputError("give a run folder and --repo organisation/architecture.tag (or --check)")
-    if not re.fullmatch(r"[\w.-]+/[\w-]+\.[\w-]+", config.repo):
-        raise InputError(
-            f"--repo {config.repo} must be organisation/architecture.tag, such as lab/{_example(config.run)}"
-        )
-    run, name = Path(config.run), config.repo.partition("/")[2]
-    if not (run / WEIGHTS_FILE).is_file() or not (run / "config.json").is_file():
-        raise InputError(f"{run} is no run folder: it holds no {WEIGHTS_FILE} and config.json")
-    try:
-        validate_repo_id(config.repo)
-    except HFValidationError as error:
-        raise InputError(f"--repo {config.repo}: {error}") from None
-    model = load_model(run)
-    labels = named_outputs(model)
-    if name.partition(".")[0] != model.pretrained_cfg["architecture"]:
-        raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
-    if name in manifest() and [*map(canonical, timm.get_pretrained_cfg(name).label_names)] != [*map(canonical, labels)]:
-        raise InputError(f"--repo {config.repo}: {name} is of other labels than {run}; give another tag")
+    run, name, model = _read_run(config)
     settings, recipe = describe(run)
     trained_on = settings.get("data")
     terms, license = TERMS.get(trained_on, (None, None))
@@ -140,19 +122,14 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     if config.data not in (None, trained_on):
         options = {}
     options |= {k: getattr(config, k) for k in ("root", "columns") if getattr(config, k)}
-    scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / name
-        named.symlink_to(run.resolve(), target_is_directory=True)
-        result = evaluate(EvaluateConfig((str(named),), Path(folder) / "out", data=data, **options, **scored))
-    about = read_config(run / "config.json")
+    result = _evaluate(config, run, name, data, options)
     entry = {
         "repo": config.repo,
         "revision": None,
         "file": WEIGHTS_FILE,
         "sha256": digest(run / WEIGHTS_FILE),
         "size": (run / WEIGHTS_FILE).stat().st_size,
-        "labels": list(labels),
+        "labels": list(named_outputs(model)),
         "preprocessing": {k: data_config(model)[k] for k in ("input_size", "mean", "std", "interpolation")},
         "data": trained_on,
         "terms": terms,
@@ -160,18 +137,13 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         "metrics": headline(result),
         "license": license,
     }
+    about = read_config(run / "config.json")
+    about["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
+    extra = {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
+    about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}", **extra}
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
-        shutil.copyfile(run / WEIGHTS_FILE, staged / WEIGHTS_FILE)
-        if (run / CALIBRATION).is_file():
-            read_calibration(run)
-            shutil.copyfile(run / CALIBRATION, staged / CALIBRATION)
-        safetensors.torch.save_file(_check_tensors(model), staged / CHECK_FILE)
-        about["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
-        extra = {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
-        about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}", **extra}
-        write_text(staged / "config.json", json.dumps(about, indent=1) + "\n")
-        write_text(staged / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
+        _stage(staged, run, model, about, model_card(f"hf-hub:{config.repo}", entry, result))
         collections = [(data, options), *([(trained_on, settings)] if trained_on not in (None, data) else [])]
         _refuse_private([about, result["notes"], config.note, terms, _read_texts(staged)], collections)
         output.mkdir(parents=True, exist_ok=True)
@@ -189,6 +161,55 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         "entry": {**entry, "revision": commit} if commit and not own else None,
         "arguments": own,
     }
+
+
+def _read_run(config: PublishConfig) -> tuple[Path, str, nn.Module]:
+    """The run folder, the name that it is given, architecture.tag, and its model; refuses what do not fit."""
+    if not config.run or not config.repo:
+        raise InputError("give a run folder and --repo organisation/architecture.tag (or --check)")
+    if not re.fullmatch(r"[\w.-]+/[\w-]+\.[\w-]+", config.repo):
+        raise InputError(
+            f"--repo {config.repo} must be organisation/architecture.tag, such as lab/{_example(config.run)}"
+        )
+    run, name = Path(config.run), config.repo.partition("/")[2]
+    if not (run / WEIGHTS_FILE).is_file() or not (run / "config.json").is_file():
+        raise InputError(f"{run} is no run folder: it holds no {WEIGHTS_FILE} and config.json")
+    try:
+        validate_repo_id(config.repo)
+    except HFValidationError as error:
+        raise InputError(f"--repo {config.repo}: {error}") from None
+    model = load_model(run)
+    labels = [*map(canonical, named_outputs(model))]
+    if name.partition(".")[0] != model.pretrained_cfg["architecture"]:
+        raise InputError(f"--repo {config.repo} names another architecture than {run}: {_example(config.run)}")
+    if name in manifest() and [*map(canonical, timm.get_pretrained_cfg(name).label_names)] != labels:
+        raise InputError(f"--repo {config.repo}: {name} is of other labels than {run}; give another tag")
+    return run, name, model
+
+
+def _example(run: str) -> str:
+    config = Path(run) / "config.json"
+    return f"{read_config(config).get('architecture')}.TAG" if config.is_file() else "efficientvit_ml_m0_mxa.TAG"
+
+
+def _evaluate(config: PublishConfig, run: Path, name: str, data: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Scores the run under the name that it is given."""
+    scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / name
+        named.symlink_to(run.resolve(), target_is_directory=True)
+        return evaluate(EvaluateConfig((str(named),), Path(folder) / "out", data=data, **options, **scored))
+
+
+def _stage(folder: Path, run: Path, model: nn.Module, about: dict[str, Any], card: str) -> None:
+    """Writes what is uploaded."""
+    shutil.copyfile(run / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    if (run / CALIBRATION).is_file():
+        read_calibration(run)
+        shutil.copyfile(run / CALIBRATION, folder / CALIBRATION)
+    safetensors.torch.save_file(_check_tensors(model), folder / CHECK_FILE)
+    write_text(folder / "config.json", json.dumps(about, indent=1) + "\n")
+    write_text(folder / "README.md", card)
 
 
 def check(source: str) -> dict[str, Any]:
@@ -240,11 +261,6 @@ def check(source: str) -> dict[str, Any]:
             f"{folder}: the stored input gives logits that differ by {difference:.2g} from the stored ones"
         )
     return {"folder": folder, "sha256": found, "difference": difference}
-
-
-def _example(run: str) -> str:
-    config = Path(run) / "config.json"
-    return f"{read_config(config).get('architecture')}.TAG" if config.is_file() else "efficientvit_ml_m0_mxa.TAG"
 
 
 def describe(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -62,21 +62,20 @@ def read_named(value: str | Mapping[str, Any], what: str) -> tuple[str, Mapping[
     raise InputError(f"{what} {value!r} must be NAME or NAME: {{field: value}}")
 
 
-def field_value(where: str, name: str, value: Any, kind: str, hint: Any) -> Any:
+def field_value(where: str, name: str, value: Any, hint: Any) -> Any:
     """Turns what YAML has into what a field wants: paths, tuples, numbers (YAML reads 1e-3 as text), text of a dict.
 
     Args:
         where: What holds the value, for the error.
         name: The field.
         value: What YAML gave.
-        kind: The field's annotation, as text.
-        hint: The field's annotation.
+        hint: The field's type.
 
     Raises:
         InputError: the value is of another kind.
     """
     try:
-        changed = value if isinstance(value, (bool, float)) else _coerce(value, kind)
+        changed = value if isinstance(value, (bool, float)) else _coerce(value, hint)
     except (TypeError, ValueError):
         changed = value
     if not _fits(hint, changed):
@@ -102,17 +101,18 @@ def unknown_field(name: Any, known: Iterable[str]) -> str:
     return f"no field {name}" + (f" (perhaps {close[0]})" if close else "")
 
 
-def _coerce(value: Any, kind: str) -> Any:
+def _coerce(value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     if value is None:
         return None
-    if isinstance(value, dict) and kind.startswith("str"):
+    if isinstance(value, dict) and str in kinds:
         return _text(value)
     if isinstance(value, list):
-        if kind.startswith("str"):
+        if str in kinds:
             return ",".join(map(str, value))
         return tuple(_text(v) if isinstance(v, dict) else v for v in value)
-    number = {"int": int, "float": float}.get(kind.partition(" ")[0])
-    return number(value) if number else Path(value) if "Path" in kind else value
+    kind = next((k for k in (int, float, Path) if k in kinds), None)
+    return kind(value) if kind else value
 
 
 def _text(value: dict) -> str:
