@@ -302,11 +302,13 @@ def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]
 
 def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]) -> str:
     first = next(iter(result["models"]), None)
-    what = f"{config.data}, {config.epochs} epochs, {config.model}, augment {config.augment}"
+    own = _own_arms(Path(config.output))
+    model = [config.model] if any("model" not in own.get(arm, {}) for arm in known) else []
+    what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
     title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
     parts = [f"## {title}\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
-    if own := [f"- {arm}: {about['changes']}" for arm, about in rows.items() if "changes" in about]:
-        parts += ["Arms and what they change:\n", "\n".join(own) + "\n"]
+    if changes := [f"- {arm}: {about['changes']}" for arm, about in rows.items() if "changes" in about]:
+        parts += ["Arms and what they change:\n", "\n".join(changes) + "\n"]
     parts.append(markdown(table_rows(rows)))
     if first:
         where = {"test": "test part", "val": "validation part: to choose, not to report"}[config.part]

@@ -344,5 +344,5 @@ def _arm_name(seeds: Sequence[str]) -> str:
     if len(seeds) == 1:
         return seeds[0]
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
-    shared = "".join(column[0] for column in letters).rstrip("-_. ")
+    shared = "".join(column[0] for column in letters).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
     return f"{shared or seeds[0]} ({len(seeds)} seeds)"

@@ -153,15 +153,15 @@ def test_every_table_is_made_again_from_the_scores(config, tmp_path):
 
 
 def test_several_models_and_seeds(config, run, tmp_path):
-    other = shutil.copytree(run, tmp_path / "b-0")
-    for name in ("b-1", "c"):
+    other = shutil.copytree(run, tmp_path / "b-seed0")
+    for name in ("b-seed1", "c"):
         shutil.copytree(run, tmp_path / name)
-    result = evaluate(config(models=(str(run), f"{other},{tmp_path / 'b-1'}", str(tmp_path / "c")), replicates=10))
+    result = evaluate(config(models=(str(run), f"{other},{tmp_path / 'b-seed1'}", str(tmp_path / "c")), replicates=10))
     assert [m["name"] for m in result["models"]] == ["run", "b (2 seeds)", "c"]
     assert [(p["name"], p["minus"]) for p in result["paired"]] == [("b (2 seeds)", "run"), ("c", "run")]
     assert result["paired"][1]["macro_auc_interval"] == [0, 0]
     assert {p.name for p in (tmp_path / "out" / "predictions").iterdir()} == {
-        f"{n}.parquet" for n in ("run", "b-0", "b-1", "c")
+        f"{n}.parquet" for n in ("run", "b-seed0", "b-seed1", "c")
     }
     with pytest.raises(InputError, match="is named twice"):
         evaluate(config(models=(str(run), str(run))))
