@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,115 +137,144 @@ def _fit(
     if writes:
         run.mkdir(parents=True, exist_ok=True)
     with alone_in(run) if writes else nullcontext():
-        return _run(config, engine, train_set, loader, val_set, val_loader, state, same, about_teacher)
+        return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, about_teacher).run()
 
 
-def _run(
-    config: TrainConfig,
-    engine: Engine,
-    train_set: CXRDataset,
-    loader: DataLoader,
-    val_set: CXRDataset | None,
-    val_loader: DataLoader | None,
-    state: dict[str, Any],
-    same: dict[str, Any],
-    about_teacher: dict[str, Any],
-) -> dict[str, Any]:
-    """Trains from a state on, and writes the run folder in the first process."""
-    rank, count = rank_and_count()
-    device, steps, run, writes = engine.device, engine.steps, Path(config.output), rank == 0
-    settings = plain_config(config)
-    board = _board(config, run, state["epoch"]) if writes else None
-    if writes:
-        write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        if about_teacher:
-            write_text(run / "teacher.json", json.dumps(about_teacher, indent=1) + "\n")
-        trim_summary(str(run / "log.csv"), state["epoch"])
+@dataclass
+class _Training:
+    """A training from a state on; the first process writes the run folder."""
 
-    def share_bad() -> None:
-        train_set.bad |= (total(train_set.bad.to(device, torch.float32)) > 0).cpu()
+    config: TrainConfig
+    engine: Engine
+    train_set: CXRDataset
+    loader: DataLoader
+    val_set: CXRDataset | None
+    val_loader: DataLoader | None
+    state: dict[str, Any]
+    same: dict[str, Any]
+    about_teacher: dict[str, Any]
 
-    def save() -> None:
-        share_bad()
-        if writes:
-            about = {
-                "labels": label_names(engine.model),
-                "config": settings,
-                "same": same,
-                "bad": train_set.bad.nonzero().flatten().tolist(),
-            }
-            save_checkpoint({**engine.state_dict(), **state, **about}, run)
+    def __post_init__(self) -> None:
+        self.rank, self.count = rank_and_count()
+        self.writes, self.folder = self.rank == 0, Path(self.config.output)
+        self.settings = plain_config(self.config)
+        self.started = time.monotonic() - self.state["seconds"]
+        self.board: Any = None
 
-    def pause(epoch: int, losses: list) -> None:
-        nonlocal state
-        shared = (total(stack_losses(losses, device)) / count).tolist()
-        spent = {"step": len(losses), "losses": shared, "seconds": time.monotonic() - started}
-        state = {**state, "epoch": epoch, **spent}
-        save()
-
-    started, stopped = time.monotonic() - state["seconds"], None
-    every = 1 if device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU must wait
-    shown = TrainProgress(config.epochs, steps, state["epoch"], hidden=not writes)
-    with shown as progress, _Terminated() as terminated:
-        for epoch in range(state["epoch"], config.epochs):
-            if config.patience and epoch - state["best"]["epoch"] > config.patience and val_loader is not None:
-                stopped = "patience"
-                break
-            engine.start_epoch()
-            losses = list(state["losses"])
-            batches = _batches(loader, epoch, state["step"] * config.grad_accum)
-            for step in range(state["step"], steps):
-                torch.manual_seed(derive_seed(config.seed, epoch, step, rank))
-                losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
-                last = step == steps - 1
-                due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
-                if due or last or step % every == 0:
-                    check_losses(losses, epoch, loader, config.grad_accum, device)
-                    stopped = "SIGTERM" if any_process(terminated.now, device) else None
-                    if due or stopped:
-                        pause(epoch, losses)
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, or until something stops it; returns the summary."""
+        epochs, stopped = self.config.epochs, None
+        self.board = _board(self.config, self.folder, self.state["epoch"]) if self.writes else None
+        if self.writes:
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            if self.about_teacher:
+                write_text(self.folder / "teacher.json", json.dumps(self.about_teacher, indent=1) + "\n")
+            trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
+        shown = TrainProgress(epochs, self.engine.steps, self.state["epoch"], hidden=not self.writes)
+        with shown as progress, _Terminated() as terminated:
+            for epoch in range(self.state["epoch"], epochs):
+                stopped = "patience" if self._waited_long(epoch) else self._epoch(epoch, progress, terminated)
                 if stopped:
                     break
-                if step % 10 == 0 or last:
-                    check_bad(train_set, count)
-                    progress.step(epoch, step, losses[-1].item(), engine.lr)
-            if stopped:
-                break
-            engine.share_statistics()
-            scores = _validate(engine.kept, val_loader, val_set, AMP_TYPES[config.amp]) if val_loader else {}
-            mean_loss = float(total(stack_losses(losses, device).mean()) / count)
-            score, best = scores.get("macro_auc", float("nan")), state["best"]
-            if val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
-                best = {"epoch": epoch, "macro_auc": score}
-                if writes:
-                    _save_weights(engine.kept, run)
-            state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": time.monotonic() - started}
-            if writes:
-                update_summary(epoch, {"loss": mean_loss}, scores, str(run / "log.csv"), lr=engine.lr)
-            if board is not None:
-                rows = {"train/loss": mean_loss, "lr": engine.lr, **{f"val/{k}": v for k, v in scores.items()}}
-                for name, value in rows.items():
-                    board.add_scalar(name, value, epoch)
-                board.flush()
-            save()
-            progress.epoch(epoch, mean_loss, scores)
-    share_bad()
-    done = state["epoch"] * steps + state["step"]
-    batch = loader.loader.batch_size * config.grad_accum * count
-    summary = {
-        **state["best"],
-        "epochs": state["epoch"],
-        "seconds": round(state["seconds"], 1),
-        "images_per_second": round(done * batch / state["seconds"], 1) if done else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": count,
-        "bad_images": train_set.bad_paths(),
-        "stopped": stopped,
-        "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
-    }
-    if writes:
-        write_text(run / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
-    return {**summary, "output": run}
+        return self._summary(stopped)
+
+    def _waited_long(self, epoch: int) -> bool:
+        patience, best = self.config.patience, self.state["best"]["epoch"]
+        return bool(patience) and self.val_loader is not None and epoch - best > patience
+
+    def _epoch(self, epoch: int, progress: TrainProgress, terminated: _Terminated) -> str | None:
+        """Trains one epoch from its next step on; returns why it stopped in the middle, if it did."""
+        config, engine, loader = self.config, self.engine, self.loader
+        steps, device = engine.steps, engine.device
+        every = 1 if device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU must wait
+        engine.start_epoch()
+        losses = list(self.state["losses"])
+        batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
+        for step in range(self.state["step"], steps):
+            torch.manual_seed(derive_seed(config.seed, epoch, step, self.rank))
+            losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
+            last = step == steps - 1
+            due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
+            if due or last or step % every == 0:
+                check_losses(losses, epoch, loader, config.grad_accum, device)
+                stopped = any_process(terminated.now, device)
+                if due or stopped:
+                    self._pause(epoch, losses)
+                if stopped:
+                    return "SIGTERM"
+            if step % 10 == 0 or last:
+                check_bad(self.train_set, self.count)
+                progress.step(epoch, step, losses[-1].item(), engine.lr)
+        self._end_epoch(epoch, losses, progress)
+        return None
+
+    def _end_epoch(self, epoch: int, losses: list[torch.Tensor], progress: TrainProgress) -> None:
+        """Validates, keeps the weights if they are the best, logs and saves."""
+        engine, log = self.engine, self.folder / "log.csv"
+        engine.share_statistics()
+        scores = {}
+        if self.val_loader is not None:
+            scores = _validate(engine.kept, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
+        mean_loss = float(total(stack_losses(losses, engine.device).mean()) / self.count)
+        score, best = scores.get("macro_auc", float("nan")), self.state["best"]
+        if self.val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
+            best = {"epoch": epoch, "macro_auc": score}
+            if self.writes:
+                _save_weights(engine.kept, self.folder)
+        self.state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": self._seconds()}
+        if self.writes:
+            update_summary(epoch, {"loss": mean_loss}, scores, str(log), lr=engine.lr)
+        if self.board is not None:
+            rows = {"train/loss": mean_loss, "lr": engine.lr, **{f"val/{k}": v for k, v in scores.items()}}
+            for name, value in rows.items():
+                self.board.add_scalar(name, value, epoch)
+            self.board.flush()
+        self._save()
+        progress.epoch(epoch, mean_loss, scores)
+
+    def _pause(self, epoch: int, losses: list[torch.Tensor]) -> None:
+        """Saves in the middle of an epoch."""
+        shared = (total(stack_losses(losses, self.engine.device)) / self.count).tolist()
+        spent = {"step": len(losses), "losses": shared, "seconds": self._seconds()}
+        self.state = {**self.state, "epoch": epoch, **spent}
+        self._save()
+
+    def _save(self) -> None:
+        self._share_bad()
+        if self.writes:
+            about = {
+                "labels": label_names(self.engine.model),
+                "config": self.settings,
+                "same": self.same,
+                "bad": self.train_set.bad.nonzero().flatten().tolist(),
+            }
+            save_checkpoint({**self.engine.state_dict(), **self.state, **about}, self.folder)
+
+    def _share_bad(self) -> None:
+        self.train_set.bad |= (total(self.train_set.bad.to(self.engine.device, torch.float32)) > 0).cpu()
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _summary(self, stopped: str | None) -> dict[str, Any]:
+        self._share_bad()
+        state, device = self.state, self.engine.device
+        done = state["epoch"] * self.engine.steps + state["step"]
+        batch = self.loader.loader.batch_size * self.config.grad_accum * self.count
+        summary = {
+            **state["best"],
+            "epochs": state["epoch"],
+            "seconds": round(state["seconds"], 1),
+            "images_per_second": round(done * batch / state["seconds"], 1) if done else None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self.count,
+            "bad_images": self.train_set.bad_paths(),
+            "stopped": stopped,
+            "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        }
+        if self.writes:
+            write_text(self.folder / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
+        return {**summary, "output": self.folder}
 
 
 class _Terminated:
