@@ -24,6 +24,7 @@ from .data import create_dataset
 from .errors import InputError, require
 from .evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
 from .metrics import macro_auroc, micro_auroc
+from .models.hub import WEIGHTS_FILE, digest
 from .models.load import load_model, named_outputs
 from .predictions import read_about, read_predictions, stack
 from .processes import processes, rank_and_count, wait_for_all
@@ -172,6 +173,7 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
     settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
     own = {arm: changed for arm, changed in arms.items() if arm not in TABLE_2}
+    teachers = _local_teachers(config, arms)
     path = folder / "ablation.yaml"
     if path.is_file():
         saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
@@ -182,6 +184,12 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
         for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
             saved[name] = saved.get(name) or settings[name]
             settings[name] = settings[name] or saved[name]
+        known_teachers = saved.get("teachers", {})
+        if other := [t for t, found in teachers.items() if known_teachers.get(t, found) != found]:
+            raise InputError(
+                f"{folder} holds runs of another {other[0]}, which has changed since: give another --output"
+            )
+        teachers = known_teachers | teachers
         if changed := [k for k in settings if settings[k] != saved.get(k)]:
             what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
             raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
@@ -189,7 +197,15 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
         (folder / "scores").mkdir(exist_ok=True)
-        write_text(path, yaml.safe_dump({**settings, "arms": own}, sort_keys=False, allow_unicode=True))
+        about = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
+        write_text(path, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+
+
+def _local_teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The SHA-256 of the teachers that are files or run folders, by the text that names them."""
+    texts = {config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None}
+    files = {text: Path(text) / WEIGHTS_FILE if Path(text).is_dir() else Path(text) for text in sorted(texts)}
+    return {text: digest(file) for text, file in files.items() if file.is_file()}
 
 
 def _scores(folder: Path, run: _Run) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import yaml
 from PIL import Image
 
@@ -207,6 +209,17 @@ def test_logits_of_too_few_images_are_refused_before_the_first_run(config, run, 
     with pytest.raises(InputError, match="has no score of"):
         ablate(config(arms=("baseline", "kd"), teacher=str(tmp_path / "few.parquet")))
     assert not (tmp_path / "table").exists()
+
+
+def test_a_teacher_that_has_changed_starts_another_table(config, run, tmp_path):
+    teacher = shutil.copytree(run, tmp_path / "teacher")
+    ablate(config(arms=("baseline", "kd"), teacher=str(teacher)))
+    ablate(config(arms=("baseline",)))  # without it at hand
+    ablate(config(arms=("kd",), teacher=str(teacher)))
+    weights = safetensors.torch.load_file(teacher / "model.safetensors")
+    safetensors.torch.save_file({k: v + 1 for k, v in weights.items()}, teacher / "model.safetensors")
+    with pytest.raises(InputError, match=r"holds runs of another .*teacher, which has changed since"):
+        ablate(config(arms=("kd",), teacher=str(teacher), seeds=(0, 1)))
 
 
 def test_what_the_teacher_adds_to_mxa_is_told(config, run):
