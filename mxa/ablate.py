@@ -143,7 +143,7 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
     for fold in _folds(config):
         scored = {"val", config.part}
         train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
-        for teacher in {config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None}:
+        for teacher in _teachers(config, arms):
             if teacher.endswith(".parquet"):
                 read_predictions(Path(teacher), train_set.records)  # mxa teach --split all, for folds
             elif not fold:
@@ -173,7 +173,7 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
     settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
     own = {arm: changed for arm, changed in arms.items() if arm not in TABLE_2}
-    teachers = _local_teachers(config, arms)
+    teachers = _teacher_hashes(config, arms)
     path = folder / "ablation.yaml"
     if path.is_file():
         saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
@@ -201,10 +201,14 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
         write_text(path, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
 
 
-def _local_teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The teachers of the table and of its arms, as they are named."""
+    return sorted({config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None})
+
+
+def _teacher_hashes(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> dict[str, str]:
     """The SHA-256 of the teachers that are files or run folders, by the text that names them."""
-    texts = {config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None}
-    files = {text: Path(text) / WEIGHTS_FILE if Path(text).is_dir() else Path(text) for text in sorted(texts)}
+    files = {text: Path(text) / WEIGHTS_FILE if Path(text).is_dir() else Path(text) for text in _teachers(config, arms)}
     return {text: digest(file) for text, file in files.items() if file.is_file()}
 
 
@@ -283,10 +287,10 @@ def _tables(config: AblateConfig) -> dict[str, Any]:
 
 
 def _write_tables(config: AblateConfig) -> dict[str, Any]:
-    folder, finished = Path(config.output), _finished(config)
+    folder, finished, own = Path(config.output), _finished(config), _own_arms(Path(config.output))
     known = {arm: seeds for arm, seeds in finished.items() if seeds}
     rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
-    for arm, changed in _own_arms(folder).items():
+    for arm, changed in own.items():
         rows[arm]["changes"] = ", ".join(f"{k} {v}" for k, v in changed.items()) or "nothing"
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:
@@ -299,7 +303,7 @@ def _write_tables(config: AblateConfig) -> dict[str, Any]:
         for arm, about in zip(known, result["models"], strict=True):
             rows[arm]["numbers"] = about
         _pictures(folder, config, known, arms)
-    write_text(folder / "table.md", _markdown(config, rows, result, known))
+    write_text(folder / "table.md", _markdown(config, own, rows, result, known))
     return {"rows": rows, "paired": result["paired"]}
 
 
@@ -316,9 +320,10 @@ def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]
     return (*head, "F1"), table
 
 
-def _markdown(config: AblateConfig, rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]) -> str:
+def _markdown(
+    config: AblateConfig, own: dict[str, Any], rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]
+) -> str:
     first = next(iter(result["models"]), None)
-    own = _own_arms(Path(config.output))
     model = [config.model] if any("model" not in own.get(arm, {}) for arm in known) else []
     what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
     title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"

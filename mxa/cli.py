@@ -324,13 +324,12 @@ def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[
         mark = getattr(error, "problem_mark", None)
         what = f"line {mark.line + 1}: {error.problem}" if mark else error
         raise InputError(f"cannot read {path}: {what}") from None
-    known = {f.name for f in fields(kind)}
+    hints = get_type_hints(kind)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold lines of name: value, got {values!r}")
     for name in values:
-        if name not in known:
-            raise InputError(f"{path}: {unknown_field(name, known)}")
-    hints = get_type_hints(kind)
+        if name not in hints:
+            raise InputError(f"{path}: {unknown_field(name, hints)}")
     values = {k: field_value(str(path), k, v, hints[k]) for k, v in values.items()}
     return values, arguments[:at] + arguments[at + 2 :]
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -344,5 +345,5 @@ def _arm_name(seeds: Sequence[str]) -> str:
     if len(seeds) == 1:
         return seeds[0]
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
-    shared = "".join(column[0] for column in letters).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
+    shared = re.sub(r"([-_. ]+seed)?[-_. ]*$", "", "".join(column[0] for column in letters))
     return f"{shared or seeds[0]} ({len(seeds)} seeds)"

@@ -33,7 +33,7 @@ def main() -> None:
         model = load_model(run)
         transform = create_transform(model)
         with torch.no_grad():
-            found = [predict_rois(model, torch.stack([*map(transform, part)])) for part in _parts(images, 64)]
+            found = [predict_rois(model, part) for part in torch.stack([*map(transform, images)]).split(64)]
         for block in found[0]:
             boxes = torch.cat([rois[block] for rois in found])  # (B, 4)
             sides, centres = boxes[:, 2:] - boxes[:, :2], boxes.reshape(-1, 2, 2).mean(1)
@@ -41,10 +41,6 @@ def main() -> None:
             rows.append((run.name, block, len(boxes), *(round(n, 4) for n in numbers)))
     of = [f"{what} {axis}" for what in ("side", "side sd", "centre", "centre sd") for axis in "xy"]
     pd.DataFrame(rows, columns=["run", "block", "images", *of]).to_csv(args.output, index=False)
-
-
-def _parts(images: list[Image.Image], size: int) -> list[list[Image.Image]]:
-    return [images[i : i + size] for i in range(0, len(images), size)]
 
 
 if __name__ == "__main__":

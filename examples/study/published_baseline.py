@@ -7,7 +7,8 @@ weights, and is scored as that branch does, in half precision; ``right, float32`
 
     python examples/study/published_baseline.py --root NIH8K --output DIR
 
-Scores are kept in ``DIR/scores``; a run that has them is not trained again.
+Scores are kept in ``DIR/scores``; a run that has them is not trained again, and other epochs or another size need
+another DIR.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mxa.data import CXRDataset, create_dataset
 from mxa.evaluate import score_images, write_report
 from mxa.labels import CHEXPERT, align
 from mxa.models.load import load_model
-from mxa.predictions import Predictions, read_predictions
+from mxa.predictions import Predictions, read_about, read_predictions
 from mxa.report import Arm
 from mxa.report.tables import label_rows, markdown, paired_rows, summary_rows
 from mxa.task import masked_bce_with_logits
@@ -96,6 +97,10 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=1000)
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for path in sorted(args.output.glob("scores/*.parquet")):
+        about = read_about(path)
+        if (about["run"]["epochs"], about["img_size"]) != (args.epochs, args.img_size):
+            parser.error(f"{path} is of other --epochs or another --img-size: give another --output")
     train_set, test = (create_dataset("nih", args.root, part) for part in ("train", "test"))
     recipe = {"batch_size": 64, "lr": 2e-3, "workers": 0, "channels_last": True, "resume": "auto"}
     for seed in args.seeds:
@@ -108,7 +113,8 @@ def main() -> None:
             config = TrainConfig(run, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
             if fit(config, mark(train_set) if marked else train_set)["stopped"]:
                 return
-            about = {"model": run.name, "part": "test", "run": json.loads((run / "summary.json").read_text())}
+            summary = json.loads((run / "summary.json").read_text())
+            about = {"model": run.name, "part": "test", "img_size": args.img_size, "run": summary}
             kept.parent.mkdir(exist_ok=True)
             score_images(load_model(run), test, about, 64, 0).save(kept)
 
