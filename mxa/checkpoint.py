@@ -28,7 +28,7 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
     Args:
         path: The file.
         write: Writes it.
-        previous: Where to keep what was at ``path``; it is moved when the new file is on the disk.
+        previous: Where to keep what was at ``path``, which is never absent where the file system has hard links.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -39,7 +39,7 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            os.replace(path, previous)
+            _keep(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -49,6 +49,14 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:
+        os.replace(path, previous)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -89,7 +90,7 @@ def test_a_broken_checkpoint_falls_back_on_the_previous_one(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def save_until_killed(folder: Path, survive: int) -> None:
+def save_until_killed(folder: Path, survive: int, links: bool) -> None:
     """Saves step 3 and kills itself at the call after ``survive`` of those that touch the disk."""
     calls = 0
 
@@ -109,29 +110,37 @@ def save_until_killed(folder: Path, survive: int) -> None:
 
         setattr(module, name, call)
 
-    for module, name in ((torch, "save"), (os, "replace"), (os, "fsync")):
+    if not links:
+        os.link = no_link
+    for module, name in ((torch, "save"), (os, "link"), (os, "replace"), (os, "unlink"), (os, "fsync")):
         guard(module, name)
     save_checkpoint(state(3), folder)
 
 
-def run_and_kill(folder: Path, survive: int) -> bool:
+def no_link(*unused) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def run_and_kill(folder: Path, survive: int, links: bool) -> bool:
     """Says whether the save was killed, not finished."""
-    process = multiprocessing.get_context("fork").Process(target=save_until_killed, args=(folder, survive))
+    process = multiprocessing.get_context("fork").Process(target=save_until_killed, args=(folder, survive, links))
     process.start()
     process.join(60)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
 
+@pytest.mark.parametrize("links", [True, False])  # whether the file system has hard links
 @pytest.mark.parametrize("earlier", [0, 1, 2])
-def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path, earlier):
+def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path, earlier, links):
     found = []
     for survive in range(20):
         folder = tmp_path / str(survive)
         folder.mkdir()
         for step in range(1, earlier + 1):
             save_checkpoint(state(step), folder)
-        killed = run_and_kill(folder, survive)
+        killed = run_and_kill(folder, survive, links)
+        assert (folder / NAME).exists() or not (earlier and links)  # who watches the folder never misses it
         found.append(step_of(folder))
         save_checkpoint(state(4), folder)  # the restart
         assert step_of(folder) == 4

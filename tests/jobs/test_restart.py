@@ -34,6 +34,14 @@ def start(table, output, *more) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def written(path) -> int:
+    """When a file was written; 0 where it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def wait_for(path, process: subprocess.Popen, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -63,12 +71,9 @@ def test_killed_at_random_moments(table, whole, tmp_path):
     moments, run, killed = random.Random(0), tmp_path / "run", 0
     for workers in ("1", "0", "1", "0", "0", "0"):
         process = start(table, run, "--resume", "auto", "--workers", workers)
-        before = (run / NAME).stat().st_mtime_ns if (run / NAME).exists() else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (run / NAME).exists() and (run / NAME).stat().st_mtime_ns != before:
-                break  # it has gone on
-            time.sleep(0.005)
+        before, deadline = written(run / NAME), time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and written(run / NAME) == before:
+            time.sleep(0.005)  # until it has gone on
         time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None and killed < 4:
             os.killpg(process.pid, signal.SIGKILL)
@@ -103,10 +108,10 @@ def test_auto_starts_goes_on_and_leaves_a_finished_run_alone(config, tmp_path, c
     caplog.set_level("INFO", "mxa")
     first = train(config(resume="auto", epochs=1))
     assert "holds no run to resume: starting" in caplog.text
-    written = (tmp_path / "run" / NAME).stat().st_mtime_ns
+    before = written(tmp_path / "run" / NAME)
     again = train(config(resume="auto", epochs=1))
     assert "resumed from its end" in caplog.text
-    assert (tmp_path / "run" / NAME).stat().st_mtime_ns == written
+    assert written(tmp_path / "run" / NAME) == before
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
 
 
