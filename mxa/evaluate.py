@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from .predictions import (
     stack,
 )
 from .processes import pick_device
+from .sources import read_models
 
 if TYPE_CHECKING:
     from .report import Arm
@@ -124,23 +123,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
-    sources = [[name.strip() for name in model.split(",") if name.strip()] for model in config.models]
-    if not all(sources) or not sources:
-        raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
-    names = _names([name for seeds in sources for name in seeds])
+    models = read_models(config.models)
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
-    columns = _group_columns(config, by or (), any(Path(name).suffix in SUFFIXES for name in names))
+    of_files = any(Path(source).suffix in SUFFIXES for seeds in models.values() for source in seeds)
+    columns = _group_columns(config, by or (), of_files)
     arms = []
-    for seeds in sources:
+    for name, seeds in models.items():
         scored = []
-        for name in seeds:
-            found = score(config, name)
+        for source, short in seeds.items():
+            found = score(config, source)
             (folder / "predictions").mkdir(parents=True, exist_ok=True)
-            found.save(folder / "predictions" / f"{names[name]}.parquet")
+            found.save(folder / "predictions" / f"{short}.parquet")
             scored.append(_grouped(found, columns))
         parts = [_parts(one, config.level) for one in scored]
         val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
-        arms.append(Arm(_arm_name([names[name] for name in seeds]), tuple(part[0] for part in parts), val))
+        arms.append(Arm(name, tuple(part[0] for part in parts), val))
     return write_report(folder, arms, config.replicates, by, config.min_group, config.note)
 
 
@@ -322,28 +319,3 @@ def weights_sha256(name: str, model: nn.Module | None = None) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _names(sources: Sequence[str]) -> dict[str, str]:
-    """A short name for each source, unlike any other's."""
-    if twice := {name for name in sources if sources.count(name) > 1}:
-        raise InputError(f"{', '.join(sorted(twice))} is named twice")
-    names: dict[str, str] = {}
-    for source in sources:
-        path = Path(source)
-        short = path.name.removesuffix(".gz").removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
-        short = short or source
-        if short in names.values():
-            short = f"{path.absolute().parent.name}-{short}"
-        while short in names.values():
-            short += "+"
-        names[source] = short
-    return names
-
-
-def _arm_name(seeds: Sequence[str]) -> str:
-    if len(seeds) == 1:
-        return seeds[0]
-    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
-    shared = re.sub(r"([-_. ]+seed)?[-_. ]*$", "", "".join(column[0] for column in letters))
-    return f"{shared or seeds[0]} ({len(seeds)} seeds)"

@@ -24,6 +24,7 @@ from .metrics.localization import CENTRE, Scores, commonest_point, mean_box, sco
 from .metrics.localization_table import CaseScore, localization_markdown, localization_table, write_csv
 from .models.load import load_model, named_outputs
 from .processes import pick_device
+from .sources import read_models
 
 __all__ = ["LocalizeConfig", "floors", "localize"]
 
@@ -40,7 +41,7 @@ class LocalizeConfig:
     """Which models look for which boxes."""
 
     models: tuple[str, ...]
-    """Run folders, or timm names with weights."""
+    """Run folders, or timm names with weights; A,B,C are the seeds of one model."""
     output: Path
     """Folder for localization.json, localization.csv and localization.md."""
     data: Literal["nih", "phantom"] = "phantom"
@@ -64,7 +65,7 @@ class LocalizeConfig:
     seed: int = 0
     """Seed of the shuffling."""
     replicates: int = 1000
-    """Bootstrap replicates (of patients) for the intervals."""
+    """Bootstrap replicates (of patients, and of seeds where there are several) for the intervals."""
     batch_size: int = 32
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
@@ -79,33 +80,39 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     Returns:
         What the JSON holds: ``rows`` as ``mxa.metrics.localization_table`` gives them, each with its ``model``, the
         number of ``images`` and ``patients``, ``skipped`` (for each model the cases of findings that it does not have,
-        by finding), ``left_out`` (for each model the methods that it does not have, and why), and the settings.
+        by finding), ``seeds`` (of each model), ``left_out`` (for each model the methods that it does not have, and
+        why), and the settings.
 
     Raises:
-        InputError: bad input, a model whose outputs have no names, no boxes, or a map that is not finite.
+        InputError: bad input, a model whose outputs have no names, seeds that are not of one model, no boxes, or a map
+            that is not finite.
     """
     from . import explain
 
     numbers = config.batch_size, config.steps, 1 if config.reduce is None else config.reduce
-    if not config.models or min(numbers) < 1:
-        raise InputError("give at least one model, and --batch-size, --steps and --reduce of at least 1")
+    if min(numbers) < 1:
+        raise InputError("--batch-size, --steps and --reduce must be at least 1")
     records, images = read_boxed(config.data, config.root, config.split)
-    models = {name: load_model(source) for name, source in zip(_names(config.models), config.models, strict=True)}
+    models = {name: [load_model(source) for source in seeds] for name, seeds in read_models(config.models).items()}
     findings = [label for label in records.labels if any(label in image.boxes for image in images)]
-    known = {name: _outputs(named_outputs(model), findings) for name, model in models.items()}
+    for name, seeds in models.items():
+        if any(_kind(seed) != _kind(seeds[0]) for seed in seeds):
+            raise InputError(f"{name}: seeds of one model have the same parameters and outputs, and these do not")
+    known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
     if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
         raise InputError(f"no model has an output for any of {', '.join(findings)}")
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     tables = {NO_MODEL: floors(images, shared, config.threshold)}
     left_out: dict[str, dict[str, str]] = {}
-    for name, model in models.items():
-        copies = {name: model}
-        if config.shuffled:
-            copies[f"{name}, shuffled weights"] = explain.shuffled(model, config.seed)
-        for title, one in copies.items():
-            _logger.info("%s: %s images", title, f"{len(images):,}")
-            one.to(pick_device(config.device))
-            tables[title], left_out[title] = _score_model(one, records, images, known[name], config)
+    for name, seeds in models.items():
+        for title in (name, f"{name}, shuffled weights") if config.shuffled else (name,):
+            tables[title] = []
+            for number, model in enumerate(seeds):
+                _logger.info("%s: %s images, seed %d of %d", title, f"{len(images):,}", number + 1, len(seeds))
+                one = model if title == name else explain.shuffled(model, config.seed)
+                one.to(pick_device(config.device))
+                scores, left_out[title] = _score_model(one, records, images, known[name], config)
+                tables[title] += [row._replace(seed=number) for row in scores]
     count = Counter(finding for image in images for finding in image.boxes)
     result = {
         **{k: getattr(config, k) for k in ("data", "reduce", "layers", "steps", "threshold", "seed", "replicates")},
@@ -113,6 +120,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
         "images": len(images),
         "patients": len({image.patient for image in images}),
         "skipped": {name: {f: count[f] for f in findings if f not in known[name]} for name in models},
+        "seeds": {name: len(seeds) for name, seeds in models.items()},
         "left_out": left_out,
         "rows": [
             {"model": title, **row}
@@ -226,15 +234,11 @@ def _row(image: BoxedImage, finding: str, method: str, scores: Scores) -> CaseSc
     return CaseScore(image.name, image.patient, finding, method, scores.pointing, scores.iou, scores.energy)
 
 
+def _kind(model: nn.Module) -> tuple[Any, ...]:
+    """What the seeds of one model have in common."""
+    return named_outputs(model), {name: value.shape for name, value in model.state_dict().items()}
+
+
 def _outputs(labels: Sequence[str], findings: Sequence[str]) -> dict[str, int]:
     """Findings that a model has an output of, and which."""
     return {f: i for f, i in zip(findings, align(labels, findings), strict=True) if i is not None}
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """Short names of the models where they differ, else as given."""
-    short = [Path(source).name for source in sources]
-    names = short if len(set(short)) == len(short) else [str(source) for source in sources]
-    if len(set(names)) < len(names):
-        raise InputError(f"a model is named twice: {', '.join(names)}")
-    return names

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .bootstrap import interval, patient_weights
+from .bootstrap import interval, patient_weights, seed_weights
 
 __all__ = [
     "HITS",
@@ -33,7 +33,7 @@ MACRO, POOLED = "all", "all cases"
 
 
 class CaseScore(NamedTuple):
-    """What one method scores on one finding of one image; NaN where the method has no such score."""
+    """What one method scores on one finding of one image, with one seed; NaN where the method has no such score."""
 
     image: str
     patient: str
@@ -42,15 +42,17 @@ class CaseScore(NamedTuple):
     pointing: float
     iou: float
     energy: float
+    seed: int = 0
 
 
 def localization_table(
     rows: Iterable[CaseScore], replicates: int = 1000, level: float = 0.95, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Averages cases by method and finding, with percentile intervals: patients are drawn, not cases.
+    """Averages cases by method and finding, with percentile intervals: patients are drawn, not cases, and seeds.
 
     Every method sees the same draws. A replicate in which a finding has no case is skipped for that finding and for the
-    mean over the findings.
+    mean over the findings. Seeds are trainings of one model: each metric is the mean over them, and they are drawn
+    as in ``mxa evaluate``.
 
     Args:
         rows: Any order; methods and findings keep the order in which they first come.
@@ -59,36 +61,50 @@ def localization_table(
         seed: Seed of the draw.
 
     Returns:
-        For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases,
-        ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, in [0, 1], None
-        where undefined. For JSON.
+        For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases
+        (of one seed), ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, in
+        [0, 1], None where undefined. For JSON.
 
     Raises:
-        InputError: no rows, no replicates, or one case of a method twice.
+        InputError: no rows, no replicates, one case of a method twice, or a case that not every seed has.
     """
     rows = list(rows)
     if not rows or replicates < 1:
         raise InputError("there must be at least one case and one replicate")
-    if len({row[:4] for row in rows}) < len(rows):
+    if len({(*row[:4], row.seed) for row in rows}) < len(rows):
         raise InputError("one finding of one image is scored twice by one method")
     patients = np.unique([row.patient for row in rows])
     draws = np.concatenate([np.ones((1, len(patients))), *patient_weights(patients, replicates, seed)])  # (1 + R, P)
+    seeds = len({row.seed for row in rows})
+    shares = np.concatenate([np.full((1, seeds), 1 / seeds), seed_weights(seeds, replicates, seed)])  # (1 + R, S)
     result = []
     for method, cases in _grouped(rows, "method").items():
+        by_seed = _grouped(cases, "seed")
+        if len(by_seed) < seeds or len({frozenset(case[:4] for case in some) for some in by_seed.values()}) > 1:
+            raise InputError(f"{method}: not every seed has the same cases of it; are they seeds of one model?")
         findings = _grouped(cases, "finding")
-        means = {name: _means(some, patients, draws) for name, some in findings.items()}
+        means = {name: _means_over_seeds(some, patients, draws, shares) for name, some in findings.items()}
         means[MACRO] = _macro(np.stack(list(means.values())))
-        means[POOLED] = _means(cases, patients, draws)
+        means[POOLED] = _means_over_seeds(cases, patients, draws, shares)
         for name, values in means.items():
-            some = findings.get(name, cases)
+            some = [case for case in findings.get(name, cases) if case.seed == cases[0].seed]
             row = {"method": method, "finding": name, "n": len(some), "patients": len({c.patient for c in some})}
-            for metric, point, ends in zip(METRICS, values[0], interval(values[1:], level).T, strict=True):
+            bounds = np.clip(interval(values[1:], level), 0, 1)  # a seed's share may be a little below 0
+            for metric, point, ends in zip(METRICS, values[0], bounds.T, strict=True):
                 row |= {
                     metric: _plain(point),
                     f"{metric}_interval": None if np.isnan(ends[0]) else [*map(_plain, ends)],
                 }
             result.append(row)
     return result
+
+
+def _means_over_seeds(
+    cases: Sequence[CaseScore], patients: np.ndarray, draws: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
+    """Means of some cases, ``(D, M)``, of which each draw takes the seeds in other shares, ``(D, S)``."""
+    by_seed = np.stack([_means(some, patients, draws) for _, some in sorted(_grouped(cases, "seed").items())])
+    return np.einsum("ds,sdm->dm", shares, by_seed)
 
 
 def _means(cases: Sequence[CaseScore], patients: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ LABELS = ("Effusion", "Mass", "Edema", "Support Devices")  # the phantom calls t
 SHARED = ("Edema", "Pleural Effusion", "Support Devices")
 
 
-def save(folder, labels, name="efficientvit_ml_m0_mxa"):
-    torch.manual_seed(0)
+def save(folder, labels, name="efficientvit_ml_m0_mxa", seed=0):
+    torch.manual_seed(seed)
     model = create(name, img_size=64, num_classes=len(labels))
     set_label_names(model, labels)
     save_pretrained(model, folder)
@@ -187,6 +187,27 @@ def test_every_method_with_real_maps(config):
         if row["model"] == "mxa" and row["finding"] != MACRO:
             low, high = row["energy_interval"]
             assert low <= row["energy"] <= high and row["iou"] is not None
+
+
+def test_seeds_of_one_model_are_one_row_with_their_mean(config, tmp_path):
+    seeds = [save(tmp_path / f"net-seed{i}", LABELS, seed=i) for i in (0, 1)]
+    fields = {"methods": ("roi", "attention"), "shuffled": True}
+    alone = [localize(config(models=(one,), **fields))["rows"] for one in seeds]
+    result = localize(config(models=(",".join(seeds),), **fields))
+    assert result["seeds"] == {"net (2 seeds)": 2}
+    assert {r["model"] for r in result["rows"]} == {"no model", "net (2 seeds)", "net (2 seeds), shuffled weights"}
+    for row, *ones in zip(result["rows"], *alone, strict=True):
+        assert row["energy"] is None or row["energy"] == pytest.approx(np.mean([r["energy"] for r in ones]), abs=2e-6)
+        assert row["n"] == ones[0]["n"]
+    assert any(a["energy"] != b["energy"] for a, b in zip(*alone, strict=True))
+
+
+def test_seeds_are_of_one_model(config, run, tmp_path):
+    for labels, name in ((LABELS, "efficientvit_ml_m0"), (LABELS[::-1], "efficientvit_ml_m0_mxa")):
+        other = save(tmp_path / name, labels, name)
+        with pytest.raises(InputError, match=r"\(2 seeds\): seeds of one model have the same parameters and outputs"):
+            localize(config(models=(f"{run},{other}",)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_configurations_are_named(config, run, tmp_path):

@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 
 from mxa.data.boxes import read_boxed
 from mxa.errors import InputError
+from mxa.metrics.bootstrap import seed_weights
 from mxa.metrics.localization import (
     CENTRE,
     box_from_map,
@@ -310,6 +311,38 @@ def test_a_replicate_without_a_finding_is_skipped():
     table = {r["finding"]: r for r in localization_table(rows, 100)}
     assert table["Mass"]["pointing_interval"] == [1, 1] and table["all"]["pointing_interval"] == [0.5, 0.5]
     assert table["all cases"]["pointing_interval"] == [0, 1]
+
+
+def test_seeds_are_averaged_and_drawn_with_the_patients():
+    rows = [*some_cases(), *(r._replace(seed=1) for r in some_cases(seed=1))]
+    both = localization_table(rows, 500)
+    alone = [localization_table(some_cases(seed=s), 500) for s in (0, 1)]
+    for row, *ones in zip(both, *alone, strict=True):
+        assert row["pointing"] == pytest.approx(np.mean([one["pointing"] for one in ones]), abs=1e-6)
+        assert [row[k] for k in ("finding", "n", "patients")] == [ones[0][k] for k in ("finding", "n", "patients")]
+    assert localization_table(rows[::-1], 500)[-1] == both[-1]  # the order is nothing
+
+
+def test_the_interval_over_seeds_is_that_of_their_spread():
+    rows = [
+        case(f"{i}", f"p{i}", "Mass", value)._replace(seed=s)
+        for s, value in enumerate((0.4, 0.5, 0.9))
+        for i in range(9)
+    ]
+    means = 0.6 + seed_weights(3, 1000, 0) @ (-0.2, -0.1, 0.3)  # no patient differs from another
+    interval = localization_table(rows, 1000)[0]["pointing_interval"]
+    assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-4) and interval[1] - interval[0] > 0.4
+    wide = [r._replace(pointing=float(r.seed == 0)) for r in rows]
+    low, high = localization_table(wide, 1000)[0]["pointing_interval"]
+    assert low == 0 and high <= 1  # widened shares may be below 0, pointing may not
+
+
+@pytest.mark.parametrize("other", [{"image": "x"}, {"finding": "Edema"}, {"method": "another"}])
+def test_seeds_must_have_the_same_cases(other):
+    rows = [case(f"{i}", "p", "Mass", 1) for i in range(3)]
+    seeds = [*rows, *(r._replace(seed=1) for r in rows[:2]), rows[2]._replace(seed=1, **other)]
+    with pytest.raises(InputError, match="not every seed has the same cases"):
+        localization_table(seeds)
 
 
 def test_table_refuses_what_it_cannot_average():
