@@ -28,7 +28,8 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
     Args:
         path: The file.
         write: Writes it.
-        previous: Where to keep what was at ``path``, which is never absent where the file system has hard links.
+        previous: Where to keep what was at ``path``. Where the file system has hard links there is a file at ``path``
+            at every moment.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .data import Records, create_transform
+from .data import Records, create_transform, data_config
 from .data.boxes import BoxedImage, read_boxed
 from .errors import InputError
 from .labels import align
@@ -63,7 +63,7 @@ class LocalizeConfig:
     shuffled: bool = True
     """Score a copy of each model with shuffled weights too: what a method finds without what was learnt."""
     seed: int = 0
-    """Seed of the shuffling."""
+    """Seed of the shuffling, of the first of a model's seeds; the next has the next."""
     replicates: int = 1000
     """Bootstrap replicates (of patients, and of seeds where there are several) for the intervals."""
     batch_size: int = 32
@@ -80,8 +80,8 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     Returns:
         What the JSON holds: ``rows`` as ``mxa.metrics.localization_table`` gives them, each with its ``model``, the
         number of ``images`` and ``patients``, ``skipped`` (for each model the cases of findings that it does not have,
-        by finding), ``seeds`` (of each model), ``left_out`` (for each model the methods that it does not have, and
-        why), and the settings.
+        by finding), ``seeds`` (the sources of each model), ``left_out`` (for each model the methods that it does not
+        have, and why), and the settings.
 
     Raises:
         InputError: bad input, a model whose outputs have no names, seeds that are not of one model, no boxes, or a map
@@ -92,12 +92,14 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     numbers = config.batch_size, config.steps, 1 if config.reduce is None else config.reduce
     if min(numbers) < 1:
         raise InputError("--batch-size, --steps and --reduce must be at least 1")
+    sources = {name: [*seeds] for name, seeds in read_models(config.models).items()}
     records, images = read_boxed(config.data, config.root, config.split)
-    models = {name: [load_model(source) for source in seeds] for name, seeds in read_models(config.models).items()}
+    models = {name: [load_model(source) for source in seeds] for name, seeds in sources.items()}
     findings = [label for label in records.labels if any(label in image.boxes for image in images)]
     for name, seeds in models.items():
-        if any(_kind(seed) != _kind(seeds[0]) for seed in seeds):
-            raise InputError(f"{name}: seeds of one model have the same parameters and outputs, and these do not")
+        for source, model in zip(sources[name], seeds, strict=True):
+            if _kind(model) != _kind(seeds[0]):
+                raise InputError(f"{source} is no seed of the model that {sources[name][0]} is one of")
     known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
     if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
         raise InputError(f"no model has an output for any of {', '.join(findings)}")
@@ -109,7 +111,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
             tables[title] = []
             for number, model in enumerate(seeds):
                 _logger.info("%s: %s images, seed %d of %d", title, f"{len(images):,}", number + 1, len(seeds))
-                one = model if title == name else explain.shuffled(model, config.seed)
+                one = model if title == name else explain.shuffled(model, config.seed + number)
                 one.to(pick_device(config.device))
                 scores, left_out[title] = _score_model(one, records, images, known[name], config)
                 tables[title] += [row._replace(seed=number) for row in scores]
@@ -120,7 +122,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
         "images": len(images),
         "patients": len({image.patient for image in images}),
         "skipped": {name: {f: count[f] for f in findings if f not in known[name]} for name in models},
-        "seeds": {name: len(seeds) for name, seeds in models.items()},
+        "seeds": sources,
         "left_out": left_out,
         "rows": [
             {"model": title, **row}
@@ -235,8 +237,8 @@ def _row(image: BoxedImage, finding: str, method: str, scores: Scores) -> CaseSc
 
 
 def _kind(model: nn.Module) -> tuple[Any, ...]:
-    """What the seeds of one model have in common."""
-    return named_outputs(model), {name: value.shape for name, value in model.state_dict().items()}
+    """What the seeds of one model have in common: outputs, input and parameters."""
+    return named_outputs(model), data_config(model), {name: value.shape for name, value in model.state_dict().items()}
 
 
 def _outputs(labels: Sequence[str], findings: Sequence[str]) -> dict[str, int]:

@@ -27,7 +27,8 @@ def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
     if not all(split) or not split:
         raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
     sources = list(itertools.chain(*split))
-    if twice := {source for source in sources if sources.count(source) > 1}:
+    places = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
+    if twice := {source for source, place in zip(sources, places, strict=True) if places.count(place) > 1}:
         raise InputError(f"{', '.join(sorted(twice))} is named twice")
     short: dict[str, str] = {}
     for source in sources:

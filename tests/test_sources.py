@@ -36,6 +36,8 @@ def test_no_model_is_an_error(models):
         read_models(models)
 
 
-def test_a_source_is_there_once():
+def test_a_source_is_there_once(tmp_path):
     with pytest.raises(InputError, match="b is named twice"):
         read_models(["a,b", "b"])
+    with pytest.raises(InputError, match="is named twice"):
+        read_models([f"{tmp_path},{tmp_path}/."])

@@ -63,7 +63,7 @@ def localization_table(
     Returns:
         For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases
         (of one seed), ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, in
-        [0, 1], None where undefined. For JSON.
+        [0, 1] (ends beyond are cut), None where undefined. For JSON.
 
     Raises:
         InputError: no rows, no replicates, one case of a method twice, or a case that not every seed has.
@@ -80,7 +80,7 @@ def localization_table(
     result = []
     for method, cases in _grouped(rows, "method").items():
         by_seed = _grouped(cases, "seed")
-        if len(by_seed) < seeds or len({frozenset(case[:4] for case in some) for some in by_seed.values()}) > 1:
+        if len(by_seed) < seeds or len({frozenset(map(_scored, some)) for some in by_seed.values()}) > 1:
             raise InputError(f"{method}: not every seed has the same cases of it; are they seeds of one model?")
         findings = _grouped(cases, "finding")
         means = {name: _means_over_seeds(some, patients, draws, shares) for name, some in findings.items()}
@@ -89,7 +89,7 @@ def localization_table(
         for name, values in means.items():
             some = [case for case in findings.get(name, cases) if case.seed == cases[0].seed]
             row = {"method": method, "finding": name, "n": len(some), "patients": len({c.patient for c in some})}
-            bounds = np.clip(interval(values[1:], level), 0, 1)  # a seed's share may be a little below 0
+            bounds = np.clip(interval(values[1:], level), 0, 1)  # a seed's share may be below 0
             for metric, point, ends in zip(METRICS, values[0], bounds.T, strict=True):
                 row |= {
                     metric: _plain(point),
@@ -97,6 +97,11 @@ def localization_table(
                 }
             result.append(row)
     return result
+
+
+def _scored(case: CaseScore) -> tuple[Any, ...]:
+    """Which case it is, and which scores it has."""
+    return (*case[:4], *np.isnan(case[4:7]))
 
 
 def _means_over_seeds(
@@ -131,8 +136,8 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
 
 
-def _grouped(rows: Iterable[CaseScore], field: str) -> dict[str, list[CaseScore]]:
-    groups: dict[str, list[CaseScore]] = {}
+def _grouped(rows: Iterable[CaseScore], field: str) -> dict[Any, list[CaseScore]]:
+    groups: dict[Any, list[CaseScore]] = {}
     for row in rows:
         groups.setdefault(getattr(row, field), []).append(row)
     return groups

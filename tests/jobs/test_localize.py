@@ -192,9 +192,9 @@ def test_every_method_with_real_maps(config):
 def test_seeds_of_one_model_are_one_row_with_their_mean(config, tmp_path):
     seeds = [save(tmp_path / f"net-seed{i}", LABELS, seed=i) for i in (0, 1)]
     fields = {"methods": ("roi", "attention"), "shuffled": True}
-    alone = [localize(config(models=(one,), **fields))["rows"] for one in seeds]
+    alone = [localize(config(models=(one,), seed=i, **fields))["rows"] for i, one in enumerate(seeds)]
     result = localize(config(models=(",".join(seeds),), **fields))
-    assert result["seeds"] == {"net (2 seeds)": 2}
+    assert result["seeds"] == {"net (2 seeds)": seeds}
     assert {r["model"] for r in result["rows"]} == {"no model", "net (2 seeds)", "net (2 seeds), shuffled weights"}
     for row, *ones in zip(result["rows"], *alone, strict=True):
         assert row["energy"] is None or row["energy"] == pytest.approx(np.mean([r["energy"] for r in ones]), abs=2e-6)
@@ -205,7 +205,7 @@ def test_seeds_of_one_model_are_one_row_with_their_mean(config, tmp_path):
 def test_seeds_are_of_one_model(config, run, tmp_path):
     for labels, name in ((LABELS, "efficientvit_ml_m0"), (LABELS[::-1], "efficientvit_ml_m0_mxa")):
         other = save(tmp_path / name, labels, name)
-        with pytest.raises(InputError, match=r"\(2 seeds\): seeds of one model have the same parameters and outputs"):
+        with pytest.raises(InputError, match=f"{other} is no seed of the model that {run} is one of"):
             localize(config(models=(f"{run},{other}",)))
     assert not (tmp_path / "out").exists()
 

@@ -337,7 +337,7 @@ def test_the_interval_over_seeds_is_that_of_their_spread():
     assert low == 0 and high <= 1  # widened shares may be below 0, pointing may not
 
 
-@pytest.mark.parametrize("other", [{"image": "x"}, {"finding": "Edema"}, {"method": "another"}])
+@pytest.mark.parametrize("other", [{"image": "x"}, {"finding": "Edema"}, {"method": "another"}, {"energy": NAN}])
 def test_seeds_must_have_the_same_cases(other):
     rows = [case(f"{i}", "p", "Mass", 1) for i in range(3)]
     seeds = [*rows, *(r._replace(seed=1) for r in rows[:2]), rows[2]._replace(seed=1, **other)]
