@@ -119,30 +119,44 @@ def test_the_same_bytes_whatever_the_workers(made_nih, tmp_path):
     assert digest(tmp_path / "one") == digest(tmp_path / "three")
 
 
-SLOW = """
+# Runs `mxa` with the arguments after the first two; its worker writes as many images as the first says, then waits
+# for the file that the second names.
+HELD = """
 import sys, time
 from pathlib import Path
-from mxa import prepare as job
-encode = job._encode
-def slow(*args):
-    time.sleep(0.05)
+from mxa import cli, prepare as job
+encode, images, go = job._encode, 0, Path(sys.argv[2])
+def held(*args):
+    global images
+    while images >= int(sys.argv[1]) and not go.exists():
+        time.sleep(0.01)
+    images += 1
     return encode(*args)
-job._encode = slow
-job.prepare(job.PrepareConfig(Path(sys.argv[1]), "nih", sys.argv[2], shard_size=5, workers=1))
+job._encode = held
+cli.main(sys.argv[3:])
 """
+
+
+def start_held(images: int, go: Path, out: Path, root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", HELD, str(images), str(go), "prepare", "--data", "nih", "--root", str(root)]
+    command += ["--output", str(out), "--shard-size", "5", "--workers", "1"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(out: Path, pattern: str, count: int, process: subprocess.Popen) -> None:
+    while len(list(out.glob(pattern))) < count and process.poll() is None:
+        time.sleep(0.01)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path):
     root, out = str(made_nih()), tmp_path / "out"
     config = PrepareConfig(out, "nih", root, shard_size=5, workers=1)
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(out), root], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob(".prepare/*.tar.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = start_held(12, tmp_path / "never", out, root)
+    wait_for(out, ".prepare/*.tar.json", 2, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    assert 2 <= len(before) < 5 and not (out / "manifest.json").exists()
+    assert len(before) == 2 and not (out / "manifest.json").exists()
     with pytest.raises(InputError, match=r"does not open: .*`mxa prepare` writes it when all shards are done"):
         create_dataset("shards", out)
     (out / ".train-000004.tar.tmp").write_bytes(b"what a kill left")
@@ -177,17 +191,10 @@ def test_two_at_once_are_an_error(made_nih, tmp_path):
 
 
 def test_an_interrupt_says_so_in_one_line(made_nih, tmp_path):
-    code = SLOW.replace(
-        'job.prepare(job.PrepareConfig(Path(sys.argv[1]), "nih", sys.argv[2], shard_size=5, workers=1))', ""
-    )
-    code += (
-        'from mxa import cli; cli.main(["prepare", "--output", *sys.argv[1:2], "--data", "nih", "--root", sys.argv[2]])'
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out"), str(made_nih())]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list((tmp_path / "out").glob(".*.tmp")) and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    process = start_held(0, tmp_path / "go", tmp_path / "out", made_nih())
+    wait_for(tmp_path / "out", ".*.tmp", 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker gets it too
+    (tmp_path / "go").touch()
     assert process.communicate(timeout=60)[1].strip().splitlines()[-1] == "mxa prepare: stopped"
 
 
