@@ -53,6 +53,18 @@ def test_seeds_are_drawn_with_replacement():
     assert (shares @ values).var() == pytest.approx(values.var(ddof=1) / 3, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "patients", "expected"),
+    [(2, 0, 0.61), (3, 0, 0.81), (6, 0, 0.88), (10, 0, 0.91), (3, 1, 0.95), (6, 1, 0.95)],
+)
+def test_how_often_an_interval_holds_the_truth(seeds, patients, expected):  # docs/evaluation.md says so
+    rng = np.random.default_rng(0)
+    effects, shift = rng.normal(size=(4000, seeds)), patients * rng.normal(size=4000)
+    replicates = seed_weights(seeds, 1000, 0) @ effects.T + shift + patients * rng.normal(size=(1000, 1))
+    low, high = interval(replicates)
+    assert ((low <= 0) & (high >= 0)).mean() == pytest.approx(expected, abs=0.02)
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_interval_is_its_quantiles_and_leaves_undefined_replicates_out():
     values = np.random.default_rng(0).normal(size=(400, 3))
