@@ -122,9 +122,10 @@ def test_the_same_bytes_whatever_the_workers(made_nih, tmp_path):
 # Runs `mxa` with the arguments after the first two; its worker writes as many images as the first says, then waits
 # for the file that the second names.
 HELD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from mxa import cli, prepare as job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 encode, images, go = job._encode, 0, Path(sys.argv[2])
 def held(*args):
     global images
