@@ -75,20 +75,28 @@ def localization_table(
         raise InputError("one finding of one image is scored twice by one method")
     patients = np.unique([row.patient for row in rows])
     draws = np.concatenate([np.ones((1, len(patients))), *patient_weights(patients, replicates, seed)])  # (1 + R, P)
-    seeds = len({row.seed for row in rows})
-    shares = np.concatenate([np.full((1, seeds), 1 / seeds), seed_weights(seeds, replicates, seed)])  # (1 + R, S)
+    seeds = np.unique([row.seed for row in rows])
+    equal = np.full((1, len(seeds)), 1 / len(seeds))
+    shares = np.concatenate([equal, seed_weights(len(seeds), replicates, seed)])  # (1 + R, S)
+
+    def means_of(some: Sequence[CaseScore]) -> np.ndarray:
+        """Weighted means, ``(1 + R, M)``; the shares of the seeds, which have the same cases, add up to 1."""
+        weights = draws[:, np.searchsorted(patients, [case.patient for case in some])]
+        return _means(some, weights * shares[:, np.searchsorted(seeds, [case.seed for case in some])])
+
     result = []
     for method, cases in _grouped(rows, "method").items():
         by_seed = _grouped(cases, "seed")
-        if len(by_seed) < seeds or len({frozenset(map(_scored, some)) for some in by_seed.values()}) > 1:
+        if len(by_seed) < len(seeds) or len({frozenset(map(_scored, some)) for some in by_seed.values()}) > 1:
             raise InputError(f"{method}: not every seed has the same cases of it; are they seeds of one model?")
         findings = _grouped(cases, "finding")
-        means = {name: _means_over_seeds(some, patients, draws, shares) for name, some in findings.items()}
+        means = {name: means_of(some) for name, some in findings.items()}
         means[MACRO] = _macro(np.stack(list(means.values())))
-        means[POOLED] = _means_over_seeds(cases, patients, draws, shares)
+        means[POOLED] = means_of(cases)
         for name, values in means.items():
-            some = [case for case in findings.get(name, cases) if case.seed == cases[0].seed]
-            row = {"method": method, "finding": name, "n": len(some), "patients": len({c.patient for c in some})}
+            some = findings.get(name, cases)
+            row = {"method": method, "finding": name, "n": len(some) // len(seeds)}
+            row["patients"] = len({case.patient for case in some})
             bounds = np.clip(interval(values[1:], level), 0, 1)  # a seed's share may be below 0
             for metric, point, ends in zip(METRICS, values[0], bounds.T, strict=True):
                 row |= {
@@ -104,18 +112,9 @@ def _scored(case: CaseScore) -> tuple[Any, ...]:
     return (*case[:4], *np.isnan(case[4:7]))
 
 
-def _means_over_seeds(
-    cases: Sequence[CaseScore], patients: np.ndarray, draws: np.ndarray, shares: np.ndarray
-) -> np.ndarray:
-    """Means of some cases, ``(D, M)``, of which each draw takes the seeds in other shares, ``(D, S)``."""
-    by_seed = np.stack([_means(some, patients, draws) for _, some in sorted(_grouped(cases, "seed").items())])
-    return np.einsum("ds,sdm->dm", shares, by_seed)
-
-
-def _means(cases: Sequence[CaseScore], patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Weighted means of some cases, ``(D, M)`` for draws ``(D, P)``; NaN where there is nothing."""
+def _means(cases: Sequence[CaseScore], weights: np.ndarray) -> np.ndarray:
+    """Weighted means of some cases, ``(D, M)`` for weights ``(D, n)``; NaN where there is nothing."""
     values = np.array([_metrics(case) for case in cases])  # (n, M)
-    weights = draws[:, np.searchsorted(patients, [case.patient for case in cases])]  # (D, n)
     count = weights @ ~np.isnan(values)
     return np.where(count > 0, weights @ np.nan_to_num(values) / np.where(count > 0, count, 1), np.nan)
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ from mxa.errors import InputError
 from mxa.evaluate import EvaluateConfig, evaluate
 from mxa.prepare import PrepareConfig, prepare
 from mxa.train import TrainConfig, train
+
+from .waiting import wait_until
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -144,16 +145,11 @@ def start_held(images: int, go: Path, out: Path, root: Path) -> subprocess.Popen
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(out: Path, pattern: str, count: int, process: subprocess.Popen) -> None:
-    while len(list(out.glob(pattern))) < count and process.poll() is None:
-        time.sleep(0.01)
-
-
 def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path):
     root, out = str(made_nih()), tmp_path / "out"
     config = PrepareConfig(out, "nih", root, shard_size=5, workers=1)
     process = start_held(12, tmp_path / "never", out, root)
-    wait_for(out, ".prepare/*.tar.json", 2, process)
+    wait_until(lambda: len(list(out.glob(".prepare/*.tar.json"))) == 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
@@ -193,7 +189,7 @@ def test_two_at_once_are_an_error(made_nih, tmp_path):
 
 def test_an_interrupt_says_so_in_one_line(made_nih, tmp_path):
     process = start_held(0, tmp_path / "go", tmp_path / "out", made_nih())
-    wait_for(tmp_path / "out", ".*.tmp", 1, process)
+    wait_until(lambda: any((tmp_path / "out").glob(".*.tmp")), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the worker gets it too
     (tmp_path / "go").touch()
     assert process.communicate(timeout=60)[1].strip().splitlines()[-1] == "mxa prepare: stopped"

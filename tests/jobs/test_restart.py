@@ -19,6 +19,8 @@ from mxa.checkpoint import NAME
 from mxa.errors import InputError
 from mxa.train import train
 
+from .waiting import wait_until
+
 OPTIONS = ("--model", "efficientvit_ml_m0_mxa", "--img-size", "64", "--epochs", "4", "--batch-size", "4")
 OPTIONS += ("--ema", "0.9", "--drop-path-rate", "0.2", "--drop-rate", "0.1", "--checkpoint-steps", "1")
 
@@ -40,12 +42,6 @@ def written(path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def wait_for(path, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +67,8 @@ def test_killed_at_random_moments(table, whole, tmp_path):
     moments, run, killed = random.Random(0), tmp_path / "run", 0
     for workers in ("1", "0", "1", "0", "0", "0"):
         process = start(table, run, "--resume", "auto", "--workers", workers)
-        before, deadline = written(run / NAME), time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline and written(run / NAME) == before:
-            time.sleep(0.005)  # until it has gone on
+        before = written(run / NAME)
+        wait_until(lambda before=before: written(run / NAME) != before, process)  # it has gone on
         time.sleep(moments.uniform(0, 0.3))
         if process.poll() is None and killed < 4:
             os.killpg(process.pid, signal.SIGKILL)
@@ -90,7 +85,7 @@ def test_killed_at_random_moments(table, whole, tmp_path):
 def test_terminated_saves_and_exits_cleanly(table, whole, tmp_path, send):
     run = tmp_path / "run"
     process = start(table, run, "--workers", "1")
-    wait_for(run / "log.csv", process)
+    wait_until((run / "log.csv").exists, process)
     send(process.pid, signal.SIGTERM)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
