@@ -32,12 +32,16 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
         for number, (name, scores) in enumerate(rows.items()):
             scores = scores[:, ~np.isnan(scores).all(0)]
             epochs = np.arange(1, scores.shape[1] + 1)
+            one = len(epochs) == 1  # of which a line without a marker and a band without an edge are not seen
             style = {"color": COLOURS[number % 6], "linestyle": STYLES[(number + number // 6) % 6]}
+            style["marker"] = "o" if one else ""
             ax.plot(epochs, np.nanmean(scores, 0), label=f"{name} ({len(scores)})", linewidth=1.5, **style)
             low, high = np.nanmin(scores, 0), np.nanmax(scores, 0)
-            ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=2 if one else 0)
         ax.set(xlabel="epoch", ylabel=f"{metric}, validation patients")
         ax.locator_params(axis="x", integer=True)
+        if ax.dataLim.width == 0:
+            ax.set_xlim(0, 2)
         ax.grid(linewidth=0.3)
     figure.suptitle(f"Mean and range over {unit} (their number in brackets)", fontsize=10)
     handles, texts = axes[0].get_legend_handles_labels()
