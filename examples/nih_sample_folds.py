@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mxa.data import CXRDataset, create_dataset, create_transform, make_loader
-from mxa.inference import pick_device, predict_logits
+from mxa.evaluation.inference import pick_device, predict_logits
 from mxa.metrics import auroc, patient_weights
 from mxa.models.load import load_model
 from mxa.train import TrainConfig, fit

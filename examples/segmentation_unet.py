@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 import mxa  # noqa: F401  registers the models
-from mxa.data.phantom import describe, draw
+from mxa.data.collections.phantom import describe, draw
 from mxa.labels import CHEXPERT
 
 FINDING = "Pleural Effusion"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .errors import InputError
+from .utils.errors import InputError
 
 __all__ = [
     "CHEXPERT",
@@ -88,7 +88,7 @@ XRV = (
     "Enlarged Cardiomediastinum",
 )
 
-#: PadChest's findings that other collections have too; what each is made of is in ``mxa.data.padchest``.
+#: PadChest's findings that other collections have too; what each is made of is in ``mxa.data.collections.padchest``.
 PADCHEST = (
     "No Finding",
     "Atelectasis",

@@ -1,17 +1,29 @@
-"""Shared fixtures: the real X-rays beside the repository, and tiny made collections in the published layouts."""
+"""Shared fixtures: the real X-rays beside the repository, tiny made collections and runs, and a Hub on a local port."""
 
 from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+from huggingface_hub import constants
 from PIL import Image
 
+import mxa
 from mxa.labels import CHEXPERT
+from mxa.models import hub as weights
+from mxa.models import save_pretrained
+from mxa.train import TrainConfig, train
+from mxa.utils.files import digest
+
+from .contracts import randomise
+from .hub_server import Hub
 
 DATA = Path(os.environ.get("MXA_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
@@ -140,3 +152,116 @@ def made_table(tmp_path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+TABLE_LABELS = ("Edema", "Mass", "Bright")
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """A table of 48 tiny images, two a patient; Bright can be seen, Mass is always 0, some Edema cells are blank."""
+    folder = tmp_path_factory.mktemp("table")
+    rng = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "patient", "view", "split", *TABLE_LABELS))
+        for i in range(48):
+            bright = int(rng.random() < 0.5)
+            pixels = rng.integers(0, 60, (40, 48)) + 120 * bright
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+            edema = ("", "0", "1")[i % 3]
+            split = ("train", "train", "val", "test")[i // 2 % 4]
+            writer.writerow((f"{i}.png", f"p{i // 2}", ("AP", "PA")[i % 2], split, edema, 0, bright))
+    return folder / "table.csv"
+
+
+@pytest.fixture
+def config(table, tmp_path):
+    """Builds a small training configuration; fields can be overridden."""
+
+    def build(**fields) -> TrainConfig:
+        small = {
+            "model": "efficientvit_ml_m0_mxa",
+            "data": "table",
+            "root": table,
+            "img_size": 64,
+            "epochs": 2,
+            "batch_size": 8,
+            "workers": 0,
+            "output": tmp_path / "run",
+        }
+        return TrainConfig(**{**small, **fields})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run(table, tmp_path_factory):
+    """A run folder whose model tells bright from dark."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    small = {"data": "table", "root": table, "img_size": 64, "batch_size": 8, "workers": 0}
+    train(TrainConfig(model="efficientvit_ml_m0_mxa", epochs=6, output=output, **small))
+    return output
+
+
+HUB_NAME = "efficientvit_ml_m0_mxa.chexpert"
+HUB_REPO = f"lab/{HUB_NAME}"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The server; this process's client asks it, with a cache of its own and no token."""
+    server = Hub()
+    for name in ("HF_TOKEN", "MXA_HUB_ORG", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(tmp_path / "home" / "token"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder of weights for CheXpert."""
+    folder = tmp_path_factory.mktemp("weights") / "m0"
+    model = randomise(timm.create_model("efficientvit_ml_m0_mxa"))
+    mxa.set_label_names(model, mxa.labels.CHEXPERT)
+    save_pretrained(model, folder)
+    return folder
+
+
+@pytest.fixture
+def published(hub, trained, monkeypatch):
+    """The weights on the Hub, and a manifest and a configuration that name them."""
+    commit = hub.push(HUB_REPO, trained)
+    path = trained / "model.safetensors"
+    known = {"repo": HUB_REPO, "revision": commit, "sha256": digest(path), "size": path.stat().st_size}
+    entry = {**weights.manifest()[HUB_NAME], **known}
+    monkeypatch.setitem(weights.manifest(), HUB_NAME, entry)
+    return {"hf_hub_id": f"{HUB_REPO}@{commit}", "hf_hub_filename": "model.safetensors"}
+
+
+@pytest.fixture
+def python(hub, tmp_path):
+    """Starts Python processes whose client asks the server."""
+
+    def start(code: str, **env) -> subprocess.Popen:
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", **env}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MXA_"))}
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**clean, **own},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from mxa.errors import InputError
 from mxa.labels import (
     CHEXPERT,
     LABEL_SPACES,
@@ -25,6 +24,7 @@ from mxa.labels import (
     merge,
     resolve_labels,
 )
+from mxa.utils.errors import InputError
 
 NAN = float("nan")
 

@@ -27,11 +27,10 @@ import torchxrayvision
 
 from mxa.data import CXRDataset, create_dataset
 from mxa.evaluate import score_images, write_report
+from mxa.evaluation.report.rows import label_rows, markdown, paired_rows, summary_rows
 from mxa.labels import CHEXPERT, align
 from mxa.models.load import load_model
-from mxa.predictions import Predictions, read_about, read_predictions
-from mxa.report import Arm
-from mxa.report.tables import label_rows, markdown, paired_rows, summary_rows
+from mxa.predictions import Arm, Predictions, read_about, read_predictions
 from mxa.task import masked_bce_with_logits
 from mxa.train import TrainConfig, fit
 

@@ -19,13 +19,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import mxa
+from mxa.commands.publish import TERMS, describe, headline
 from mxa.data import data_config
 from mxa.evaluate import EvaluateConfig, evaluate
+from mxa.evaluation.report.model_card import model_card
 from mxa.labels import LABEL_SPACES
-from mxa.models.hub import digest
 from mxa.models.load import load_model
-from mxa.publish import TERMS, describe, headline
-from mxa.report.model_card import model_card
+from mxa.utils.files import digest
 
 MODELS = Path(mxa.__file__).parent / "models"
 

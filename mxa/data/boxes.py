@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils.errors import InputError
+from .collections.nih import read_boxes
+from .collections.phantom import draw
 from .create import create_dataset
-from .nih import read_boxes
-from .phantom import draw
 from .records import Records
 
 __all__ = ["BoxedImage", "read_boxed"]

@@ -10,22 +10,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..errors import InputError
 from ..labels import align, apply_policies, check_known, resolve_labels
-from .chexpert import CheXpert
+from ..utils.errors import InputError
+from .collections.chexpert import CheXpert
+from .collections.folder import Folder
+from .collections.generic_table import Table, parse_columns
+from .collections.mimic import Mimic, MimicNegBio
+from .collections.nih import NIHChestXray14, NIHGoogle
+from .collections.padchest import PadChest
+from .collections.phantom import Phantom
+from .collections.reader import Source
+from .collections.vindr import VinDr
+from .collections.xrv import read_xrv
 from .dataset import CXRDataset
-from .folder import Folder
-from .mimic import Mimic, MimicNegBio
-from .nih import NIHChestXray14, NIHGoogle
-from .padchest import PadChest
-from .phantom import Phantom
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, is_url
-from .source import Source
 from .splits import check_disjoint, check_unique, divide, fold_parts
-from .table import Table, parse_columns
-from .vindr import VinDr
-from .xrv import read_xrv
 
 __all__ = ["Collection", "SOURCES", "create_dataset", "from_xrv", "read_source"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 
-from ..errors import InputError
+from ..utils.errors import InputError
 from .records import Records
 
 __all__ = ["CXRDataset"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, require
+from ..utils.errors import InputError, require
 from .views import not_frontal
 
 if TYPE_CHECKING:

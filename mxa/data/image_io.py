@@ -1,18 +1,21 @@
-"""Reading one X-ray image as gray."""
+"""Finding X-ray images, and reading one as gray."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError
-from .dicom import is_dicom, read_dicom
+from ..utils.errors import InputError
+from .dicom import is_dicom, read_dicom, read_header, unusual
 
-__all__ = ["IMAGE_SUFFIXES", "list_images", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "describe_dicom", "find_images", "list_images", "read_image"]
+
+_logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
@@ -81,3 +84,34 @@ def is_image(path: Path) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """Lists the images below a folder, by their suffix, sorted, hidden ones not among them."""
     return sorted(p for p in Path(folder).rglob("*") if is_image(p) and not is_hidden(p.relative_to(folder)))
+
+
+def describe_dicom(path: Path, identifiers: bool = False) -> dict[str, Any]:
+    """Says why a DICOM file is no frontal chest radiograph, logging it too, and gives its identifiers where asked."""
+    header = read_header(path)
+    reason = unusual(header)
+    if reason:
+        _logger.warning("%s: %s", path, reason)
+    return ({"warning": reason} if reason else {}) | ({"identifiers": header.identifiers} if identifiers else {})
+
+
+def find_images(files: tuple[Path, ...]) -> list[Path]:
+    """Lists the images named and those in the folders named, sorted.
+
+    Raises:
+        InputError: something does not exist, or there is no image.
+    """
+    found = []
+    for path in map(Path, files):
+        if path.is_dir():
+            inside = list_images(path)
+            if not inside:
+                raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"no such file or folder: {path}")
+    if not found:
+        raise InputError("no image to predict: name files or folders")
+    return found

@@ -15,8 +15,8 @@ import torch
 from timm.data import create_loader
 from torch.utils.data import DataLoader, Sampler
 
-from ..errors import InputError
-from ..processes import rank_and_count
+from ..utils.distributed import rank_and_count
+from ..utils.errors import InputError
 from .dataset import CXRDataset
 from .shards import ShardDataset
 from .transforms import ToXrayTensor, XrayTransform

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.dtypes import StringDType
 from PIL import Image
 
-from ..errors import InputError
 from ..labels import align, merge
+from ..utils.errors import InputError
 from .image_io import read_image
 
 __all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]

@@ -24,12 +24,12 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..errors import InputError, require
-from ..processes import rank_and_count
+from ..utils.distributed import rank_and_count
+from ..utils.errors import InputError, require
+from .collections.reader import Source
 from .dataset import CXRDataset
 from .image_io import read_image
 from .records import Records
-from .source import Source
 from .tables import read_table_file
 
 __all__ = ["MANIFEST", "ROWS", "ROW_COLUMNS", "ShardDataset", "ShardRecords", "Shards", "is_url"]

@@ -9,8 +9,8 @@ from itertools import combinations
 
 import numpy as np
 
-from ..errors import InputError
 from ..labels import align, canonical
+from ..utils.errors import InputError
 from .records import Records, hash_keys
 
 __all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_parts"]

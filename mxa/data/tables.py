@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError, require
+from ..utils.errors import InputError, require
 
 __all__ = ["find_table", "has_table", "label_cells", "read_header", "read_table_file"]
 

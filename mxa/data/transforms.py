@@ -15,7 +15,7 @@ from timm.data.transforms import str_to_interp_mode
 from torch import nn
 from torchvision import transforms
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = ["ToXrayTensor", "XrayTransform", "create_transform", "data_config"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models.efficientvit_msra import CascadedGroupAttention, LocalWindowAttention
 from torch import nn
 
-from ..errors import InputError
+from ..utils.errors import InputError
 from .geometry import Grid, upsample
 from .hooks import observe
 

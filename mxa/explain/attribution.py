@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ..data import create_transform
-from ..errors import InputError, require
 from ..labels import align
 from ..models.weights import label_names
+from ..utils.errors import InputError, require
 from .geometry import Grid, upsample
 from .hooks import evaluating, observe, true_gradients
 

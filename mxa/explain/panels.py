@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoint import atomic_write
-from ..errors import InputError, require
+from ..utils.errors import InputError, require
+from ..utils.files import atomic_write
 from .attention import resize
 from .geometry import floor
 

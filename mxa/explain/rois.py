@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import InputError
 from ..layers import MeanROIHead, MXABlock, ROIHead
+from ..utils.errors import InputError
 from .geometry import Grid, place, to_image, upsample
 from .hooks import observe
 

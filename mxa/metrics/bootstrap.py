@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = ["interval", "patient_weights", "seed_weights"]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = [
     "CENTRE",

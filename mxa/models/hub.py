@@ -6,7 +6,6 @@ Only safetensors are read, never a pickle. What the manifest has a hash for must
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -22,14 +21,14 @@ from safetensors import SafetensorError
 from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
-from ..errors import InputError
 from ..labels import canonical
+from ..utils.errors import InputError
+from ..utils.files import digest
 
 __all__ = [
     "SHIPPED",
     "WEIGHTS_FILE",
     "WeightsError",
-    "digest",
     "fetch",
     "load_own_copy",
     "manifest",
@@ -307,15 +306,6 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         raise WeightsError(f"{path} holds no weights: {_again(path)}")
     half = (torch.float16, torch.bfloat16)
     return {key: value.float() if value.dtype in half else value for key, value in state.items()}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _again(path: Path) -> str:

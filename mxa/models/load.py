@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict, resolve_model_input_args
 from torch import nn
 
-from ..errors import InputError
 from ..labels import align
+from ..utils.errors import InputError
 from .hub import read_weights, stored_hash
 from .weights import check_keys, label_names, resize_attention_biases
 

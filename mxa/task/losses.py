@@ -14,7 +14,7 @@ from timm.loss import (
 )
 from torch import nn
 
-from ..processes import rank_and_count, total
+from ..utils.distributed import rank_and_count, total
 
 __all__ = ["MaskedLoss", "distillation_mix", "masked_bce_with_logits", "soft_distillation_loss"]
 

@@ -21,9 +21,9 @@ from timm.task import DistillationTeacher
 from torch import nn
 
 from ..data.transforms import data_config
-from ..errors import InputError
 from ..layers.kd_adapter import KDAdapter
 from ..models.load import load_model, named_outputs
+from ..utils.errors import InputError
 from .unpickle import PickledModule, read_content, tensors
 
 __all__ = ["Teacher", "read_xrv_weights"]

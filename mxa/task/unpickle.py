@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..errors import InputError
+from ..utils.errors import InputError
 
 __all__ = ["PickledModule", "Unpickler", "load", "read_content", "tensors"]
 

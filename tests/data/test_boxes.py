@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mxa.data.boxes import read_boxed
-from mxa.data.phantom import draw
-from mxa.errors import InputError
+from mxa.data.collections.phantom import draw
+from mxa.utils.errors import InputError
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_nih_images_with_boxes(boxed_nih):
 
 
 def test_phantom_images_have_the_boxes_they_are_drawn_with(monkeypatch):
-    monkeypatch.setattr("mxa.data.phantom.COUNT", 60)
+    monkeypatch.setattr("mxa.data.collections.phantom.COUNT", 60)
     records, images = read_boxed("phantom", None)
     assert 0 < len(images) <= len(records) < 60
     for image in images:

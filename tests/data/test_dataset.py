@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mxa.data import CXRDataset, Records, create_dataset, create_transform, make_loader
 from mxa.data.loader import TrainSampler
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 CFG = {"input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25,)}
 

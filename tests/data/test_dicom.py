@@ -17,7 +17,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
 from mxa.data.dicom import read_dicom
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 from .dicom_files import DEEP, FILES, gray, lut, stretched
 

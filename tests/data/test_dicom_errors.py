@@ -18,7 +18,7 @@ from pydicom.pixels import get_decoder
 
 from mxa.data import dicom
 from mxa.data.dicom import is_dicom, read_dicom, read_header
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 from .dicom_files import DEEP, FILES, REQUIRED, coded, dataset, gray, save, stretched
 

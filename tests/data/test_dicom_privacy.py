@@ -10,7 +10,7 @@ import pytest
 from pydicom import uid
 
 from mxa.data.dicom import DicomHeader, read_dicom, read_header, unusual
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 from .dicom_files import DEEP, FILES, gray
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mxa.data.image_io import IMAGE_SUFFIXES, read_image
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 RAMP = np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)
 

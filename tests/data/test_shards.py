@@ -16,11 +16,11 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
+from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.data import create_dataset, create_transform, make_loader
 from mxa.data.shards import ShardDataset, is_url
-from mxa.errors import InputError
 from mxa.labels import CHEXPERT
-from mxa.prepare import PrepareConfig, prepare
+from mxa.utils.errors import InputError
 
 CFG = {"input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25,)}
 

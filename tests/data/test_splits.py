@@ -11,7 +11,7 @@ import pytest
 from mxa.data import Records, create_dataset
 from mxa.data.records import text_column
 from mxa.data.splits import check_disjoint, check_unique, cut, divide
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 from .helpers import edit
 

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as F
 from mxa.data import create_transform, data_config
 from mxa.data.dataset import seeded
 from mxa.data.image_io import read_image
-from mxa.errors import InputError
+from mxa.utils.errors import InputError
 
 PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "rotation": 0.0, "hflip": 0.0}
 

@@ -7,8 +7,8 @@ import timm
 import torch
 from timm.models.efficientvit_msra import CascadedGroupAttention, LocalWindowAttention
 
-from mxa.errors import InputError
 from mxa.explain import attention_maps, attention_weights, mean_attention
+from mxa.utils.errors import InputError
 
 FIRST = "stages.0.blocks.0.mixer.m.attn"
 

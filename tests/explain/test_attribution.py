@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from mxa.data import create_transform
-from mxa.errors import InputError
 from mxa.explain import attention_maps, grad_cam, integrated_gradients, rank_correlation, shuffled
 from mxa.explain.hooks import true_gradients
 from mxa.layers import ROIHead
+from mxa.utils.errors import InputError
 
 
 class Detector(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mxa.errors import InputError
 from mxa.explain import draw_comparison, draw_gallery, draw_panel, draw_rois
+from mxa.utils.errors import InputError
 
 XRAY = Image.fromarray(np.full((120, 80), 100, dtype=np.uint8))
 ROIS = {

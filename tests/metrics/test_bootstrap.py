@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mxa.errors import InputError
 from mxa.metrics import interval, patient_weights
 from mxa.metrics.bootstrap import seed_weights
+from mxa.utils.errors import InputError
 
 NAN = float("nan")
 

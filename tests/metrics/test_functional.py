@@ -14,16 +14,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mxa.metrics import (
-    auroc,
-    average_precision,
-    brier,
-    calibration_error,
-    confusion,
-    macro_auroc,
-    micro_auroc,
-    rates,
-)
+from mxa.metrics import auroc, average_precision, brier, calibration_error, confusion, macro_auroc, micro_auroc, rates
 
 NAN = float("nan")
 

@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import box_iou
 
 from mxa.data.boxes import read_boxed
-from mxa.errors import InputError
+from mxa.evaluation.report.localization import localization_markdown, write_csv
 from mxa.metrics.bootstrap import seed_weights
 from mxa.metrics.localization import (
     CENTRE,
@@ -26,7 +26,8 @@ from mxa.metrics.localization import (
     score_map,
     score_point,
 )
-from mxa.metrics.localization_table import CaseScore, localization_markdown, localization_table, write_csv
+from mxa.metrics.localization_table import CaseScore, localization_table
+from mxa.utils.errors import InputError
 
 NAN = float("nan")
 LEFT = np.array([[0, 0, 0.5, 1.0]])

@@ -8,9 +8,9 @@ import timm
 import torch
 
 import mxa
-from mxa.errors import InputError
 from mxa.models import save_pretrained
 from mxa.models.load import create, init_weights, load_model, named_outputs, read_checkpoint
+from mxa.utils.errors import InputError
 
 from ..contracts import holds, images, randomise
 

@@ -11,11 +11,11 @@ import torch
 
 import mxa
 from mxa.cli import main
+from mxa.commands.predict import PredictConfig, predict
 from mxa.labels import NIH
 from mxa.models import hub as weights
 from mxa.models.hub import SHIPPED, WeightsError, manifest, packaged
 from mxa.models.load import create, init_weights
-from mxa.predict import PredictConfig, predict
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 

@@ -14,11 +14,11 @@ from timm.task import DistillationTeacher
 from torch import nn
 
 from mxa.data.transforms import data_config
-from mxa.errors import InputError
 from mxa.labels import CHEXPERT
 from mxa.models.weights import save_pretrained
 from mxa.task import MultiLabelDistillationTask
 from mxa.task.teacher import Teacher
+from mxa.utils.errors import InputError
 
 from .teachers import IMAGENET, TRAINED, batch, gray, named, xrv_input
 

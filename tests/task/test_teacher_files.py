@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mxa.errors import InputError
 from mxa.labels import CHEXPERT
 from mxa.task.teacher import Teacher
+from mxa.utils.errors import InputError
 
 from .teachers import IMAGENET, batch, file_of, gray, xrv_input
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.backends import thnn
 
-from mxa.errors import InputError
 from mxa.task import unpickle
 from mxa.task.unpickle import PickledModule, read_content, tensors
+from mxa.utils.errors import InputError
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -1,0 +1,388 @@
+"""Training recipes side by side, over seeds and patients: the paper's Table 2 on any data, and other arms beside it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from .. import __version__
+from ..data import create_dataset
+from ..evaluation.evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
+from ..evaluation.predictions import Arm, read_about, read_predictions, stack
+from ..evaluation.report.learning import boxes_figure, learning_figure
+from ..evaluation.report.numbers import ENOUGH
+from ..evaluation.report.rows import markdown, paired_rows, shown
+from ..metrics import macro_auroc, micro_auroc
+from ..models.hub import WEIGHTS_FILE
+from ..models.load import load_model, named_outputs
+from ..training.config import TrainConfig, check_config, plain_config
+from ..training.loop import fit
+from ..training.start import build_model, start_weights
+from ..utils.distributed import processes, rank_and_count, wait_for_all
+from ..utils.errors import InputError, require
+from ..utils.files import alone_in, atomic_write, digest, write_text
+from .arms import TABLE_2, arm_fields, read_arms, same_arm
+from .teach import gray_teacher, trained_on
+
+__all__ = ["AblateConfig", "ablate"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AblateConfig(TrainConfig):
+    """What is compared, on the same patients: a training recipe with and without MXA and a teacher, and other arms."""
+
+    output: Path
+    """Folder: a run folder and a file of scores for each run, table.md, report.html, learning.png, boxes.png."""
+    model: str = "efficientvit_ml_m0_mxa"
+    """The model with MXA; the baseline is that without."""
+    augment: Literal["crop", "paper", "better"] = "better"
+    """As for mxa train; better is the paper's for this table."""
+    arms: tuple[str, ...] = ("baseline", "mxa", "mxa+kd")
+    """What to train now: baseline, mxa, kd, mxa+kd, or one of your own as "NAME: {field: value}", the fields of the
+    recipe that it changes; rows of other arms stay as they are."""
+    part: Literal["test", "val"] = "test"
+    """What is scored; val to choose on the validation patients without a look at the test part."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of every arm for each."""
+    folds: int | None = None
+    """Cross-validation by patient instead of the collection's own test part."""
+    replicates: int = 1000
+    """Bootstrap replicates (of patients and seeds) for the intervals."""
+    note: str | None = None
+    """What must be said beside the scores; it stands at the top of the table."""
+
+
+class _Run(NamedTuple):
+    """One training; an arm by its name."""
+
+    arm: str
+    seed: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+
+def ablate(config: AblateConfig) -> dict[str, Any]:
+    """Trains every arm for every seed and fold that has no scores yet, and makes the table anew after each.
+
+    A finished run is a file, ``scores/NAME.parquet``; the table is made of the files that are there, so that the work
+    can be stopped, continued (an unfinished run too) and extended by arms and seeds, with the other settings unchanged.
+    Scores are of the test part (or of every image, each in the fold that tests it), by the weights of the epoch that
+    was best on validation patients.
+
+    Returns:
+        ``rows`` (a dict an arm: name, runs finished, the numbers or ``"not run"``), ``paired``, ``stopped``.
+
+    Raises:
+        InputError: bad input, or another table's folder.
+    """
+    with processes(config.device) as device:
+        arms = read_arms(config.arms)
+        _check(config, arms)
+        rank, folder = rank_and_count()[0], Path(config.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder, wait=True):
+            _claim(config, arms, folder, writes=rank == 0)
+        wait_for_all()
+        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
+        result, stopped = {}, False
+        for run in [run for run in runs if not _scores(folder, run).is_file()]:
+            _logger.info("%s of %s", run.name, folder)
+            stopped = _train(_run_config(config, run, arms[run.arm]), run) == "SIGTERM"
+            if stopped:
+                break
+            if rank == 0:
+                _score(config, run, device)
+                result = _tables(config)
+            wait_for_all()
+        if rank == 0 and not result:
+            result = _tables(config)
+    return {**result, "stopped": stopped}
+
+
+def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
+    """Refuses, before any work, what would fail in the middle of it."""
+    if not config.model.endswith("_mxa") and set(arms) & {"baseline", "mxa", "mxa+kd"}:
+        raise InputError(f"--model {config.model} has no MXA: give one that ends in _mxa")
+    if config.seed or config.resume:
+        raise InputError("mxa ablate has --seeds, and goes on by itself: leave --seed and --resume out")
+    if Path(config.output).is_file():
+        raise InputError(f"--output {config.output} is a file: give a folder")
+    if not arms or not config.seeds or config.replicates < 1:
+        raise InputError("give at least one of --arms, of --seeds and of --replicates")
+    if config.teacher is None and {"kd", "mxa+kd"} & set(arms):
+        raise InputError("the arms with kd need --teacher; without one, --arms baseline mxa")
+    if config.folds is not None and config.folds < 2:
+        raise InputError("--folds must be at least 2")
+    if config.folds is not None and config.part == "val":
+        raise InputError("--folds scores every image in the fold that tests it: leave --part val out")
+    for module in ("matplotlib", "pyarrow"):
+        require(module, "train")
+    for arm, changed in arms.items():
+        check_config(_run_config(config, _Run(arm, 0, None), changed))
+    if config.folds is not None:
+        for arm, changed in arms.items():
+            _check_leak(_run_config(config, _Run(arm, 0, 0), changed))
+    for fold in _folds(config):
+        scored = {"val", config.part}
+        train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
+        for teacher in _teachers(config, arms):
+            if teacher.endswith(".parquet"):
+                read_predictions(Path(teacher), train_set.records)  # mxa teach --split all, for folds
+            elif not fold:
+                gray_teacher(teacher, train_set.labels, config.teacher_sha256)
+        for arm, changed in arms.items() if not fold else ():
+            recipe = _run_config(config, _Run(arm, 0, None), changed)
+            start_weights(recipe, build_model(recipe, train_set.labels))
+
+
+def _check_leak(config: AblateConfig) -> None:
+    """Refuses, with folds, weights that were trained on the same collection: its training part tests in some fold."""
+    for option in ("teacher", "init"):
+        source = getattr(config, option)
+        if source is not None and trained_on(Path(source)) == config.data:
+            raise InputError(
+                f"--{option} {source} was trained on {config.data}, whose training patients test in other folds: they "
+                "would be seen before; leave out --folds, or take one that was trained on another collection"
+            )
+
+
+def _folds(config: AblateConfig) -> Sequence[int | None]:
+    return [None] if config.folds is None else range(config.folds)
+
+
+def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, writes: bool) -> None:
+    """Writes the settings that all runs share and the arms, or compares them with those of the table that is there."""
+    free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
+    settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
+    own = {arm: changed for arm, changed in arms.items() if arm not in TABLE_2}
+    teachers = _teacher_hashes(config, arms)
+    path = folder / "ablation.yaml"
+    if path.is_file():
+        saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
+        known = saved.get("arms", {})
+        if other := [arm for arm in own if arm in known and not same_arm(own[arm], known[arm])]:
+            raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
+        own |= known
+        for name in ("teacher", "teacher_sha256"):  # a table may have had no arm with one, or have none now
+            saved[name] = saved.get(name) or settings[name]
+            settings[name] = settings[name] or saved[name]
+        known_teachers = saved.get("teachers", {})
+        if other := [t for t, found in teachers.items() if known_teachers.get(t, found) != found]:
+            raise InputError(
+                f"{folder} holds runs of another {other[0]}, which has changed since: give another --output"
+            )
+        teachers = known_teachers | teachers
+        if changed := [k for k in settings if settings[k] != saved.get(k)]:
+            what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
+            raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--output {folder} is in use and holds no table: give another folder")
+    if writes:
+        (folder / "scores").mkdir(exist_ok=True)
+        about = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
+        write_text(path, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+
+
+def _teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The teachers of the table and of its arms, as they are named."""
+    return sorted({config.teacher, *(changed.get("teacher") for changed in arms.values())} - {None})
+
+
+def _teacher_hashes(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The SHA-256 of the teachers that are files or run folders, by the text that names them."""
+    files = {text: Path(text) / WEIGHTS_FILE if Path(text).is_dir() else Path(text) for text in _teachers(config, arms)}
+    return {text: digest(file) for text, file in files.items() if file.is_file()}
+
+
+def _scores(folder: Path, run: _Run) -> Path:
+    return folder / "scores" / f"{run.name}.parquet"
+
+
+def _datasets(config: AblateConfig, run: _Run, *parts: str, labels: Sequence[str] | str | None) -> list:
+    options = {k: getattr(config, k) for k in ("uncertain", "blank", "views", "merge", "columns")}
+    fold = None if run.fold is None else (run.fold, config.folds)
+    return [create_dataset(config.data, config.root, part, labels, fold=fold, **options) for part in parts]
+
+
+def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> AblateConfig:
+    """The recipe of one run."""
+    where = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
+    return replace(config, **arm_fields(config, run.arm, changed), **where)
+
+
+def _train(config: AblateConfig, run: _Run) -> str | None:
+    train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
+    recipe = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    return fit(recipe, train_set, val_set)["stopped"]
+
+
+def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
+    """Scores the part asked for, and the validation patients, with the weights that a run kept."""
+    where = Path(config.output) / "runs" / run.name
+    model = load_model(where).to(device)
+    about = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
+    parts = _datasets(config, run, *dict.fromkeys((config.part, "val")), labels=named_outputs(model))
+    about |= {"data": config.data, "part": config.part, "views": config.views, "uncertain": "masked"}
+    about["blank"] = config.blank or parts[0].records.blank
+    about["run"] = json.loads((where / "summary.json").read_text())
+    scored, *chosen = (score_images(model, part, about, config.batch_size, config.workers) for part in parts)
+    with_validation(scored, config.part, *(chosen or [None])).save(_scores(Path(config.output), run))
+
+
+def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
+    """The arms of a table that are not the paper's, and what they change."""
+    return yaml.safe_load((folder / "ablation.yaml").read_text()).get("arms", {})
+
+
+def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
+    """The runs that have scores, of each arm and seed; a seed counts when all its folds are there."""
+    folder, own = Path(config.output), _own_arms(Path(config.output))
+    found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in (*TABLE_2, *own)}
+    for path in sorted((folder / "scores").glob("*.parquet")):
+        parts = re.fullmatch(r"(.+)-seed(\d+)(?:-fold(\d+))?", path.stem)
+        if not parts or parts[1] not in found:
+            raise InputError(f"{path} is no score of an arm of this table: take it away, or name the arm in --arms")
+        arm, seed, fold = parts[1], int(parts[2]), parts[3]
+        found[arm].setdefault(seed, []).append(_Run(arm, seed, int(fold) if fold else None))
+    if own and not any(found[arm] for arm in TABLE_2):  # a table of other arms alone
+        found = {arm: found[arm] for arm in own}
+    whole = config.folds or 1
+    return {arm: {s: r for s, r in sorted(seeds.items()) if len(r) == whole} for arm, seeds in found.items()}
+
+
+def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
+    """Scores of an arm; with folds those of all images, and no validation part, whose patients test in other folds."""
+    scored, chosen = [], []
+    for runs in seeds.values():
+        parts = [split_parts(read_predictions(_scores(Path(config.output), run))) for run in runs]
+        tested = stack(*(test for test, _ in parts))
+        scored.append(tested.rows(np.argsort(tested.cases["image"].to_numpy(str), kind="stable")))
+        chosen.append(parts[0][1])
+    use = config.folds is None and all(val is not None for val in chosen)
+    return Arm(TABLE_2.get(arm, arm), tuple(scored), tuple(chosen) if use else ())
+
+
+def _tables(config: AblateConfig) -> dict[str, Any]:
+    """Writes table.md, the report and the pictures, of the runs that are finished."""
+    with alone_in(Path(config.output), wait=True):
+        return _write_tables(config)
+
+
+def _write_tables(config: AblateConfig) -> dict[str, Any]:
+    folder, finished, own = Path(config.output), _finished(config), _own_arms(Path(config.output))
+    known = {arm: seeds for arm, seeds in finished.items() if seeds}
+    rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
+    for arm, changed in own.items():
+        rows[arm]["changes"] = ", ".join(f"{k} {v}" for k, v in changed.items()) or "nothing"
+    result: dict[str, Any] = {"models": [], "paired": []}
+    if known:
+        arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
+        pairs = [(0, k) for k in range(1, len(arms))]
+        names = list(known)
+        if {"mxa", "mxa+kd"} <= set(names) and names[0] != "mxa":  # what the teacher adds to MXA
+            pairs.append((names.index("mxa"), names.index("mxa+kd")))
+        result = write_report(folder, arms, config.replicates, note=config.note, pairs=pairs)
+        for arm, about in zip(known, result["models"], strict=True):
+            rows[arm]["numbers"] = about
+        _pictures(folder, config, known, arms)
+    write_text(folder / "table.md", _markdown(config, own, rows, result, known))
+    return {"rows": rows, "paired": result["paired"]}
+
+
+def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """The table: a row an arm, ``not run`` where it has no scores."""
+    columns = (f"macro_auc_min{ENOUGH}", "macro_auc", "micro_auc", "loss", "accuracy", "f1")
+    head = ("", "seeds", f"macro AUC, labels with {ENOUGH} positives", "macro AUC", "micro AUC", "loss", "accuracy")
+    table = []
+    for about in rows.values():
+        cells = ["not run"] + [""] * (len(columns) - 1)
+        if "numbers" in about:
+            cells = [shown(about["numbers"], name) for name in columns]
+        table.append((about["row"], ", ".join(map(str, about["seeds"])) or "-", *cells))
+    return (*head, "F1"), table
+
+
+def _markdown(
+    config: AblateConfig, own: dict[str, Any], rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]
+) -> str:
+    first = next(iter(result["models"]), None)
+    model = [config.model] if any("model" not in own.get(arm, {}) for arm in known) else []
+    what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
+    title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
+    parts = [f"## {title}\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
+    if changes := [f"- {arm}: {about['changes']}" for arm, about in rows.items() if "changes" in about]:
+        parts += ["Arms and what they change:\n", "\n".join(changes) + "\n"]
+    parts.append(markdown(table_rows(rows)))
+    if first:
+        where = {"test": "test part", "val": "validation part: to choose, not to report"}[config.part]
+        cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else where
+        chosen = "these" if config.part == "val" else "validation"
+        parts.append(
+            f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, "
+            f"patients resampled {config.replicates:,} times, and seeds where a row has several (each row's own); "
+            f"accuracy and F1 at probability 0.5. Each run's weights are those of its best epoch on {chosen} "
+            "patients.\n"
+        )
+    if result["paired"]:
+        parts += ["Differences on the same patients:\n", markdown(paired_rows(result))]
+    runs = [run for seeds in known.values() for of in seeds.values() for run in of]
+    if runs:
+        lines = [_run_row(config, run) for run in runs]
+        head = ("run", "best epoch", "validation macro AUC", "seconds", "images/s", "device")
+        parts += ["Runs:\n", markdown((head, lines))]
+    return "\n".join(parts)
+
+
+def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
+    about = read_about(_scores(Path(config.output), run)).get("run")
+    if about is None:
+        return (run.name, *["-"] * 5)
+    auc = "-" if about["macro_auc"] is None else f"{about['macro_auc']:.4f}"
+    device = f"{about['device']}, {about['processes']} process(es)"
+    return (run.name, str(about["epoch"] + 1), auc, f"{about['seconds']:.0f}", str(about["images_per_second"]), device)
+
+
+def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, list[_Run]]], arms: Sequence[Arm]) -> None:
+    logs = {}
+    for arm, seeds in known.items():
+        paths = [folder / "runs" / run.name / "log.csv" for runs in seeds.values() for run in runs]
+        logs[TABLE_2.get(arm, arm)] = [list(csv.DictReader(path.open())) for path in paths if path.is_file()]
+    longest = max((len(log) for of in logs.values() for log in of), default=0)
+    gone = sum(map(len, logs.values())) < sum(len(runs) for seeds in known.values() for runs in seeds.values())
+    if not longest or (gone and (folder / "learning.png").is_file()):  # run folders were removed: the pictures stay
+        return
+    curves: dict[str, dict[str, np.ndarray]] = {"micro AUC": {}, "macro AUC": {}}
+    for metric, rows in curves.items():
+        for row, of in logs.items():
+            values = [[float(line[f"eval_{metric.split()[0]}_auc"]) for line in log] for log in of]
+            if values:
+                rows[row] = np.array([v + [np.nan] * (longest - len(v)) for v in values])
+    finals = {
+        metric: {arm.name: np.array([of(one.logits, one.targets) for one in arm.scored]) for arm in arms}
+        for metric, of in (("micro AUC", micro_auroc), ("macro AUC", macro_auroc))
+    }
+    unit = "seeds and folds" if config.folds else "seeds"
+    pictures = {
+        "learning.png": learning_figure(curves, unit),
+        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC", config.part),
+    }
+    for name, figure in pictures.items():
+        save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})
+        atomic_write(folder / name, save)

@@ -1,0 +1,198 @@
+"""How fast images come from files and from shards, and what a large table costs, beside TorchXRayVision."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ...data import create_dataset, create_transform, make_loader
+from ...data.collections.phantom import LABELS, draw
+from ...data.collections.xrv import shipped_table
+from ...utils.errors import InputError
+from ..prepare import PrepareConfig, prepare
+from .timing import alternate, timed, write_record
+
+__all__ = ["BenchDataConfig", "bench_data"]
+
+_BATCH = 32
+
+
+@dataclass
+class BenchDataConfig:
+    """Compares loaders with TorchXRayVision's CheX_Dataset: images a second, start-up, memory of a worker."""
+
+    root: str | None = None
+    """CheXpert folder with train.csv; drawn JPEGs of CheXpert-small's size (390 x 320) by default."""
+    images: int = 256
+    """Images of an epoch."""
+    img_size: int = 224
+    """Side of the images that come out, in pixels."""
+    repeats: int = 5
+    """Rounds; each loads every contender's epoch once."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+def bench_data(config: BenchDataConfig) -> list[dict]:
+    """Measures the loading of the same frontal images, by one worker process in batches of 32.
+
+    TorchXRayVision's dataset resizes with its ``XRayResizer``; ours does what evaluation does. Shards are prepared
+    first, with a shorter side of 256. Every contender's worker is started before its first round.
+
+    ``startup_s`` and ``startup_mb`` are what creating the dataset of CheXpert's real training table (223,414 rows,
+    shipped by TorchXRayVision) takes in a process of its own: seconds, and the growth of the peak of resident memory
+    above that after the imports. ``worker_growth_mb`` is how much private memory a worker process has gained after it
+    went once through every row of that table, images left aside (Linux; 1 MB is 10^6 bytes).
+
+    Returns:
+        One row per contender, TorchXRayVision's first: ``loader``, ``images_per_s`` with its ratio and quartiles, and
+        the three above, ``"-"`` where they do not apply.
+
+    Raises:
+        InputError: fewer than 32 images, or ``root`` is no CheXpert folder.
+    """
+    if config.images < _BATCH:
+        raise InputError(f"--images must be at least {_BATCH}")
+    with tempfile.TemporaryDirectory() as scratch:
+        root = _subset(config, Path(scratch) / "chexpert")
+        prepare(PrepareConfig(Path(scratch) / "shards", "chexpert", str(root), views="all", shard_size=128))
+        loaders = {
+            "torchxrayvision": _xrv_loader(root, config.img_size),
+            "mxa, files": _our_loader("chexpert", root, config.img_size),
+            "mxa, shards": _our_loader("shards", Path(scratch) / "shards", config.img_size),
+        }
+        counts = {name: _exhaust(loader) for name, loader in loaders.items()}
+        if len(set(counts.values())) != 1:
+            raise InputError(f"the loaders do not give the same number of images: {counts}")
+        rounds = alternate([lambda x=x: _exhaust(x) for x in loaders.values()], config.repeats, torch.device("cpu"))
+    count = next(iter(counts.values()))
+    speeds = [[count / ms * 1e3 for ms in times] for times in rounds]
+    costs = [
+        _table_cost("xrv"),
+        _table_cost("mxa"),
+        dict.fromkeys(("startup_s", "startup_mb", "worker_growth_mb"), "-"),
+    ]
+    rows: list[dict[str, Any]] = [
+        {"loader": name} | timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(loaders)
+    ]
+    write_record(config, rows, torch.device("cpu"))
+    return rows
+
+
+def _subset(config: BenchDataConfig, folder: Path) -> Path:
+    """Makes a CheXpert folder of the images to load: links to those of ``root``, or drawings."""
+    (folder / "train").mkdir(parents=True)
+    rows = []
+    if config.root is not None:
+        dataset = create_dataset("chexpert", config.root, "all")
+        files = [Path(name).resolve() for name in dataset.filenames()[: config.images]]
+    for i in range(config.images if config.root is None else len(files)):
+        inside = f"train/patient{i:05d}/study1/view1_frontal.jpg"
+        path = folder / inside
+        path.parent.mkdir(parents=True)
+        if config.root is None:
+            Image.fromarray(draw(i, 320).image).resize((390, 320)).save(path, quality=90)
+        else:
+            path.symlink_to(files[i])
+        rows.append((f"CheXpert-v1.0-small/{inside}", "Female", 60, "Frontal", "AP", *["1.0"] * len(LABELS)))
+    with (folder / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS), *rows])
+    return folder
+
+
+def _our_loader(source: str, root: Path, size: int) -> DataLoader:
+    transform = create_transform({"input_size": (3, size, size), "mean": (0.5,), "std": (0.5,)})
+    return make_loader(create_dataset(source, root, "all"), transform, _BATCH, workers=1)
+
+
+def _xrv_loader(root: Path, size: int) -> DataLoader:
+    xrv = _import_xrv()
+    dataset = xrv.CheX_Dataset(
+        str(root), str(root / "train.csv"), ["AP", "PA"], transform=xrv.XRayResizer(size), unique_patients=False
+    )
+    return DataLoader(dataset, _BATCH, num_workers=1, persistent_workers=True)
+
+
+def _import_xrv() -> Any:
+    with warnings.catch_warnings():  # importing it silences every warning of the process
+        import torchxrayvision.datasets
+    return torchxrayvision.datasets
+
+
+def _exhaust(loader: DataLoader) -> int:
+    return sum(len(batch["img"] if isinstance(batch, dict) else batch[0]) for batch in loader)
+
+
+def _table_cost(package: str) -> dict[str, float]:
+    """Start-up and worker memory on the real table, each measured in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train.csv.gz").symlink_to(shipped_table("chexpert_train.csv.gz"))
+        code = "import sys; from mxa.bench_data import _measure_table; _measure_table(*sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, package, folder], stdout=subprocess.PIPE, text=True, check=True
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure_table(package: str, folder: str) -> None:
+    """Prints ``_table_cost`` of one package; run in a fresh process."""
+    if package == "xrv":
+        xrv = _import_xrv()
+    before, start = _peak_bytes(), time.perf_counter()
+    if package == "xrv":
+        every = ["AP", "PA", "L", "LL", "RL"]
+        dataset = xrv.CheX_Dataset(folder, f"{folder}/train.csv.gz", every, unique_patients=False)
+        row: Callable = lambda i: (dataset.csv["Path"].iloc[i], dataset.labels[i])  # noqa: E731
+    else:
+        dataset = create_dataset("chexpert", folder, "all", views="all")
+        row = lambda i: (dataset.records.path(i), dataset.records.targets[i])  # noqa: E731
+    seconds = time.perf_counter() - start
+    growth = (_peak_bytes() - before) / 1e6 or "-"
+    loader = DataLoader(_Rows(row, len(dataset)), 1024, num_workers=1)
+    private = torch.cat(list(loader))
+    private = private[private > 0]
+    gained = float(private[-1] - private[0]) / 1e6 if len(private) == 2 else "-"
+    print(json.dumps({"startup_s": seconds, "startup_mb": growth, "worker_growth_mb": gained}))
+
+
+class _Rows(Dataset):
+    """Goes through a table's rows; the first and the last sample are the worker's private memory, in bytes."""
+
+    def __init__(self, row: Callable[[int], tuple], count: int):
+        self.row, self.count = row, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        self.row(index)
+        return _private_bytes() if index in (1000, self.count - 1) else 0  # by 1000 the worker's own start is over
+
+
+def _private_bytes() -> int:
+    return _kilobytes("/proc/self/smaps_rollup", "Private_Dirty:") * 1024
+
+
+def _peak_bytes() -> int:
+    return _kilobytes("/proc/self/status", "VmHWM:") * 1024
+
+
+def _kilobytes(path: str, name: str) -> int:
+    """Reads one line of what Linux says of this process; 0 where there is no such file."""
+    with suppress(OSError), open(path) as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return 0

@@ -1,0 +1,95 @@
+"""Speed and memory as ratios to peers, measured in the same run.
+
+Absolute times say more about a machine and its moment than about a model. Every round here times each contender once,
+in a shuffled order, so that noise hits all alike; a ratio is the median over rounds of the round's own quotient, and
+its interquartile range says how far to trust it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from ...utils.errors import InputError
+
+__all__ = ["alternate", "counted", "threads", "timed", "write_record"]
+
+_MIN_SECONDS = 0.005  # shorter calls are timed several at once
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Uses so many CPU threads inside the block; torch's own choice by default."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def alternate(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
+    """Milliseconds per call, ``repeats`` rounds of one time per function, each round in another order."""
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, got {repeats}")
+    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+    def seconds(function: Callable[[], object], calls: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
+    for function in functions:  # warm-up
+        seconds(function, 2)
+    calls = [math.ceil(_MIN_SECONDS / seconds(function, 1)) for function in functions]
+    order = list(range(len(functions)))
+    shuffle = random.Random(0).shuffle
+    rounds = []
+    for _ in range(repeats):
+        shuffle(order)
+        times = {i: seconds(functions[i], calls[i]) * 1e3 for i in order}
+        rounds.append([times[i] for i in sorted(order)])
+    return rounds
+
+
+def counted(key: str, values: Sequence[float], i: int) -> dict:
+    """Value of contender i, and its quotient with that of contender 0."""
+    return {key: values[i], f"{key}_ratio": values[i] / values[0]}
+
+
+def timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
+    """Median of contender i, and the median and quartiles of its quotient with contender 0 in the same round."""
+    low, middle, high = np.quantile([times[i] / times[0] for times in rounds], (0.25, 0.5, 0.75)).tolist()
+    return {key: median(times[i] for times in rounds), f"{key}_ratio": middle, f"{key}_ratio_iqr": [low, high]}
+
+
+def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
+    """Writes configuration, environment and rows as JSON, where the configuration names a file."""
+    if config.output is None:
+        return
+    environment = {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": getattr(config, "threads", None) or torch.get_num_threads(),
+    }
+    record = {"config": asdict(config), "environment": environment, "rows": rows}
+    Path(config.output).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Checkpoints of other programs as a folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..labels import CHEXPERT, LABEL_SPACES
+from ..models.efficientvit_ml import VARIANTS
+from ..models.load import create, read_checkpoint
+from ..models.weights import check_keys, save_pretrained, set_label_names
+from ..task.teacher import XRV_RANGE
+from ..utils.errors import InputError
+
+__all__ = ["ConvertConfig", "convert"]
+
+
+@dataclass
+class ConvertConfig:
+    """Which checkpoint becomes what."""
+
+    checkpoint: Path
+    """A .pth, .pt or .safetensors file of the paper's published code, of Microsoft's EfficientViT, of timm's or of
+    ours."""
+    output: Path
+    """Folder for model.safetensors and config.json."""
+    labels: str | None = None
+    """Names of the outputs: "chexpert", "nih", ... or names separated by commas; by default what the file or the
+    config.json beside it says, and CheXpert's for 14 outputs of the published code."""
+    img_size: int = 224
+    """Side of the input that the checkpoint was trained at, in pixels."""
+
+
+def convert(config: ConvertConfig) -> list[str]:
+    """Writes a folder that ``timm.create_model("local-dir:OUTPUT", pretrained=True)`` loads.
+
+    A pickle is opened with ``weights_only=True``, and of classes only ``argparse.Namespace`` (the published code keeps
+    its arguments there).
+
+    Returns:
+        What was done, and what could not be carried over exactly, in sentences.
+
+    Raises:
+        InputError: the file is none of these, or the output is in use.
+    """
+    path, output = Path(config.checkpoint), Path(config.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output} is in use: give another folder")
+    state, names = read_checkpoint(path, allowed=[argparse.Namespace])
+    state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
+    notes: list[str] = []
+    if any(key.startswith("blocks1.") for key in state):
+        state, names = _renamed(state, notes), names or CHEXPERT
+    if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
+        raise InputError(f"{path} is no EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
+    name, arguments = _architecture(state, path)
+    head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
+    if head is None or head.ndim != 2:
+        raise InputError(f"{path} has no head (head.linear.weight of two dimensions)")
+    if channels not in (1, 3):
+        raise InputError(f"{path} takes {channels} channels; an X-ray gives 1 or 3")
+    outputs = head.shape[0]
+    labels = _labels(config.labels, names, outputs)
+    model = create(name, config.img_size, num_classes=outputs, in_chans=channels, **arguments)
+    if "mxa_roi_head" in arguments:  # the published MXA has no gate and one bias less
+        own = model.state_dict()
+        state |= {k: torch.ones_like(v) for k, v in own.items() if k not in state and k.endswith("mxa.ls.gamma")}
+        state |= {k: torch.zeros_like(v) for k, v in own.items() if k not in state and k.endswith("head.conv1.bias")}
+    try:
+        check_keys(state, model)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error} (another --img-size?)") from None
+    model.load_state_dict(state)
+    set_label_names(model, labels)
+    if channels == 1:
+        model.pretrained_cfg.update(XRV_RANGE, input_size=(1, config.img_size, config.img_size))
+        notes.append("one channel: taken to be in [-1024, 1024], as the published code scales it")
+    save_pretrained(model, output)
+    named = ", ".join(labels) if labels else "not named (mxa.set_label_names)"
+    return [f"{name} with {outputs} outputs: {named}", *notes]
+
+
+_PUBLISHED_MXA = {
+    "roi_predictor.0": "roi.head.conv1",
+    "roi_predictor.2": "roi.head.conv2",
+    "channel_attention.1": "cbam.channel.fc1",
+    "channel_attention.3": "cbam.channel.fc2",
+    "spatial_attention.0": "cbam.spatial.conv",
+}
+
+
+def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """Microsoft's and the published code's names as timm's."""
+    renamed = {_name(key): value for key, value in state.items()}
+    if any(".mxa." in key for key in renamed):
+        notes.append(
+            "not exact: the published code runs the mixer twice and adds its residual twice; here it runs once, beside "
+            "MXA (paper, section 2.2)"
+        )
+        notes.append("not exact: its boxes are rounded to whole cells; its channel attention has no maximum (E.1)")
+    if "head_dist.linear.weight" in renamed:
+        _fold_heads(renamed)
+        notes.append("two heads, averaged as in its eval mode, became one")
+    return renamed
+
+
+def _name(key: str) -> str:
+    key = re.sub(r"\.c\.", ".conv.", re.sub(r"\.l\.", ".linear.", key))
+    if found := re.match(r"patch_embed\.(\d+)\.(.+)", key):
+        return f"patch_embed.conv{int(found[1]) // 2 + 1}.{found[2]}"
+    found = re.match(r"blocks(\d)\.(\d+)\.(.+)", key)
+    if not found:
+        return key
+    stage, at, rest = int(found[1]) - 1, int(found[2]), found[3]
+    if stage and at < 3:
+        return f"stages.{stage}.downsample.{('res1', 'patchmerge', 'res2')[at]}.{rest}"
+    rest = rest.replace("poi_predictor", "roi_predictor")
+    for theirs, ours in _PUBLISHED_MXA.items():
+        rest = re.sub(rf"^mxa\.(?:m\.)?{re.escape(theirs)}\.", f"mixer.mxa.{ours}.", rest)
+    return f"stages.{stage}.blocks.{at - 3 * bool(stage)}.{rest}"
+
+
+def _fold_heads(state: dict[str, torch.Tensor]) -> None:
+    """One linear layer that gives the mean of two heads, each a batch norm and a linear layer, in eval mode."""
+    weight, bias, eps = 0.0, 0.0, 1e-5
+    for head in ("head", "head_dist"):
+        bn = {k: state.pop(f"{head}.bn.{k}").double() for k in ("weight", "bias", "running_mean", "running_var")}
+        state.pop(f"{head}.bn.num_batches_tracked", None)
+        linear = {k: state.pop(f"{head}.linear.{k}").double() for k in ("weight", "bias")}
+        scale = bn["weight"] / (bn["running_var"] + eps).sqrt()
+        weight = weight + linear["weight"] * scale / 2
+        bias = bias + (linear["bias"] + linear["weight"] @ (bn["bias"] - bn["running_mean"] * scale)) / 2
+    width = weight.shape[1]
+    state |= {"head.linear.weight": weight.float(), "head.linear.bias": bias.float()}
+    state |= {"head.bn.weight": torch.full((width,), (1 + eps) ** 0.5), "head.bn.bias": torch.zeros(width)}
+    state |= {"head.bn.running_mean": torch.zeros(width), "head.bn.running_var": torch.ones(width)}
+    state["head.bn.num_batches_tracked"] = torch.tensor(0)
+
+
+def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, object]]:
+    """The name of a checkpoint's model, and the arguments in which it differs from it."""
+    widths = tuple(state.get(f"stages.{i}.blocks.0.dw0.m.conv.weight", torch.empty(0)).shape[0] for i in range(3))
+    found = [size for size, about in VARIANTS.items() if about["embed_dim"] == widths]
+    if not found:
+        raise InputError(f"{path} has widths {widths}, which no EfficientViT M0 to M5 has")
+    with_mxa = any(".mxa." in key for key in state)
+    arguments: dict[str, object] = {}
+    if any("mxa.roi.head.conv1" in key for key in state):
+        arguments["mxa_roi_head"] = "mean"
+    kernel = "stages.2.blocks.0.mixer.m.attn.dws.{}.conv.weight"
+    kernels = tuple(state[kernel.format(i)].shape[-1] for i in range(4) if kernel.format(i) in state)
+    if kernels != VARIANTS[found[0]]["kernels"][: len(kernels)]:
+        arguments["kernels"] = (*kernels, *VARIANTS[found[0]]["kernels"][len(kernels) :])
+    return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
+
+
+def _labels(given: str | None, known: Sequence[str] | None, outputs: int) -> tuple[str, ...] | None:
+    if given is None:
+        return tuple(known) if known and outputs == len(known) else None
+    names = LABEL_SPACES.get(given) or tuple(name.strip() for name in given.split(","))
+    if len(names) != outputs:
+        raise InputError(f"--labels has {len(names)} names for {outputs} outputs")
+    return names

@@ -1,0 +1,237 @@
+"""Why a model says what it says of an image: pictures and boxes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.models.efficientvit_msra import CascadedGroupAttention
+from torch import nn
+
+from ..data import create_transform
+from ..data.dicom import is_dicom
+from ..data.image_io import describe_dicom, find_images, read_image
+from ..data.transforms import data_config
+from ..explain.attention import attention_maps, mean_attention
+from ..explain.attribution import grad_cam, integrated_gradients
+from ..explain.geometry import find_peak, floor
+from ..explain.panels import draw_gallery, draw_panel
+from ..explain.rois import gate_maps, predict_rois
+from ..labels import align, resolve_labels
+from ..layers import MXABlock
+from ..models.hub import SHIPPED
+from ..models.load import load_model, named_outputs
+from ..utils.distributed import pick_device
+from ..utils.errors import InputError, require
+from ..utils.files import write_text
+
+__all__ = ["ExplainConfig", "explain"]
+
+_logger = logging.getLogger(__name__)
+_GALLERY = 40  # images in one picture
+
+
+@dataclass
+class ExplainConfig:
+    """What is explained, and where the pictures go."""
+
+    files: tuple[Path, ...]
+    """Images, or folders of images."""
+    output: Path
+    """Folder for NAME.png and NAME.json of each image, and for gallery.png of several (the first 40)."""
+    model: str = SHIPPED
+    """Run folder, or a timm name with weights; the small model that comes with mxa by default."""
+    against: str | None = None
+    """A second model, say without MXA: its attention is shown beside the first one's, and the difference."""
+    labels: str | None = None
+    """Labels to explain, separated by commas; the three most probable by default."""
+    skip_bad: bool = False
+    """Leave out images that do not read, instead of stopping."""
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+
+
+def explain(config: ExplainConfig) -> list[dict[str, Any]]:
+    """Explains every image, in order, and writes a picture and a JSON file for each.
+
+    Returns:
+        What each JSON file holds. Points are ``x, y`` and boxes ``x1, y1, x2, y2`` in pixels of the original image,
+        as EXIF turns it, counted from the outer edge of its first pixel:
+
+        - ``file``, ``size`` (width, height), and ``warning`` where a DICOM file is no frontal chest radiograph
+        - ``boxes``: of each MXA block, by module name
+        - ``labels``: for each label its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam`` and
+          ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label; the box
+          encloses the connected part above half of the maximum that holds the peak; a model without maps (a plain
+          ViT) has no ``grad_cam``
+        - ``attention``, ``gate``: the same for each module, half counted from the map's lowest value above 0
+        - ``picture``: the name of the PNG beside it
+
+        With ``skip_bad`` an image that does not read has ``{"file": name, "error": reason}`` and no files.
+
+    Raises:
+        InputError: bad input, a model whose outputs have no names, an image that does not read, or a file that would
+            be overwritten.
+    """
+    require("captum", "explain")
+    require("matplotlib", "explain")
+    device = pick_device(config.device)
+    model = load_model(config.model).to(device)
+    labels = None if config.labels is None else _indices(model, config.labels)
+    named_outputs(model)
+    other = load_model(config.against).to(device) if config.against else None
+    for m in (model, other):
+        if other is not None and not _has(m, CascadedGroupAttention):
+            raise InputError("--against compares cascaded group attention: both models must have it (efficientvit)")
+    compared = (Path(config.against or "").name, Path(config.model).name)
+    explainer = _Explainer(model, other, labels, compared)
+    paths = find_images(config.files)
+    names = _names(paths)
+    _refuse_overwriting(paths, names, config.output)
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    rows, gallery = [], []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            row, image, inputs = explainer.read(path)
+        except InputError as error:
+            if not config.skip_bad:
+                raise
+            rows.append({"file": str(path), "error": str(error)})
+            continue
+        rois = explainer.explain(row, image, inputs, Path(config.output) / f"{name}.png")
+        text = json.dumps(row, indent=2)
+        write_text(Path(config.output) / f"{name}.json", text)
+        rows.append(row)
+        if rois and len(gallery) < _GALLERY:
+            image.thumbnail((400, 400))
+            gallery.append((image, rois, name))
+    if all("error" in row for row in rows):
+        raise InputError(f"none of the {len(rows)} images reads: {rows[0]['error']}")
+    if len(gallery) > 1:
+        draw_gallery(*zip(*gallery, strict=True), Path(config.output) / "gallery.png")
+    return rows
+
+
+class _Explainer:
+    """Explains one image after another."""
+
+    def __init__(self, model: nn.Module, other: nn.Module | None, labels: list[int] | None, compared: tuple[str, str]):
+        self.models = [model] if other is None else [model, other]
+        self.labels, self.compared = labels, compared
+        self.transforms = [create_transform(m) for m in self.models]
+        self.names = named_outputs(model)
+        self.device = next(model.parameters()).device
+        self.methods = {"grad_cam": grad_cam, "integrated_gradients": _smooth_gradients}
+        try:
+            size = data_config(model)["input_size"]
+            grad_cam(model, torch.zeros(1, *size, device=self.device), [0])
+        except InputError as error:
+            _logger.warning("no Grad-CAM: %s", error)
+            del self.methods["grad_cam"]
+
+    def read(self, path: Path) -> tuple[dict[str, Any], Image.Image, list[torch.Tensor]]:
+        """Returns what is known of a file, the image as it is, and each model's input ``(1, C, H, W)``."""
+        row: dict[str, Any] = {"file": str(path)}
+        if is_dicom(path):
+            row |= describe_dicom(path)
+        image = read_image(path)
+        row["size"] = [image.width, image.height]
+        inputs = [t(read_image(path, t.decode_size))[None].to(self.device) for t in self.transforms]
+        return row, image, inputs
+
+    def explain(
+        self, row: dict[str, Any], image: Image.Image, inputs: list[torch.Tensor], picture: Path
+    ) -> dict[str, torch.Tensor]:
+        """Adds what is found to ``row``, writes the picture, and returns the boxes."""
+        model, x = self.models[0], inputs[0]
+        with torch.no_grad():
+            probabilities = model(x)[0].sigmoid().cpu()
+        chosen = probabilities.topk(min(3, len(self.names))).indices.tolist() if self.labels is None else self.labels
+        rois = predict_rois(model, x) if _has(model, MXABlock) else {}
+        gates = gate_maps(model, x) if rois else {}
+        attention = attention_maps(model, x) if _has(model, CascadedGroupAttention) else {}
+        found = {method: attribute(model, x, chosen)[0] for method, attribute in self.methods.items()}  # (L, H, W)
+
+        def pixels(part: Iterable[float]) -> list[float]:
+            return [round(v * row["size"][i % 2], 2) for i, v in enumerate(part)]
+
+        def peak(heat: torch.Tensor, low: float = 0.0) -> dict[str, list[float]] | None:
+            at = find_peak(heat, low)
+            return at and {"peak": pixels(at.point), "box": pixels(at.box)}
+
+        row["boxes"] = {name: pixels(box[0].tolist()) for name, box in rois.items()}
+        row["attention"] = {name: peak(heat[0], floor(heat[0])) for name, heat in attention.items()}
+        row["gate"] = {name: peak(heat[0], floor(heat[0])) for name, heat in gates.items()}
+        row["labels"] = {
+            self.names[label]: {
+                "probability": probabilities[label].item(),
+                **{method: peak(maps[i]) for method, maps in found.items()},
+            }
+            for i, label in enumerate(chosen)
+        }
+        row["picture"] = picture.name
+
+        means = [mean_attention(m, x)[0] for m, x in zip(self.models, inputs, strict=True)] if attention else []
+        maps = {"attention, mean of the blocks (1 = even)": means[0]} if means else {}
+        if gates:
+            maps["spatial gate of the first block"] = next(iter(gates.values()))[0]  # it has the most cells
+        titles = {"grad_cam": "Grad-CAM", "integrated_gradients": "integr. gradients"}
+        labels = {
+            f"{name} {about['probability']:.2f}": {titles[method]: heat[i] for method, heat in found.items()}
+            for i, (name, about) in enumerate(row["labels"].items())
+        }
+        comparison = (means[1], means[0]) if len(means) == 2 else None
+        draw_panel(image, rois, maps, labels, picture, Path(row["file"]).name, comparison, self.compared)
+        return rois
+
+
+def _has(model: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
+
+
+def _indices(model: nn.Module, labels: str) -> list[int]:
+    names, wanted = named_outputs(model), resolve_labels(labels)
+    found = align(names, wanted)
+    if None in found:
+        missing = [name for name, index in zip(wanted, found, strict=True) if index is None]
+        raise InputError(f"--labels: the model does not know {', '.join(missing)}; it knows {', '.join(names)}")
+    return list(found)
+
+
+def _smooth_gradients(model: nn.Module, images: torch.Tensor, labels: list[int]) -> torch.Tensor:
+    """What speaks for each label ``(B, L, H, W)``, averaged twice over squares of a twentieth of the image."""
+    maps = integrated_gradients(model, images, labels).clamp(min=0)
+    side = max(maps.shape[-1] // 40 * 2 + 1, 3)
+    for _ in range(2):
+        maps = F.avg_pool2d(maps, side, stride=1, padding=side // 2)
+    return maps
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A name for each file: its stem, and a number where that is taken (``gallery`` is from the start)."""
+    taken, names = {"gallery"}, []
+    for path in paths:
+        name, number = path.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _refuse_overwriting(paths: list[Path], names: list[str], output: Path) -> None:
+    if Path(output).exists() and not Path(output).is_dir():
+        raise InputError(f"--output {output} is a file: give a folder")
+    inputs = {path.resolve() for path in paths}
+    for name in (*names, "gallery"):
+        target = (Path(output) / f"{name}.png").resolve()
+        if target in inputs:
+            raise InputError(f"--output {output}: {target} is one of the images; give another folder")

@@ -1,0 +1,247 @@
+"""Do a model's maps and boxes find the finding? Scores against known boxes, beside floors that need no model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..data import Records, create_transform, data_config
+from ..data.boxes import BoxedImage, read_boxed
+from ..evaluation.model_arguments import read_models
+from ..evaluation.report.localization import localization_markdown, write_csv
+from ..labels import align
+from ..metrics.localization import CENTRE, Scores, commonest_point, mean_box, score_box, score_map, score_point
+from ..metrics.localization_table import CaseScore, localization_table
+from ..models.load import load_model, named_outputs
+from ..utils.distributed import pick_device
+from ..utils.errors import InputError
+
+__all__ = ["LocalizeConfig", "floors", "localize"]
+
+_logger = logging.getLogger(__name__)
+
+Method = Literal["roi", "roi-map", "gate", "attention", "grad-cam", "integrated-gradients"]
+NO_MODEL = "no model"
+# Functions of mxa.explain that give something for each of some modules, the same for every finding.
+_OF_MODULES = {"roi": "predict_rois", "roi-map": "roi_heat_maps", "gate": "gate_maps", "attention": "attention_maps"}
+
+
+@dataclass
+class LocalizeConfig:
+    """Which models look for which boxes."""
+
+    models: tuple[str, ...]
+    """Run folders, or timm names with weights; A,B,C are the seeds of one model."""
+    output: Path
+    """Folder for localization.json, localization.csv and localization.md."""
+    data: Literal["nih", "phantom"] = "phantom"
+    """Collection with boxes: NIH's folder with BBox_List_2017.csv, or the drawn phantom."""
+    root: str | None = None
+    """Folder of the collection."""
+    split: Literal["all", "train", "val", "test"] | None = None
+    """The collection's test list where it has one, else every image, by default."""
+    reduce: int | None = None
+    """Reduce images to this side in pixels first, to what the model was trained on; never enlarges."""
+    methods: tuple[Method, ...] = get_args(Method)
+    """What is scored; what a model does not have is left out, and said."""
+    layers: tuple[str, ...] = ()
+    """Layers that Grad-CAM is taken at, by module name; the last stage by default, whose map may be 3 x 3 cells."""
+    steps: int = 32
+    """Steps of the integrated gradients."""
+    threshold: float = 0.5
+    """A map's box is drawn around its largest part above this share of its maximum."""
+    shuffled: bool = True
+    """Score a copy of each model with shuffled weights too: what a method finds without what was learnt."""
+    seed: int = 0
+    """Seed of the shuffling, of the first of a model's seeds; the next has the next."""
+    replicates: int = 1000
+    """Bootstrap replicates (of patients, and of seeds where there are several) for the intervals."""
+    batch_size: int = 32
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+
+
+def localize(config: LocalizeConfig) -> dict[str, Any]:
+    """Scores models' maps and boxes and the floors; writes ``localization.json``, ``.csv`` and ``.md``.
+
+    A case is one finding of one image. A model is scored on the findings that it has an output of, by name; those that
+    no model has are left out of the floors too.
+
+    Returns:
+        What the JSON holds: ``rows`` as ``mxa.metrics.localization_table`` gives them, each with its ``model``, the
+        number of ``images`` and ``patients``, ``skipped`` (for each model the cases of findings that it does not have,
+        by finding), ``seeds`` (the sources of each model), ``left_out`` (for each model the methods that it does not
+        have, and why), and the settings.
+
+    Raises:
+        InputError: bad input, a model whose outputs have no names, seeds that are not of one model, no boxes, or a map
+            that is not finite.
+    """
+    from .. import explain
+
+    numbers = config.batch_size, config.steps, 1 if config.reduce is None else config.reduce
+    if min(numbers) < 1:
+        raise InputError("--batch-size, --steps and --reduce must be at least 1")
+    sources = {name: [*seeds] for name, seeds in read_models(config.models).items()}
+    records, images = read_boxed(config.data, config.root, config.split)
+    models = {name: [load_model(source) for source in seeds] for name, seeds in sources.items()}
+    findings = [label for label in records.labels if any(label in image.boxes for image in images)]
+    for name, seeds in models.items():
+        for source, model in zip(sources[name], seeds, strict=True):
+            if _kind(model) != _kind(seeds[0]):
+                raise InputError(f"{source} is no seed of the model that {sources[name][0]} is one of")
+    known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
+    if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
+        raise InputError(f"no model has an output for any of {', '.join(findings)}")
+    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    tables = {NO_MODEL: floors(images, shared, config.threshold)}
+    left_out: dict[str, dict[str, str]] = {}
+    for name, seeds in models.items():
+        for title in (name, f"{name}, shuffled weights") if config.shuffled else (name,):
+            tables[title] = []
+            for number, model in enumerate(seeds):
+                _logger.info("%s: %s images, seed %d of %d", title, f"{len(images):,}", number + 1, len(seeds))
+                one = model if title == name else explain.shuffled(model, config.seed + number)
+                one.to(pick_device(config.device))
+                scores, left_out[title] = _score_model(one, records, images, known[name], config)
+                tables[title] += [row._replace(seed=number) for row in scores]
+    count = Counter(finding for image in images for finding in image.boxes)
+    result = {
+        **{k: getattr(config, k) for k in ("data", "reduce", "layers", "steps", "threshold", "seed", "replicates")},
+        "split": records.split,
+        "images": len(images),
+        "patients": len({image.patient for image in images}),
+        "skipped": {name: {f: count[f] for f in findings if f not in known[name]} for name in models},
+        "seeds": sources,
+        "left_out": left_out,
+        "rows": [
+            {"model": title, **row}
+            for title, scores in tables.items()
+            for row in (localization_table(scores, config.replicates) if scores else ())
+        ],
+    }
+    (Path(config.output) / "localization.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_csv(result["rows"], Path(config.output) / "localization.csv")
+    (Path(config.output) / "localization.md").write_text(localization_markdown(result["rows"]))
+    return result
+
+
+def floors(images: Sequence[BoxedImage], findings: Sequence[str], threshold: float = 0.5) -> list[CaseScore]:
+    """Scores what needs no model: chance, the centre, and the other patients' mean box and commonest point.
+
+    Chance is a constant map: the area of the boxes. The last two are of the same finding; a case is left out of them
+    where no other patient has it.
+    """
+    rows, even = [], np.ones((256, 256))
+    for finding in findings:
+        cases = [image for image in images if finding in image.boxes]
+        boxes, patients = [case.boxes[finding] for case in cases], [case.patient for case in cases]
+        rows += [_row(c, finding, "chance", score_map(even, b)) for c, b in zip(cases, boxes, strict=True)]
+        rows += [_row(c, finding, "centre", score_point(*CENTRE, b)) for c, b in zip(cases, boxes, strict=True)]
+        for case, mean in zip(cases, mean_box(boxes, patients), strict=True):
+            if not np.isnan(mean).any():
+                rows.append(_row(case, finding, "mean box", score_box(mean, case.boxes[finding])))
+        for i, cover in commonest_point(boxes, patients):
+            rows.append(_row(cases[i], finding, "commonest point", score_map(cover, boxes[i], threshold)))
+    return rows
+
+
+def _score_model(
+    model: nn.Module,
+    records: Records,
+    images: Sequence[BoxedImage],
+    outputs: dict[str, int],
+    config: LocalizeConfig,
+) -> tuple[list[CaseScore], dict[str, str]]:
+    """Scores every method of a model; gives the rows, and why the methods that it does not have are left out."""
+    transform, device = create_transform(model), next(model.parameters()).device
+    images = [image for image in images if outputs.keys() & image.boxes]
+    rows, left_out = [], {}
+    for start in range(0, len(images), config.batch_size):
+        batch = images[start : start + config.batch_size]
+        pixels = torch.stack([transform(_reduced(records.image(image.index), config.reduce)) for image in batch])
+        for kind in (k for k in config.methods if k not in left_out):
+            try:
+                found = _explain(kind, model, pixels.to(device), batch, outputs, config)
+            except InputError as error:
+                if start:
+                    raise
+                left_out[kind] = str(error)
+                continue
+            score = score_box if kind == "roi" else partial(score_map, threshold=config.threshold)
+            for image, finding, method, value in found:
+                rows.append(_row(image, finding, method, score(value, image.boxes[finding])))
+    return rows, left_out
+
+
+def _explain(
+    kind: str,
+    model: nn.Module,
+    pixels: torch.Tensor,
+    batch: Sequence[BoxedImage],
+    outputs: dict[str, int],
+    config: LocalizeConfig,
+) -> list[tuple[BoxedImage, str, str, np.ndarray]]:
+    """Gives for each case of a batch the image, the finding, the method's name, and a map ``(H, W)`` or a box."""
+    from .. import explain
+
+    if kind in _OF_MODULES:
+        maps = getattr(explain, _OF_MODULES[kind])(model, pixels)
+        named = {f"{kind}: {name}": _array(values) for name, values in maps.items()}
+        if not named:
+            raise InputError("the model has none")
+        return [
+            (image, finding, name, values[i])
+            for name, values in named.items()
+            for i, image in enumerate(batch)
+            for finding in image.boxes
+            if finding in outputs
+        ]
+    if kind == "grad-cam":
+        layers = dict.fromkeys(config.layers) or {None: None}
+        by_label = {kind + (f": {name}" if name else ""): partial(explain.grad_cam, layer=name) for name in layers}
+    else:
+        by_label = {kind: partial(explain.integrated_gradients, steps=config.steps)}
+    found = []
+    for finding, label in outputs.items():
+        if places := [i for i, image in enumerate(batch) if finding in image.boxes]:
+            for name, explainer in by_label.items():
+                maps = _array(explainer(model, pixels[places], [label])[:, 0])  # (B, 1, H, W) to (B, H, W)
+                found += [(batch[i], finding, name, one) for i, one in zip(places, maps, strict=True)]
+    return found
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
+
+
+def _reduced(image: Image.Image, side: int | None) -> Image.Image:
+    """An image of at most ``side`` pixels a side, its aspect ratio kept."""
+    if side is not None:
+        image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=None)
+    return image
+
+
+def _row(image: BoxedImage, finding: str, method: str, scores: Scores) -> CaseScore:
+    return CaseScore(image.name, image.patient, finding, method, scores.pointing, scores.iou, scores.energy)
+
+
+def _kind(model: nn.Module) -> tuple[Any, ...]:
+    """What the seeds of one model have in common: outputs, input and parameters."""
+    return named_outputs(model), data_config(model), {name: value.shape for name, value in model.state_dict().items()}
+
+
+def _outputs(labels: Sequence[str], findings: Sequence[str]) -> dict[str, int]:
+    """Findings that a model has an output of, and which."""
+    return {f: i for f, i in zip(findings, align(labels, findings), strict=True) if i is not None}

@@ -1,0 +1,242 @@
+"""What each command shows on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import name_some, require
+
+__all__ = [
+    "ablate",
+    "bench",
+    "calibrate",
+    "convert",
+    "data_summary",
+    "evaluate",
+    "explain",
+    "localize",
+    "predict",
+    "prepare",
+    "publish",
+    "teach",
+    "train",
+]
+
+
+def prepare(config: Any, manifest: Any) -> None:
+    """What was written, by split."""
+    rows = [(name, f"{part['images']:,}", f"{part['patients']:,}") for name, part in manifest["parts"].items()]
+    _print_table(("part", "images", "patients"), rows)
+    print(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
+    _say_bad(manifest["bad"], "left out")
+
+
+def data_summary(config: Any, summary: Any) -> None:
+    """The counts of each label."""
+    from .summary import summary_lines
+
+    columns, rows, lines = summary_lines(summary)
+    _print_table(columns, rows)
+    print("\n".join(lines))
+    if config.output is not None:
+        print(f"written: {Path(config.output) / 'summary.json'}, summary.png")
+
+
+def teach(config: Any, found: Any) -> None:
+    """Where the logits are."""
+    print(f"written: logits of {len(found):,} images for {', '.join(found.labels)}: {config.output}")
+
+
+def train(config: Any, summary: Any) -> None:
+    """What was kept, and how fast it went."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if summary["stopped"]:
+        print(f"stopped after epoch {summary['epochs']}: {summary['stopped']}")
+    auc = f", validation macro AUC {summary['macro_auc']:.4f}" if summary["macro_auc"] == summary["macro_auc"] else ""
+    kept = f"epoch {summary['epoch'] + 1}{auc}" if summary["epoch"] >= 0 else "nothing yet"
+    speed = f"{summary['seconds']:.0f} s, {summary['images_per_second']} images/s on {summary['device']}"
+    print(f"kept: {kept}\nrun:  {summary['output']} ({speed})")
+    _say_bad(summary["bad_images"], "replaced in training")
+
+
+def ablate(config: Any, result: Any) -> None:
+    """The table of the arms."""
+    from ..evaluation.report.rows import paired_rows
+    from .ablate import table_rows
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    _print_table(*table_rows(result["rows"]))
+    if result["paired"]:
+        _print_table(*paired_rows(result))
+    if result["stopped"]:
+        print("stopped by SIGTERM: the same command goes on")
+    print(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores/")
+
+
+def evaluate(config: Any, result: Any) -> None:
+    """AUC by label, means and paired differences."""
+    from ..evaluation.report.rows import label_rows, paired_rows, summary_rows
+
+    for model in result["models"]:
+        print(f"{model['name']}: {model['images']:,} images of {model['patients']:,} patients")
+        _print_table(*label_rows(model))
+        if model["undefined"]:
+            print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
+        if any(about.get("part") == "all" for about in model["about"]) and config.split is None:
+            print("there is no test part: every image was scored, any that the model was trained on included (--split)")
+    _print_table(*summary_rows(result))
+    if result["paired"]:
+        _print_table(*paired_rows(result))
+    print(f"in brackets: 95 % intervals, patients resampled {result['replicates']:,} times")
+    print(f"written: {Path(config.output) / 'report.html'}, metrics.json, metrics.csv, model_card.md, predictions/")
+
+
+def calibrate(config: Any, result: Any) -> None:
+    """Temperatures and thresholds by label."""
+    from ..evaluation.calibrate import NAME
+
+    columns = ("label", "temperature", *(f"threshold, {point}" for point in result.thresholds))
+    rows = [
+        (label, _number(result.temperatures.get(label)), *(_number(p.get(label)) for p in result.thresholds.values()))
+        for label in result.thresholds["youden"]
+    ]
+    _print_table(columns, rows)
+    if left := result.provenance["not_calibrated"]:
+        print(f"left as the model gives them, for want of validation cases: {', '.join(left)}")
+    if ends := result.provenance["temperature_at_its_end"]:
+        print(f"no temperature fits (the validation cases are too few, or the scores tell nothing): {', '.join(ends)}")
+    print(f"written: {Path(config.model) / NAME}; predict uses it with --calibrated")
+
+
+def explain(config: Any, results: Any) -> None:
+    """The box of each finding."""
+    rows = [
+        (
+            r["file"],
+            name,
+            _number(about["probability"]),
+            _box(about.get("grad_cam")),
+            _box(about["integrated_gradients"]),
+        )
+        for r in results
+        for name, about in r.get("labels", {}).items()
+    ]
+    _print_table(("file", "finding", "probability", "Grad-CAM, x1 y1 x2 y2", "integrated gradients"), rows)
+    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    print(f"written: {config.output}: a picture and a JSON file for each image; boxes in pixels of the image")
+
+
+def localize(config: Any, result: Any) -> None:
+    """How well each method finds what was boxed."""
+    columns = ("model", "method", "pointing", "95 % interval", "energy", "IoU", "IoU > 0.1")
+    rows = [
+        (
+            row["model"],
+            row["method"],
+            _number(row["pointing"]),
+            " to ".join(map(_number, row["pointing_interval"] or ())),
+            *(_number(row[k]) for k in ("energy", "iou", "hit_0.1")),
+        )
+        for row in result["rows"]
+        if row["finding"] == "all"
+    ]
+    _print_table(columns, rows)
+    print(f"means over findings; {result['images']:,} images of {result['patients']:,} patients")
+    for name, skipped in result["skipped"].items():
+        if skipped:
+            print(f"{name} has no output for: {', '.join(f'{f} ({n})' for f, n in skipped.items())}")
+    print(f"written: {Path(config.output) / 'localization.md'}, localization.json, localization.csv")
+
+
+def predict(config: Any, results: Any) -> None:
+    """Probabilities of each image."""
+    if config.format == "json":
+        print(json.dumps(results, indent=2))
+    else:
+        uids = sorted({name for r in results for name in r.get("identifiers", ())})
+        called = ("called",) if config.calibrated else ()
+        rows = [
+            (
+                r["file"],
+                *(r.get("identifiers", {}).get(uid, "") for uid in uids),
+                name,
+                _number(p),
+                *(("?" if name in r["undecided"] else "yes" if name in r["positive"] else "no") for _ in called),
+            )
+            for r in results
+            for name, p in r.get("probabilities", {}).items()
+        ]
+        _print_table(("file", *uids, "finding", "probability", *called), rows)
+    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    if config.calibrated:
+        print(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
+    if config.rois:
+        print(f"written: {config.rois}", file=sys.stderr)
+
+
+def convert(config: Any, lines: Any) -> None:
+    """What was found in the checkpoint."""
+    print("\n".join(lines))
+    print(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
+
+
+def publish(config: Any, result: Any) -> None:
+    """Where the folder is, or how its check went."""
+    if config.check:
+        print(
+            f"{result['folder']}: SHA-256 {result['sha256']}, logits differ by {result['difference']:.1g}: as published"
+        )
+        return
+    where = "nothing was uploaded" if result["commit"] is None else f"{config.repo}, commit {result['commit']}"
+    print(f"written: {result['folder']} ({where})", file=sys.stderr)
+    if result["entry"]:
+        print("its entry for mxa/models/weights.json:", file=sys.stderr)
+        print(json.dumps({result["name"]: result["entry"]}, indent=1))
+    elif result["arguments"]:
+        print(f"it needs {result['arguments']}, so it loads as hf-hub:{config.repo} alone", file=sys.stderr)
+
+
+def bench(config: Any, rows: Any) -> None:
+    """Each ratio to the first peer, and its quartiles, under its value."""
+    keys = [key for key in rows[0] if not key.endswith(("_ratio", "_ratio_iqr"))]
+    _print_table([key.replace("_", "\n") for key in keys], [[_measured(row, key) for key in keys] for row in rows])
+
+
+def _measured(row: dict[str, Any], key: str) -> str:
+    text = f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
+    if f"{key}_ratio" in row:
+        text += f"\n{row[f'{key}_ratio']:.2f}x"
+    if f"{key}_ratio_iqr" in row:
+        text += "\n" + "-".join(f"{ratio:.2f}" for ratio in row[f"{key}_ratio_iqr"])
+    return text
+
+
+def _box(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else " ".join(f"{edge:.0f}" for edge in found["box"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _say_bad(names: Sequence[str], what: str) -> None:
+    if names:
+        print(f"{len(names)} image(s) did not read and were {what}: {name_some(names)}", file=sys.stderr)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = require("rich.table", "train")
+    shown = table.Table(*(table.Column(name, overflow="fold") for name in columns))
+    for row in rows:
+        shown.add_row(*row)
+    console = require("rich.console", "train").Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a file or a pipe: as wide as the rows are
+    console.print(shown)

@@ -1,0 +1,116 @@
+"""Findings of one image or of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..data import create_transform
+from ..data.dicom import is_dicom
+from ..data.image_io import describe_dicom, find_images, read_image
+from ..evaluation.calibrate import Calibration, read_calibration
+from ..models.hub import SHIPPED
+from ..models.load import load_model, named_outputs
+from ..utils.distributed import pick_device
+from ..utils.errors import InputError
+
+__all__ = ["PredictConfig", "predict"]
+
+
+@dataclass
+class PredictConfig:
+    """What is predicted from what."""
+
+    files: tuple[Path, ...]
+    """Images, or folders of images."""
+    model: str = SHIPPED
+    """Run folder, or a timm name with weights; the small model that comes with mxa by default."""
+    format: Literal["table", "json"] = "table"
+    """How the probabilities are printed."""
+    rois: Path | None = None
+    """Write a picture of the (first) image with the boxes of every MXA block."""
+    calibrated: Literal["youden", "specificity95", "f1"] | None = None
+    """Use the run folder's calibration.json (mxa calibrate): its temperatures, and its thresholds of this kind."""
+    identifiers: bool = False
+    """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is ever read."""
+    skip_bad: bool = False
+    """Leave out images that do not read, instead of stopping."""
+    batch_size: int = 32
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+
+
+@torch.inference_mode()
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Predicts every image, in order.
+
+    Returns:
+        ``{"file": name, "probabilities": {label: probability}}`` for each image, sigmoid of the logits, not
+        calibrated. With ``calibrated`` the probabilities are, ``"positive"`` lists the labels at or above their
+        thresholds and ``"undecided"`` those without one. With ``skip_bad`` an image that does not read has ``{"file":
+        name, "error": reason}``. A DICOM file that is no frontal chest radiograph by its tags has a ``"warning"`` too,
+        and with ``identifiers`` a DICOM file its ``"identifiers"``.
+
+    Raises:
+        InputError: bad input, a model whose outputs have no names, or an image that does not read.
+    """
+    if config.rois and (config.rois.suffix.lower() != ".png" or not config.rois.absolute().parent.is_dir()):
+        raise InputError(f"--rois {config.rois}: give a .png file in a folder that exists")
+    if config.batch_size < 1:
+        raise InputError("--batch-size must be at least 1")
+    calibration = read_calibration(config.model) if config.calibrated else None
+    model = load_model(config.model).to(pick_device(config.device))
+    labels = named_outputs(model)
+    transform = create_transform(model)
+    device = next(model.parameters()).device
+    results, batch = [], []
+
+    def flush() -> None:
+        if batch:
+            logits = model(torch.stack([x for _, x in batch]).to(device)).float().cpu()
+            for (row, _), z in zip(batch, logits, strict=True):
+                row["probabilities"] = dict(zip(labels, z.sigmoid().tolist(), strict=True))
+                if calibration:
+                    row |= _calibrated(calibration, config.calibrated, dict(zip(labels, z.tolist(), strict=True)))
+            batch.clear()
+
+    for path in find_images(config.files):
+        row: dict[str, Any] = {"file": str(path)}
+        try:
+            if is_dicom(path):
+                row |= describe_dicom(path, config.identifiers)
+            image = read_image(path, transform.decode_size)
+        except InputError as error:
+            if not config.skip_bad:
+                raise
+            row["error"] = str(error)
+        else:
+            batch.append((row, transform(image)))
+            if config.rois and len(batch) == 1 and not any("probabilities" in r for r in results):
+                _draw(model, read_image(path), batch[0][1].to(device), path, config.rois)
+        results.append(row)
+        if len(batch) == config.batch_size:
+            flush()
+    flush()
+    if not any("probabilities" in row for row in results):
+        raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
+    return results
+
+
+def _calibrated(calibration: Calibration, point: str, logits: dict[str, float]) -> dict[str, Any]:
+    probabilities = {label: calibration.probability(label, z) for label, z in logits.items()}
+    thresholds = calibration.thresholds[point]
+    return {
+        "probabilities": probabilities,
+        "positive": [label for label, threshold in thresholds.items() if probabilities[label] >= threshold],
+        "undecided": [label for label in logits if label not in thresholds],
+    }
+
+
+def _draw(model: torch.nn.Module, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
+    from ..explain import draw_rois, predict_rois
+
+    draw_rois(image, predict_rois(model, x[None]), output, title=f"{path.name}: regions of the MXA blocks")

@@ -1,0 +1,314 @@
+"""Writing a collection as shards of small gray images: read once, then fast from any disk or URL."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from .. import __version__
+from ..data import Collection
+from ..data.create import read_source
+from ..data.records import Records
+from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
+from ..labels import resolve_labels
+from ..utils.errors import InputError, require
+from ..utils.files import atomic_write, write_text
+
+__all__ = ["PrepareConfig", "prepare"]
+
+_PROGRESS = ".prepare"  # folder of what is done so far: a file a shard, the settings and the lock
+
+
+@dataclass
+class PrepareConfig:
+    """What is written as shards."""
+
+    output: Path
+    """Folder for the shards, rows.csv.gz and manifest.json; the same command goes on after an interruption, and
+    mends a folder in which a file was lost or damaged."""
+    data: Collection = "phantom"
+    """Collection."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    labels: str | None = None
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
+    views: str = "frontal"
+    """frontal, lateral, all, AP or PA."""
+    size: int = 256
+    """Shorter side of the images written, in pixels; smaller images stay as they are."""
+    format: Literal["jpg", "png"] = "jpg"
+    """jpg (quality 95) or png (no loss, three times as large); 8 bit."""
+    shard_size: int = 1000
+    """Images in a shard."""
+    workers: int | None = None
+    """Processes; one for each core by default."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard to write: its images are ``rows`` of the collection."""
+
+    name: str
+    records: Records
+    first: int
+
+    def keys(self) -> Iterator[str]:
+        return (f"{i:09d}" for i in range(self.first, self.first + len(self.records)))
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Writes every part of a collection as shards, whichever are not there whole.
+
+    Images are in an order of chance (seeded) in the training part. Cells are kept as they stand: uncertain stays
+    uncertain. The same rows and settings give the same bytes, interrupted or not.
+
+    Returns:
+        The manifest, as in ``manifest.json``: counts, labels, checksums, settings, and the images that did not read.
+
+    Raises:
+        InputError: bad input, another collection or other settings in ``output``, another process at work in it, or no
+            image that reads.
+    """
+    if not (16 <= config.size <= 10_000 and config.shard_size >= 1 and (config.workers or 1) >= 1):
+        raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
+    labels = None if config.labels is None else resolve_labels(config.labels)
+    records = read_source(config.data, config.root, "every", labels, config.columns)
+    records = records if labels is None else records.with_labels(labels)
+    records = records.subset(records.in_views(config.views))
+    if len(records) == 0:
+        raise InputError(f"{config.data} {config.root or ''} has no image (views: {config.views})")
+    folder, settings = Path(config.output), _settings(config, records)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file: give a folder")
+    done = folder / _PROGRESS
+    done.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(done / "lock", timeout=0):
+            return _prepare(config, records, folder, settings)
+    except Timeout:
+        raise InputError(f"another `mxa prepare` is writing to {folder}") from None
+
+
+def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    held = folder / _PROGRESS / "settings.json"
+    if held.is_file():
+        _check_same(folder, json.loads(held.read_text()), settings)
+    elif any(folder.glob("*.tar")) or (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds shards of something else (no {held.name}): give another --output")
+    _write_json(held, settings)
+    shards = list(_plan(records, config.shard_size))
+    results = _write_all(config, folder, shards, len(records))
+    if not any(result["keys"] for result in results.values()):
+        raise InputError(f"none of the {len(records)} images reads, such as {next(iter(results.values()))['bad'][0]}")
+    rows_sha256 = _write_rows(folder, shards, results)
+    manifest = _manifest(records, settings, shards, results, rows_sha256)
+    _write_json(folder / "_info.json", {"name": config.data, "splits": _timm_splits(manifest)})
+    _write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _settings(config: PrepareConfig, records: Records) -> dict[str, Any]:
+    names = ("data", "views", "size", "format", "shard_size")
+    digest = hashlib.sha256(records.targets.tobytes())
+    digest.update(records.ages.tobytes())
+    for column in (records.paths, records.patients, records.studies, records.views, records.sexes, records.parts):
+        digest.update("\n".join(column).encode())
+    table = {"images": len(records), "labels": list(records.labels), "rows": digest.hexdigest()}
+    return {name: value for name, value in asdict(config).items() if name in names} | table
+
+
+def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    changed = [f"{k} was {held.get(k)!r}" for k, v in wanted.items() if held.get(k) != v and k != "rows"]
+    if changed or held["rows"] != wanted["rows"]:
+        what = ", ".join(changed) or "the table has changed"
+        raise InputError(f"{folder} holds shards of something else ({what}): give another --output")
+
+
+def _plan(records: Records, size: int) -> Iterator[_Shard]:
+    """Deals the rows of each part into shards; those of the training part in an order of chance."""
+    first = 0
+    for part in sorted(set(records.parts.tolist())):
+        rows = np.flatnonzero(records.parts == part)
+        if part == "train":
+            rows = np.random.default_rng(0).permutation(rows)
+        for number, start in enumerate(range(0, len(rows), size)):
+            held = rows[start : start + size]
+            yield _Shard(f"{part or 'other'}-{number:06d}.tar", records.subset(held), first)
+            first += len(held)
+
+
+def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images: int) -> dict[str, dict[str, Any]]:
+    results = {shard.name: result for shard in shards if (result := _finished(folder, shard.name))}
+    left = [shard for shard in shards if shard.name not in results]
+    rich = require("rich.progress", "train")
+    bar = rich.Progress(
+        rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
+    )
+    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_leave_interrupts) as pool:
+        task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
+        jobs = [(folder, shard, config.size, config.format) for shard in left]
+        try:
+            for shard, result in zip(left, pool.map(_write_shard, jobs), strict=True):
+                results[shard.name] = result
+                bar.advance(task, len(shard.records))
+        except BrokenProcessPool:
+            raise InputError("a worker process was killed (out of memory?): the same command goes on") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {shard.name: results[shard.name] for shard in shards}
+
+
+def _leave_interrupts() -> None:
+    """Leaves Ctrl-C to the main process; a worker ends its shard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _finished(folder: Path, name: str) -> dict[str, Any] | None:
+    """What was written of a shard before, if it is whole."""
+    try:
+        result = json.loads((folder / _PROGRESS / f"{name}.json").read_text())
+        return result if _sha256(folder / name) == result["sha256"] else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
+    """Writes one shard and, when it is whole, what is in it."""
+    folder, shard, size, kind = job
+    result: dict[str, Any] = {"keys": [], "bad": []}
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i, key in enumerate(shard.keys()):
+                try:
+                    data = _encode(shard.records.image(i, (size, size)), size, kind)
+                except InputError as error:
+                    result["bad"].append(str(error))
+                    continue
+                about = json.dumps(_about(shard.records, i)).encode()
+                for suffix, content in ((kind, data), ("json", about)):
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                result["keys"].append(key)
+
+    atomic_write(folder / shard.name, write)
+    result |= {"sha256": _sha256(folder / shard.name), "bytes": (folder / shard.name).stat().st_size}
+    _write_json(folder / _PROGRESS / f"{shard.name}.json", result)
+    return result
+
+
+def _encode(image: Image.Image, size: int, kind: str) -> bytes:
+    scale = size / min(image.size)
+    if scale < 1:
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    if image.mode != "L":
+        image = Image.fromarray(np.asarray(image).round().clip(0, 255).astype(np.uint8))
+    stream = io.BytesIO()
+    image.save(stream, {"jpg": "JPEG", "png": "PNG"}[kind], quality=95)  # which a PNG does not know
+    return stream.getvalue()
+
+
+def _about(records: Records, i: int) -> dict[str, Any]:
+    """What stands beside an image; ``positive``, the numbers of the positive labels, is what timm's reader takes."""
+    cells = {n: None if np.isnan(c) else int(c) for n, c in zip(records.labels, records.targets[i], strict=True)}
+    return {
+        "file": records.paths[i],
+        "patient": records.patients[i],
+        "study": records.studies[i],
+        "view": records.views[i],
+        "sex": records.sexes[i],
+        "age": None if np.isnan(records.ages[i]) else round(float(records.ages[i]), 2),
+        "part": records.parts[i],
+        "labels": cells,
+        "positive": [n for n, cell in enumerate(cells.values()) if cell == 1],
+    }
+
+
+def _write_rows(folder: Path, shards: list[_Shard], results: dict[str, dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*ROW_COLUMNS, *shards[0].records.labels))
+    for shard in shards:
+        good = set(results[shard.name]["keys"])
+        for i, key in enumerate(shard.keys()):
+            if key in good:
+                about = _about(shard.records, i)
+                writer.writerow((shard.name, key, *(about[c] for c in ROW_COLUMNS[2:]), *about["labels"].values()))
+    data = gzip.compress(text.getvalue().encode(), mtime=0)
+    atomic_write(folder / ROWS, lambda path: path.write_bytes(data))
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest(
+    records: Records, settings: dict, shards: list[_Shard], results: dict[str, dict[str, Any]], rows_sha256: str
+) -> dict[str, Any]:
+    parts: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        part = parts.setdefault(shard.name.rpartition("-")[0], {"images": 0, "patients": set(), "positive": 0})
+        first = shard.first
+        good = np.array([int(key) - first for key in results[shard.name]["keys"]], dtype=int)
+        part["images"] += len(good)
+        part["patients"] |= set(shard.records.patients[good])
+        part["positive"] += (shard.records.targets[good] == 1).sum(0)
+    return {
+        "made_by": f"mxa {__version__}",
+        "settings": settings,
+        "labels": list(records.labels),
+        "blank": records.blank,
+        "images": sum(part["images"] for part in parts.values()),
+        "parts": {
+            name: {
+                "images": part["images"],
+                "patients": len(part["patients"]),
+                "positive": dict(zip(records.labels, part["positive"].tolist(), strict=True)),
+            }
+            for name, part in parts.items()
+        },
+        "bad": [reason for result in results.values() for reason in result["bad"]],
+        "rows_sha256": rows_sha256,
+        "shards": {
+            name: {"images": len(r["keys"]), "bytes": r["bytes"], "sha256": r["sha256"]} for name, r in results.items()
+        },
+    }
+
+
+def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The parts as timm's reader of WebDatasets looks for them."""
+    splits = {}
+    for part, about in manifest["parts"].items():
+        held = {n: shard["images"] for n, shard in manifest["shards"].items() if n.rpartition("-")[0] == part}
+        splits[part] = {
+            "name": part,
+            "num_samples": about["images"],
+            "filenames": list(held),
+            "shard_lengths": list(held.values()),
+        }
+    return splits
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,127 @@
+"""A teacher's logits of a collection, computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import nn
+
+from ..data import Collection, create_dataset, create_transform, make_loader
+from ..evaluation.inference import predict_logits
+from ..evaluation.predictions import Predictions, read_about
+from ..task import Teacher
+from ..utils.distributed import pick_device
+from ..utils.errors import InputError, name_some, require
+
+__all__ = ["TeachConfig", "gray_teacher", "teach", "trained_on"]
+
+_GRAY = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TeachConfig:
+    """Which teacher looks at what."""
+
+    teacher: str
+    """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder."""
+    output: Path
+    """The file, .parquet: for mxa train --teacher."""
+    data: Collection = "phantom"
+    """Collection."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    labels: str | None = None
+    """The student's labels, as for mxa train; the collection's own by default."""
+    merge: bool = False
+    """As for mxa train."""
+    views: str = "frontal"
+    """frontal, lateral, all, AP or PA."""
+    split: Literal["all", "train", "val", "valid", "test"] = "train"
+    """Part of the collection."""
+    teacher_sha256: str | None = None
+    """Digest that the teacher's file must have."""
+    batch_size: int = 64
+    workers: int = 2
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+    amp: bool = False
+    """bfloat16 autocast."""
+
+
+def gray_teacher(source: str, labels: Sequence[str], sha256: str | None) -> Teacher:
+    """A teacher for gray images in [0, 1], of any size."""
+    return Teacher(source, labels, _GRAY, sha256=sha256)
+
+
+def trained_on(source: Path) -> str | None:
+    """The collection that a run folder, or the teacher of a file of logits, was trained on; None where unknown."""
+    if (source / "config.yaml").is_file():
+        return yaml.safe_load((source / "config.yaml").read_text()).get("data")
+    if source.suffix == ".parquet" and source.is_file():
+        return read_about(source).get("teacher_trained_on")
+    return None
+
+
+class _Logits(nn.Module):
+    """The logits of the labels that a teacher knows."""
+
+    def __init__(self, teacher: Teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits, mask = self.teacher(images)
+        return logits.masked_fill(~mask, torch.nan)
+
+
+def teach(config: TeachConfig) -> Predictions:
+    """Writes a teacher's raw logits of whole images, each at the teacher's own size, to a Parquet file.
+
+    It has a row an image (column ``image``) and a column ``logit:LABEL`` for each of the student's labels that the
+    teacher knows; its metadata say which file the teacher was. An image that does not read has blank cells.
+
+    Raises:
+        InputError: bad input, as of ``Teacher`` and ``create_dataset``.
+    """
+    require("pyarrow", "train")
+    path = Path(config.output)
+    if path.suffix != ".parquet":
+        raise InputError(f"--output {path} must end in .parquet")
+    if config.batch_size < 1 or config.workers < 0:
+        raise InputError("--batch-size must be at least 1 and --workers at least 0")
+    options = {k: getattr(config, k) for k in ("views", "merge", "columns")}
+    dataset = create_dataset(config.data, config.root, config.split, config.labels, **options)
+    teacher = gray_teacher(config.teacher, dataset.labels, config.teacher_sha256)
+    dataset.on_bad = "mask"
+    transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})
+    loader = make_loader(dataset, transform, config.batch_size, config.workers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = _Logits(teacher).to(pick_device(config.device))
+    logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
+    logits[dataset.bad.numpy()] = np.nan
+    bad = dataset.bad_paths()
+    if len(bad) == len(dataset):
+        raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
+    known = teacher.adapter.mask.cpu().numpy()
+    about = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
+    if collection := trained_on(Path(config.teacher)):
+        about["teacher_trained_on"] = collection
+    labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
+    cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
+    found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, about)
+    found.save(path, targets=False)
+    if bad:
+        _logger.warning("left blank, they do not read: %s", name_some(bad))
+    return found

@@ -1,0 +1,154 @@
+"""Any CSV or Parquet table of one's own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...labels import canonical
+from ...utils.errors import InputError
+from ..records import PART_NAMES, Records, normal_sex, years
+from ..tables import label_cells, read_table_file
+from ..views import normal_view
+from .reader import Source
+
+__all__ = ["COLUMNS", "Table", "find_columns", "parse_columns", "plain_text"]
+
+#: What a table's columns may be called; case, spaces, hyphens and underscores do not count.
+COLUMNS = {
+    "path": ("path", "file", "filename", "file path", "image", "image path", "image file", "image index", "dicom path"),
+    "patient": ("patient", "patient id", "subject", "subject id"),
+    "study": ("study", "study id", "study instance uid", "accession number"),
+    "view": ("view", "view position", "projection", "frontal lateral"),
+    "split": ("split", "fold", "part", "subset"),
+    "sex": ("sex", "gender", "patient sex", "patient gender"),
+    "age": ("age", "patient age", "age years"),
+}
+
+
+class Table(Source):
+    """A CSV or Parquet file: a column of paths, and one column a label with 1, 0, -1 (uncertain) or blank.
+
+    Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
+    val, test), ``sex`` and ``age``, under any of the names of ``COLUMNS`` or that of ``Source.columns``. Every other
+    column is a label; where ``Source.labels`` names some, a column of anything else is passed over. Without a column
+    ``split``, validation patients are cut. An image without a patient counts as a patient of its own.
+    """
+
+    def read(self, root: str | Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        path = Path(root)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: --root must name the CSV or Parquet file of a table")
+        table = read_table_file(path, ())
+        names = find_columns(path, table.columns, self.columns or {})
+        held = [c for c in table.columns if c not in names.values() and not c.startswith("Unnamed: ")]  # pandas' own
+        if not held:
+            raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
+        cells = self._cells(path, table[held])
+
+        def column(name: str) -> list[str]:
+            return plain_text(table[names[name]]) if name in names else [""] * len(table)
+
+        paths = [_below(path.parent, name) for name in column("path")]
+        if "" in paths:
+            raise InputError(f"{path}: row {paths.index('') + 1} names no image ({names['path']!r} is blank)")
+        parts = [PART_NAMES.get(v.lower(), "?") if "split" in names else "train" for v in column("split")]
+        if "?" in parts:
+            row = parts.index("?") + 1
+            raise InputError(f"{path}: column {names['split']!r}, row {row}: a split is train, val or test")
+        patients = column("patient")
+        if missing := patients.count(""):
+            what = f"{missing} rows have no patient" if "patient" in names else "no column 'patient'"
+            warnings.warn(f"{path}: {what}: such an image counts as a patient of its own", stacklevel=2)
+        return Records(
+            tuple(cells),
+            paths,
+            np.stack(list(cells.values()), axis=1),
+            [patient or name for patient, name in zip(patients, paths, strict=True)],
+            studies=column("study") if "study" in names else None,
+            views=[normal_view(v) for v in column("view")],
+            sexes=[normal_sex(s) for s in column("sex")],
+            ages=years(pd.Series(column("age"), dtype=object)),
+            parts=parts,
+            blank="ignore",
+            root=str(path.parent),
+        )
+
+    def _cells(self, path: Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Reads every column that can be a label, so that parts and merges are the same whichever are wanted."""
+        wanted = None if self.labels is None else {canonical(name) for name in self.labels}
+        cells = {}
+        for name in table:
+            try:
+                cells[name] = label_cells(table[name], f"{path}: column {name!r}")
+            except InputError as error:
+                if wanted is None:
+                    raise InputError(f"{error}; if the column is none, name those that are (--labels)") from None
+                if canonical(name) in wanted:
+                    raise
+        if not cells:
+            raise InputError(f"{path} has no label columns; it has {', '.join(table)}")
+        return cells
+
+
+def plain_text(column: pd.Series) -> list[str]:
+    """Returns a column as text, a blank as ``""``, whole floats (of a column with blanks) as integers."""
+    if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    return ["" if pd.isna(value) or value in ("nan", "<NA>") else str(value).strip() for value in column]
+
+
+def _below(root: Path, name: str) -> str:
+    """Returns a path relative to the root where it lies there, so that one file has one name."""
+    if not name:
+        return name
+    path = os.path.normpath(name)
+    inside = os.path.relpath(path, root) if os.path.isabs(path) else path
+    return path if inside.startswith("..") else inside
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parses ``"path=file,patient=MRN"``.
+
+    Raises:
+        InputError: it is not of that form.
+
+    >>> parse_columns("path=file, patient=MRN")
+    {'path': 'file', 'patient': 'MRN'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(equals and name.strip() in COLUMNS and own.strip() for name, equals, own in pairs):
+        raise InputError(f"--columns {text!r}: give NAME=COLUMN pairs, NAME one of {', '.join(COLUMNS)}")
+    return {name.strip(): own.strip() for name, _, own in pairs}
+
+
+def find_columns(path: Path, header: pd.Index, given: dict[str, str]) -> dict[str, str]:
+    """Finds what each of ``COLUMNS`` is called in a table.
+
+    Raises:
+        InputError: a column given is not there, two could be the same, or none holds paths.
+    """
+    if missing := [own for own in given.values() if own not in header]:
+        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(header)}")
+    names = dict(given)
+    for name, spellings in COLUMNS.items():
+        keys = {_key(s) for s in spellings}
+        found = [c for c in header if _key(c) in keys and c not in given.values()]
+        if len(found) > 1 and name not in given:
+            raise InputError(
+                f"{path}: {' and '.join(map(repr, found))} could both be the {name}: say --columns {name}=..."
+            )
+        if found and name not in given:
+            names[name] = found[0]
+    if "path" not in names:
+        raise InputError(f"{path} has no column 'path' (or --columns path=...); it has {', '.join(header)}")
+    return names
+
+
+def _key(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

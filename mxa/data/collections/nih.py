@@ -1,0 +1,133 @@
+"""NIH ChestX-ray14 (Wang et al., 2017) in its published layout, its boxes, and Google's expert labels of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...labels import NIH, canonical
+from ...utils.errors import InputError
+from ..records import Records, normal_sex, years
+from ..tables import find_table, read_table_file
+from ..views import normal_view
+from .reader import Source
+from .xrv import shipped_table
+
+__all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
+
+_OPTIONAL = ("Patient ID", "View Position", "Follow-up #", "Patient Age", "Patient Gender")
+_BOX = ("Bbox [x", "y", "w", "h]")
+
+
+class NIHChestXray14(Source):
+    """A folder with ``Data_Entry_2017.csv`` (or ``_v2020``) and ``images/``, or ``images_001/images/`` and so on.
+
+    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the parts, where present; an image in neither is
+    in none. Cells are 1 where the finding is named, else 0.
+    """
+
+    def read(self, root: str | Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        path = find_table(root, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+        table = read_table_file(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), (), _OPTIONAL)
+        index = {label: i for i, label in enumerate(NIH)}
+        targets = np.zeros((len(table), len(NIH)), dtype=np.float32)
+        for row, findings in enumerate(table["Finding Labels"]):
+            for finding in findings.split("|"):
+                if finding not in index:
+                    raise InputError(f"{path}: unknown finding {finding!r} of {table['Image Index'].iloc[row]}")
+                targets[row, index[finding]] = 1
+        names = table["Image Index"].astype(object)
+        lists = {part: Path(root) / name for part, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
+        parts = np.full(len(table), "train", dtype=object)
+        if any(file.is_file() for file in lists.values()):
+            parts[:] = "" if lists["train"].is_file() else "train"
+            for part, file in lists.items():
+                listed = file.read_text().split() if file.is_file() else []
+                parts[inside := names.isin(listed)] = part
+                if listed and not inside.any():
+                    warnings.warn(f"{file} names no image of {path.name}, such as {listed[0]}", stacklevel=2)
+        return _records(Path(root), table, NIH, targets, parts)
+
+
+class NIHGoogle(Source):
+    """Google's expert labels of 4,376 NIH images (Majkowska et al., 2020), adjudicated by radiologists.
+
+    The folder is NIH's; the tables ``four_findings_expert_labels_test_labels.csv`` and ``..._validation_labels.csv``
+    are read from it where they are, else from the copy that TorchXRayVision ships. There is no training part. Their
+    "Nodule or mass" is neither NIH's Nodule nor its Mass: see ``mxa.labels.MERGES``.
+    """
+
+    FINDINGS = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
+    LABELS = ("Fracture", "Pneumothorax", "Lung Opacity", "Nodule/Mass")
+
+    def read(self, root: str | Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        tables = []
+        for part in ("test", "validation"):
+            own = Path(root) / f"four_findings_expert_labels_{part}_labels.csv"
+            path = own if own.is_file() else shipped_table("google2019_nih-chest-xray-labels.csv.gz")
+            table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
+            name = "val" if part == "validation" else part
+            tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(part=name))
+        table = pd.concat(tables, ignore_index=True)
+        answers = table[list(self.FINDINGS)].astype(object)
+        if not answers.isin(("YES", "NO")).all(axis=None):
+            raise InputError(f"{path}: a finding is neither YES nor NO")
+        targets = (answers == "YES").to_numpy(np.float32)
+        return _records(Path(root), table, self.LABELS, targets, table["part"])
+
+
+def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Reads ``BBox_List_2017.csv``: where radiologists saw a finding, in 983 of NIH's images.
+
+    Returns:
+        File name -> label of NIH's -> ``(K, 4)`` float32 xyxy, normalised to [0, 1].
+
+    Raises:
+        InputError: no such table, a missing column, or an unknown finding.
+    """
+    path = find_table(root, "BBox_List_2017.csv")
+    table = read_table_file(path, ("Image Index", "Finding Label", *_BOX))
+    names = {canonical(label): label for label in NIH}
+    boxes: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for image, finding, *box in table[["Image Index", "Finding Label", *_BOX]].itertuples(index=False):
+        if canonical(finding) not in names:
+            raise InputError(f"{path}: unknown finding {finding!r} of {image}")
+        x, y, w, h = (float(v) / 1024 for v in box)  # pixels of the published 1024 x 1024 images
+        boxes[image][names[canonical(finding)]].append((x, y, x + w, y + h))
+    return {image: {k: np.float32(v) for k, v in found.items()} for image, found in boxes.items()}
+
+
+def _records(
+    root: Path, table: pd.DataFrame, labels: tuple[str, ...], targets: np.ndarray, parts: np.ndarray
+) -> Records:
+    names = list(table["Image Index"])
+    patients = [p or str(int(n.partition("_")[0])) for p, n in zip(table["Patient ID"], names, strict=True)]
+    return Records(
+        labels,
+        _paths(root, names),
+        targets,
+        patients,
+        studies=(f"{p}_{n}" for p, n in zip(patients, table["Follow-up #"], strict=True)),
+        views=map(normal_view, table["View Position"]),
+        sexes=map(normal_sex, table["Patient Gender"]),
+        ages=years(table["Patient Age"]),
+        parts=parts,
+        root=str(root),
+    )
+
+
+def _paths(root: Path, names: list[str]) -> list[str]:
+    folders = [f for f in (root / "images", *sorted(root.glob("images_*/images"))) if f.is_dir()]
+    if not folders:
+        raise InputError(f"{root} has no folder images/")
+    inside = [str(f.relative_to(root)) for f in folders]
+    where = {}
+    if len(folders) > 1:
+        where = {file.name: name for folder, name in zip(folders, inside, strict=True) for file in folder.iterdir()}
+    return [f"{where.get(name, inside[0])}/{name}" for name in names]

@@ -1,0 +1,72 @@
+"""VinDr-CXR (Nguyen et al., 2022), as PhysioNet and as Kaggle publish it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...labels import VINDR, align, canonical
+from ...utils.errors import InputError
+from ..records import Records
+from ..tables import find_table, has_table, read_header, read_table_file
+from .reader import Source
+
+__all__ = ["VinDr"]
+
+
+class VinDr(Source):
+    """The folder with ``annotations/image_labels_train.csv`` and ``..._test.csv``, or Kaggle's ``train.csv``.
+
+    A training image was read by three radiologists: a label that most of them gave is positive, one that fewer gave is
+    uncertain (so U-Ones is "any reader", U-Zeros "most readers"), one that none gave negative. The test images have one
+    row, the consensus of five. Images lie in ``train/`` and ``test/``, as DICOM, PNG or JPEG. No patient is published:
+    every image counts as one of its own.
+    """
+
+    def read(self, root: str | Path, split: str | None = None) -> Records:
+        """See ``Source.read``."""
+        root = Path(root)
+        folder = root / "annotations" if (root / "annotations").is_dir() else root
+        names = {part: f"image_labels_{part}.csv" for part in ("train", "test")}
+        votes = {p: _physionet(find_table(folder, name)) for p, name in names.items() if has_table(folder, name)}
+        if not votes:
+            votes = {"train": _kaggle(find_table(root, "train.csv"))}
+        cells = pd.concat(votes.values())
+        parts = [part for part, rows in votes.items() for _ in range(len(rows))]
+        suffix = {part: _suffix(root / part, rows.index[0]) for part, rows in votes.items()}
+        names = cells.index.tolist()
+        paths = [f"{part}/{name}{suffix[part]}" for part, name in zip(parts, names, strict=True)]
+        return Records(tuple(cells.columns), paths, cells.to_numpy(np.float32), names, parts=parts, root=str(root))
+
+
+def _physionet(path: Path) -> pd.DataFrame:
+    header = read_header(path)
+    labels = {name: VINDR[i] for name, i in zip(header, align(VINDR, header), strict=True) if i is not None}
+    if not labels:
+        raise InputError(f"{path} has none of VinDr's labels")
+    table = read_table_file(path, ("image_id",), tuple(labels), ("rad_id",))
+    shares = table.groupby("image_id", sort=True)[list(labels)].mean().rename(columns=labels)
+    return _cells(shares)
+
+
+def _kaggle(path: Path) -> pd.DataFrame:
+    table = read_table_file(path, ("image_id", "class_name", "rad_id")).drop_duplicates()
+    names = {canonical(name): name for name in VINDR}
+    if unknown := [c for c in table["class_name"].unique() if canonical(c) not in names]:
+        raise InputError(f"{path}: unknown class {', '.join(unknown)}")
+    readers = table.groupby("image_id")["rad_id"].nunique()
+    votes = table.groupby(["image_id", "class_name"])["rad_id"].nunique().unstack(fill_value=0)
+    shares = votes.div(readers, axis=0)
+    return _cells(shares.rename(columns={c: names[canonical(c)] for c in shares}))
+
+
+def _cells(shares: pd.DataFrame) -> pd.DataFrame:
+    """Turns the share of readers who gave a label into 1 (most), -1 (fewer) or 0 (none), columns in VinDr's order."""
+    cells = pd.DataFrame(np.where(shares > 0.5, 1, np.where(shares > 0, -1, 0)), shares.index, shares.columns)
+    return cells[[name for name in VINDR if name in cells]].astype(np.float32)
+
+
+def _suffix(folder: Path, name: str) -> str:
+    return next((s for s in (".dicom", ".dcm", ".png", ".jpg", ".jpeg") if (folder / f"{name}{s}").is_file()), ".dicom")

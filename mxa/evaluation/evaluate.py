@@ -1,0 +1,321 @@
+"""Scoring models, or scores of any program, on a collection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import __version__
+from ..data import Collection, CXRDataset, create_dataset, create_transform, make_loader
+from ..data.collections.generic_table import find_columns
+from ..data.records import PART_NAMES
+from ..data.tables import read_table_file
+from ..models.load import load_model, named_outputs
+from ..utils.distributed import pick_device
+from ..utils.errors import InputError, require
+from ..utils.files import digest as file_digest
+from ..utils.files import write_text
+from .inference import predict_logits
+from .model_arguments import read_models
+from .predictions import (
+    CASE_COLUMNS,
+    SUFFIXES,
+    MissingScores,
+    Predictions,
+    by_study,
+    has_targets,
+    of_records,
+    read_predictions,
+    stack,
+)
+
+if TYPE_CHECKING:
+    from .predictions import Arm
+
+__all__ = [
+    "EvaluateConfig",
+    "evaluate",
+    "score",
+    "score_images",
+    "split_parts",
+    "weights_sha256",
+    "with_validation",
+    "write_report",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluateConfig:
+    """What is scored on what."""
+
+    models: tuple[str, ...]
+    """Run folders, timm names with weights, or Parquet or CSV files of scores; A,B,C are the seeds of one model."""
+    output: Path
+    """Folder for report.html, metrics.json, metrics.csv, model_card.md and predictions/."""
+    data: Collection = "phantom"
+    """Collection."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    merge: bool = False
+    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
+    blank: str | None = None
+    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
+    split: Literal["all", "train", "val", "valid", "test"] | None = None
+    """The collection's test list where it has one, else every image, by default."""
+    views: str = "frontal"
+    """frontal, lateral, all, AP or PA."""
+    level: Literal["image", "study-mean", "study-max"] = "image"
+    """Score images, or studies by the mean or the maximum of their images' probabilities."""
+    validation: bool = True
+    """Score the validation patients too, to choose thresholds and temperatures on them."""
+    by: str | None = None
+    """Columns to report groups by, separated by commas: view, frontal, sex, age, or any of --groups."""
+    groups: Path | None = None
+    """A CSV or Parquet file with a column of image names and columns to group by; a table's own by default."""
+    min_group: int = 50
+    """Images under which a group is counted but not scored."""
+    note: str | None = None
+    """What must be said beside the scores; it stands at the top of the report."""
+    skip_bad: bool = False
+    """Leave out images that do not read, and list them, instead of stopping."""
+    replicates: int = 1000
+    """Bootstrap replicates (of patients) for the intervals."""
+    batch_size: int = 64
+    workers: int = 2
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+    amp: bool = False
+    """bfloat16 autocast."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Scores models on the same images and writes the report.
+
+    Labels are aligned by name; those that the collection lacks are masked. Uncertain labels are masked, never remapped.
+    Thresholds and temperatures are chosen on validation patients, where the part that is scored does not hold them.
+
+    Returns:
+        What ``mxa.evaluation.report.numbers`` does, as in ``metrics.json``: ``models``, ``paired``.
+
+    Raises:
+        InputError: bad input, a model whose outputs have no names, or an image that does not read.
+    """
+    from .predictions import Arm  # here, so that scoring alone does not need what the pages need
+
+    if config.batch_size < 1 or config.workers < 0 or config.replicates < 1:
+        raise InputError("--batch-size and --replicates must be at least 1 and --workers at least 0")
+    for module in ("matplotlib", "pyarrow"):  # before the work, not after it
+        require(module, "train")
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file: give a folder")
+    models = read_models(config.models)
+    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
+    of_files = any(Path(source).suffix in SUFFIXES for seeds in models.values() for source in seeds)
+    columns = _group_columns(config, by or (), of_files)
+    arms = []
+    for name, seeds in models.items():
+        scored = []
+        for source, short in seeds.items():
+            found = score(config, source)
+            (folder / "predictions").mkdir(parents=True, exist_ok=True)
+            found.save(folder / "predictions" / f"{short}.parquet")
+            scored.append(_grouped(found, columns))
+        parts = [_parts(one, config.level) for one in scored]
+        val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
+        arms.append(Arm(name, tuple(part[0] for part in parts), val))
+    return write_report(folder, arms, config.replicates, by, config.min_group, config.note)
+
+
+def write_report(
+    folder: Path,
+    arms: Sequence[Arm],
+    replicates: int,
+    by: Sequence[str] | None = None,
+    min_group: int = 50,
+    note: str | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """Computes the numbers of some arms and writes ``report.html``, ``metrics.json`` and ``.csv``, ``model_card.md``.
+
+    Returns:
+        What ``mxa.evaluation.report.numbers`` does, and ``notes``.
+    """
+    from .report import numbers  # here, so that scoring alone does not need what the pages need
+    from .report.page import page
+    from .report.rows import card, csv_text
+
+    result = numbers(arms, replicates, by, min_group, pairs)
+    result["notes"] = [note] if note else []
+    write_text(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "metrics.csv", csv_text(result))
+    write_text(folder / "model_card.md", card(result))
+    write_text(folder / "report.html", page(result, arms))
+    return result
+
+
+def score(config: EvaluateConfig, name: str) -> Predictions:
+    """Scores of one model, or of a file, on the part asked for and on the validation patients.
+
+    The part of each row stands in ``cases["part"]``: ``"val"`` for validation patients, where they are not what was
+    asked for, else the part's name.
+
+    Raises:
+        InputError: as ``evaluate``.
+    """
+    if Path(name).suffix in SUFFIXES:
+        path = Path(name)
+        if has_targets(path):
+            return _file_parts(config, read_predictions(path), path)
+        return _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
+    model = load_model(name)
+    labels = named_outputs(model)
+    known = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
+    model.to(pick_device(config.device))
+
+    def run(dataset: CXRDataset) -> Predictions:
+        dataset.on_bad = "mask" if config.skip_bad else "raise"
+        return score_images(model, dataset, known, config.batch_size, config.workers, config.amp)
+
+    return _each_part(config, run, labels)
+
+
+def score_images(
+    model: nn.Module, dataset: CXRDataset, about: Mapping[str, Any], batch_size: int, workers: int, amp: bool = False
+) -> Predictions:
+    """Scores of a model on a dataset; images that do not read are left out and counted in ``about``.
+
+    Raises:
+        InputError: an image does not read, unless the dataset masks such images, or none does.
+    """
+    loader = make_loader(dataset, create_transform(model), batch_size, workers)
+    logits = predict_logits(model, loader, torch.bfloat16 if amp else None)
+    good = ~dataset.bad.numpy()
+    if not good.any():
+        raise InputError(f"none of the {len(good)} images reads")
+    about = dict(about)
+    if (~good).any():
+        about["images_left_out"] = int((~good).sum())
+        _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))
+    return of_records(dataset.records.subset(good), logits[good], about)
+
+
+def _file_parts(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
+    """Keeps, of a file with targets and parts, the part asked for (the test part) and the validation rows."""
+    _logger.info("%s has its own targets: --data, --views, --merge and --blank do not apply", path)
+    if "part" in found.about:  # of an evaluation of ours: what was asked for then, and validation rows
+        keep = (found.cases["part"] != "val") | (config.validation and found.about["part"] != "val")
+        return found.rows((keep | (found.about["part"] == "val")).to_numpy(bool))
+    parts = found.cases["part"].str.lower().map(lambda part: PART_NAMES.get(part, ""))
+    known = set(parts) - {""}
+    split = config.split or ("test" if "test" in known else "all")
+    if not known or split == "all":
+        found = replace(found, cases=found.cases.assign(part="all"))
+        return replace(found, about={**found.about, "part": "all"})
+    wanted = PART_NAMES.get(split, split)
+    rows = (parts == wanted) | ((parts == "val") & (config.validation and wanted == "test"))
+    if not (parts == wanted).any():
+        raise InputError(f"{path} has no row of the part {split}; it has {', '.join(sorted(known))}")
+    found = replace(found, cases=found.cases.assign(part=parts), about={**found.about, "part": split})
+    return found.rows(rows.to_numpy(bool))
+
+
+def _each_part(
+    config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None
+) -> Predictions:
+    """Scores the part asked for and, where it is another one, the validation part."""
+    options = {k: getattr(config, k) for k in ("views", "columns", "blank")} | {"merge": config.merge and bool(labels)}
+    dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
+    split = dataset.records.split
+    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    scored = run(dataset)
+    about = {
+        **scored.about,
+        "data": config.data,
+        "part": split,
+        "views": config.views,
+        "uncertain": "masked",
+        "blank": config.blank or dataset.records.blank,
+    }
+    about |= {"merged": True} if config.merge else {}
+    if dataset.records.unused:
+        about["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
+    val = None
+    if config.validation and split in ("test", "valid"):
+        try:
+            val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
+        except MissingScores as error:
+            _logger.warning("%s: no threshold or temperature is chosen", error)
+    return with_validation(replace(scored, about=about), split, val)
+
+
+def with_validation(scored: Predictions, split: str, val: Predictions | None) -> Predictions:
+    """Puts validation rows after those of a part; ``cases["part"]`` says which is which."""
+    scored = replace(scored, cases=scored.cases.assign(part=split))
+    if val is None:
+        return scored
+    return stack(scored, replace(val, cases=val.cases.assign(part="val")))
+
+
+def split_parts(found: Predictions) -> tuple[Predictions, Predictions | None]:
+    """The rows that are reported, and the validation rows where they are others."""
+    val = (found.cases["part"] == "val").to_numpy(bool)
+    if val.all() or not val.any():
+        return found, None
+    return found.rows(~val), found.rows(val)
+
+
+def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
+    return split_parts(found if level == "image" else by_study(found, level.removeprefix("study-")))
+
+
+def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd.DataFrame | None:
+    """Reads the columns to group by that no image has by itself, indexed by image; before the work, not after it."""
+    wanted = [name for name in by if name not in (*CASE_COLUMNS, "frontal")]
+    path = config.groups or (Path(config.root) if config.data == "table" and config.root else None)
+    if not wanted or (path is None and files):  # a file of scores may have them
+        return None
+    if path is None:
+        raise InputError(
+            f"--by {', '.join(wanted)}: give --groups, a table with a column of image names and these columns"
+        )
+    table = read_table_file(path, ())
+    if missing := [name for name in wanted if name not in table]:
+        raise InputError(f"{path} has no column {', '.join(missing)} to group by; it has {', '.join(table.columns)}")
+    key = table[find_columns(path, table.columns, {})["path"]].map(os.path.normpath)
+    return table[wanted].fillna("").astype(str).set_axis(key).groupby(level=0).first()
+
+
+def _grouped(found: Predictions, columns: pd.DataFrame | None) -> Predictions:
+    """Adds the columns to group by that the cases lack."""
+    if columns is None:
+        return found
+    columns = columns[[name for name in columns if name not in found.cases]]
+    added = columns.reindex(found.cases["image"].map(os.path.normpath)).reset_index(drop=True).fillna("")
+    return replace(found, cases=pd.concat([found.cases, added], axis=1))
+
+
+def weights_sha256(name: str, model: nn.Module | None = None) -> str:
+    """SHA-256 of a run folder's ``model.safetensors``; of the tensors, by name, of any other model."""
+    file = Path(name) / "model.safetensors"
+    if file.is_file():
+        return file_digest(file)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

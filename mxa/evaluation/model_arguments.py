@@ -1,0 +1,66 @@
+"""How commands name models: one each, or A,B,C for the seeds of one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ..utils.errors import InputError
+from .predictions import SUFFIXES
+
+__all__ = ["read_models"]
+
+
+def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Reads what a command was given as models: run folders, timm names or files of scores; A,B,C are seeds of one.
+
+    Returns:
+        For each model, by a name unlike any other's, its sources, each with a short name unlike any other's:
+        ``runs/a-seed0,runs/a-seed1`` gives ``{"a (2 seeds)": {"runs/a-seed0": "a-seed0", "runs/a-seed1": "a-seed1"}}``.
+
+    Raises:
+        InputError: no model, an empty one, or a source that is there twice.
+    """
+    split = [[source.strip() for source in model.split(",") if source.strip()] for model in models]
+    if not all(split) or not split:
+        raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
+    sources = list(itertools.chain(*split))
+    places = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
+    if twice := {source for source, place in zip(sources, places, strict=True) if places.count(place) > 1}:
+        raise InputError(f"{', '.join(sorted(twice))} is named twice")
+    short: dict[str, str] = {}
+    for source in sources:
+        name = _short(source)
+        short[source] = _unlike(short.values(), name, f"{Path(source).absolute().parent.name}-{name}")
+    found: dict[str, dict[str, str]] = {}
+    for seeds in split:
+        named = {source: short[source] for source in seeds}
+        found[_unlike(found, _model_name([*named.values()]))] = named
+    return found
+
+
+def _short(source: str) -> str:
+    path = Path(source)
+    while path.suffix in SUFFIXES:
+        path = path.with_suffix("")
+    return path.name or source
+
+
+def _unlike(taken: Collection[str], *wished: str) -> str:
+    """The first of some names that is not taken; the last with plus signs where all are."""
+    for name in wished:
+        if name not in taken:
+            return name
+    while name in taken:
+        name += "+"
+    return name
+
+
+def _model_name(seeds: Sequence[str]) -> str:
+    if len(seeds) == 1:
+        return seeds[0]
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*seeds, strict=False))
+    shared = re.sub(r"([-_. ]+seed)?[-_. ]*$", "", "".join(column[0] for column in letters))
+    return f"{shared or seeds[0]} ({len(seeds)} seeds)"

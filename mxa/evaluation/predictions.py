@@ -1,0 +1,305 @@
+"""Scores of a model on images, in memory and as a file: what every table of an evaluation is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ..data import Records
+from ..data.collections.generic_table import COLUMNS, find_columns, plain_text
+from ..data.records import PART_NAMES, normal_sex, years
+from ..data.tables import label_cells, read_header, read_table_file
+from ..data.views import normal_view
+from ..labels import align, canonical
+from ..metrics.operating import logit, sigmoid
+from ..utils.errors import InputError, require
+from ..utils.files import atomic_write
+
+__all__ = [
+    "Arm",
+    "CASE_COLUMNS",
+    "MissingScores",
+    "Predictions",
+    "by_study",
+    "has_targets",
+    "of_records",
+    "read_about",
+    "read_predictions",
+    "stack",
+]
+
+SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
+CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "part")
+_KEY = b"mxa"  # of the Parquet file's metadata
+
+
+class MissingScores(InputError):
+    """A file lacks the scores of images."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores and targets of N images (or studies).
+
+    Attributes:
+        labels: Names of the L columns.
+        logits: ``(N, L)``.
+        targets: ``(N, L)``: 1, 0, NaN where masked.
+        cases: A row an image: ``image``, ``patient``, ``study``, ``view``, ``sex``, ``age``, ``part`` and any other
+            column, to group by.
+        about: Where they come from: model, hash of the weights, collection, part, policies.
+    """
+
+    labels: tuple[str, ...]
+    logits: np.ndarray
+    targets: np.ndarray
+    cases: pd.DataFrame
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def rows(self, keep: np.ndarray) -> Predictions:
+        """Keeps rows, given as indices or as a mask."""
+        cases = self.cases[keep] if keep.dtype == bool else self.cases.iloc[keep]
+        cases = cases.reset_index(drop=True)
+        return replace(self, logits=self.logits[keep], targets=self.targets[keep], cases=cases)
+
+    def check(self) -> None:
+        """Refuses scores that are no numbers.
+
+        Raises:
+            InputError: there is one; the message names the image and the label.
+        """
+        bad = ~np.isfinite(self.logits)
+        if bad.any():
+            row, label = np.argwhere(bad)[0]
+            raise InputError(
+                f"{int(bad.any(1).sum())} image(s) have a score that is not finite, such as {self.labels[label]} of "
+                f"{self.cases['image'].iloc[row]}: the training diverged, or a cell is blank"
+            )
+
+    def save(self, path: Path, targets: bool = True) -> None:
+        """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``about`` in its metadata."""
+        pyarrow = require("pyarrow", "train")
+        require("pyarrow.parquet", "train")
+        columns = {f"logit:{name}": self.logits[:, i] for i, name in enumerate(self.labels)}
+        columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels) if targets}
+        table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.about)})
+        scores = [name for name in table.column_names if name.startswith("logit:")]
+        texts = [name for name in table.column_names if name not in scores]
+        packed = {"compression": "zstd", "use_dictionary": texts, "use_byte_stream_split": scores}
+        atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
+
+
+def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -> Predictions:
+    """Puts a model's logits ``(N, L)`` beside the rows of the dataset that they are of."""
+    texts = {"image": "paths", "patient": "patients", "study": "studies", "view": "views", "sex": "sexes"}
+    cases = {name: getattr(records, column).astype(object) for name, column in texts.items()}
+    cases = pd.DataFrame({**cases, "age": records.ages, "part": records.parts.astype(object)})
+    return Predictions(records.labels, logits, records.targets, cases, dict(about))
+
+
+def stack(first: Predictions, *others: Predictions) -> Predictions:
+    """Puts the rows of several one after the other; labels and ``about`` are the first's.
+
+    Raises:
+        InputError: their labels differ.
+    """
+    if any(other.labels != first.labels for other in others):
+        raise InputError("scores of different labels cannot be put together")
+    all_of = (first, *others)
+    logits, targets = (np.concatenate([getattr(one, k) for one in all_of]) for k in ("logits", "targets"))
+    cases = pd.concat([one.cases for one in all_of], ignore_index=True)
+    return replace(first, logits=logits, targets=targets, cases=cases)
+
+
+def has_targets(path: Path) -> bool:
+    """Says whether a file of scores has targets too.
+
+    Raises:
+        InputError: no such file, or no table.
+    """
+    return any(name.startswith("target:") for name in read_header(_file_of_scores(path)))
+
+
+def _file_of_scores(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise InputError(f"no file of scores {path}: mxa teach and mxa evaluate write them")
+    return Path(path)
+
+
+def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
+    """Reads scores of any program from a Parquet or CSV file.
+
+    A column of image names; for each label a column ``logit:LABEL``, or ``LABEL`` or ``probability:LABEL`` with
+    probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with ``records``. Patient, study, view,
+    sex, age and part under any of the names of ``mxa.data.collections.generic_table.COLUMNS``; without patients every
+    image is a patient of its own.
+
+    Args:
+        path: The file.
+        records: Rows of the collection: scores are joined by image name, targets and the rest are from here. An image
+            of ``records`` without a score is an error, a score without an image is left out.
+
+    Raises:
+        InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
+    """
+    path = _file_of_scores(path)
+    table = read_table_file(path, ())
+    names = find_columns(path, table.columns, {})
+    images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")
+    if (images == "").any():
+        raise InputError(f"{path}: row {int((images == '').argmax()) + 1} names no image")
+    if images.duplicated().any():
+        raise InputError(f"{path}: {images[images.duplicated()].iloc[0]} has more than one row")
+    table[names["path"]] = images
+    known = set(names.values())
+    plain = [c for c in table.columns if c not in known and ":" not in c]
+    targets = {c.partition(":")[2]: c for c in table if c.startswith("target:")}
+    scored = [c for c in table if c.startswith(("logit:", "probability:"))]
+    scores = {c.partition(":")[2]: c for c in scored}
+    if len(scores) < len(scored):
+        raise InputError(f"{path} has a label both as logit: and as probability:; keep one of them")
+    if not scores:
+        wanted = {canonical(label) for label in (records.labels if records is not None else targets)}
+        scores = {c: c for c in plain if canonical(c) in wanted}
+    if records is None and not targets:
+        raise InputError(f"{path} has no columns target:LABEL: name the collection, --data and --root")
+    if not scores:
+        raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
+    logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
+    about = {"scores": path.name, **read_about(path)}
+    if records is not None:
+        return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
+    index = align(tuple(targets), tuple(scores))
+    if None in index:
+        raise InputError(f"{path} has no column target:{list(scores)[index.index(None)]}")
+    columns = [targets[list(targets)[i]] for i in index]
+    cells = np.stack([label_cells(table[c], f"{path}: column {c!r}") for c in columns], axis=1)
+    cells[cells == -1] = np.nan
+    cases = table.drop(columns=[*scores.values(), *targets.values()]).rename(
+        columns={own: {"path": "image", "split": "part"}.get(name, name) for name, own in names.items()}
+    )
+    return Predictions(tuple(scores), logits, cells, _complete(cases), about)
+
+
+def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    if name.startswith("logit:"):
+        return numbers
+    if (np.nan_to_num(numbers) < 0).any() or (np.nan_to_num(numbers) > 1).any():
+        raise InputError(
+            f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{name} if they are logits"
+        )
+    return logit(numbers)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a Parquet file of scores says of itself; nothing for another program's."""
+    if path.suffix not in (".parquet", ".pq"):
+        return {}
+    from pyarrow import parquet
+
+    return json.loads((parquet.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+
+
+def _complete(cases: pd.DataFrame) -> pd.DataFrame:
+    """Adds what is unknown, and puts views, sexes, ages and parts as collections have them."""
+    cases = cases.assign(**{name: "" for name in CASE_COLUMNS if name not in cases and name != "age"})
+    for name in [n for n in CASE_COLUMNS if n != "age"]:
+        cases[name] = plain_text(cases[name])
+    for name in ("patient", "study"):
+        cases[name] = cases[name].where(cases[name] != "", cases["image"])
+    if unknown := sorted(set(cases["part"].str.lower()) - {"", *PART_NAMES}):
+        raise InputError(f"unknown part {', '.join(unknown[:3])}: give train, val or test")
+    ages = years(cases["age"].astype(str)) if "age" in cases else np.nan
+    return cases.assign(view=cases["view"].map(normal_view), sex=cases["sex"].map(normal_sex), age=ages)
+
+
+def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
+    """Finds the score of every row of a collection, by path or, where that is unique on both sides, by file name."""
+    rows = {name: i for i, name in enumerate(scores.cases[column])}
+    wanted = [os.path.normpath(p) for p in records.paths]
+    ours, theirs = (Counter(map(os.path.basename, names)) for names in (wanted, rows))
+    files = {os.path.basename(name): i for name, i in rows.items() if theirs[os.path.basename(name)] == 1}
+
+    def row_of(name: str) -> int | None:
+        base = os.path.basename(name)
+        return rows[name] if name in rows else files.get(base) if ours[base] == 1 else None
+
+    found = [row_of(name) for name in wanted]
+    if missing := [p for p, i in zip(records.paths, found, strict=True) if i is None]:
+        raise MissingScores(f"{path} has no score of {len(missing)} of {len(found)} images, such as {missing[0]}")
+    index = align(scores.labels, records.labels)
+    held = [k for k, i in enumerate(index) if i is not None]
+    if not held:
+        raise InputError(f"{path} has {', '.join(scores.labels)}, and none of {', '.join(records.labels)}")
+    logits = scores.logits[found][:, [index[k] for k in held]]
+    labels = tuple(records.labels[k] for k in held)
+    made = of_records(records.with_labels(labels), logits, scores.about)
+    extra = scores.cases.iloc[found].reset_index(drop=True)
+    extra = extra[[c for c in extra if c not in made.cases and ":" not in c and c != column and c not in COLUMNS]]
+    return replace(made, cases=pd.concat([made.cases, extra], axis=1))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model, or the seeds of one recipe, with scores of the same images.
+
+    Attributes:
+        name: What it is called in the report.
+        scored: Scores and targets of the part that is reported, one of each seed.
+        val: The same of validation patients, on which thresholds and temperatures are chosen; or none.
+    """
+
+    name: str
+    scored: tuple[Predictions, ...]
+    val: tuple[Predictions, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return self.scored[0].labels
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Targets ``(N, L)``, the same for every seed."""
+        return self.scored[0].targets
+
+
+def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictions:
+    """Makes one case of all images of a study: its score the mean or the maximum of its images' probabilities.
+
+    A study is positive for a label where any image is, negative where a known one is not. What its images do not share
+    (the view) is unknown; its name is that of its first image.
+    """
+    keys = predictions.cases[["part", "patient", "study"]].astype(str).agg("\x00".join, axis=1)
+    index = pd.factorize(keys)[0]
+    count = index.max() + 1
+    first = np.full(count, len(index))
+    np.minimum.at(first, index, np.arange(len(index)))
+    if how == "max":
+        logits = np.full((count, len(predictions.labels)), -np.inf)
+        np.maximum.at(logits, index, predictions.logits)
+    else:
+        sums = np.zeros((count, len(predictions.labels)))
+        np.add.at(sums, index, sigmoid(predictions.logits))
+        logits = logit(sums / np.bincount(index)[:, None])
+    targets = np.full(logits.shape, -1.0)
+    np.maximum.at(targets, index, np.nan_to_num(predictions.targets, nan=-1.0))
+    cases = predictions.cases.iloc[first].reset_index(drop=True)
+    for name in [c for c in cases if c not in ("image", "patient", "study", "part")]:
+        differ = predictions.cases.groupby(index)[name].nunique(dropna=False).to_numpy() > 1
+        cases[name] = cases[name].where(~differ, np.nan if name == "age" else "")
+    about = {**predictions.about, "level": f"study, {how} of its images"}
+    return Predictions(predictions.labels, logits, np.where(targets < 0, np.nan, targets), cases, about)

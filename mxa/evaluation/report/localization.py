@@ -1,0 +1,63 @@
+"""The table of a localization as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...metrics.localization_table import HITS, MACRO, METRICS
+
+__all__ = ["localization_markdown", "write_csv"]
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes a table's rows, each with its ``model``: one line a model, method and finding."""
+    columns = ["model", "method", "finding", "n", "patients"]
+    columns += [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            ends = {}
+            for metric in METRICS:
+                ends[f"{metric}_low"], ends[f"{metric}_high"] = row[f"{metric}_interval"] or (None, None)
+            writer.writerow({**row, **ends})
+
+
+def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Writes a table's rows, each with its ``model``, as Markdown: all findings first, then each metric by finding.
+
+    A cell is the mean and, in brackets, its interval; in the head of a column is the number of cases of
+    the method that has most.
+    """
+    heads = ("pointing", "energy", "IoU", *(f"IoU > {t}" for t in HITS))
+    lines = _table(
+        ("model", "method", *heads),
+        [(r["model"], r["method"], *(_cell(r, m) for m in METRICS)) for r in rows if r["finding"] == MACRO],
+    )
+    findings: dict[str, int] = {}
+    for row in rows:
+        if row["finding"] != MACRO:
+            findings[row["finding"]] = max(row["n"], findings.get(row["finding"], 0))
+    every = {(r["model"], r["method"], r["finding"]): r for r in rows}
+    methods = dict.fromkeys(key[:2] for key in every)
+    for metric, head in ((METRICS[0], heads[0]), (METRICS[1], heads[1]), (METRICS[3], heads[3])):
+        columns = ("model", "method", *(f"{name} ({n})" for name, n in findings.items()))
+        body = [(*key, *(_cell(every.get((*key, name)), metric) for name in findings)) for key in methods]
+        lines += ["", f"{head[0].upper()}{head[1:]} by finding (cases):", "", *_table(columns, body)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = ("---", "---", *("---:" for _ in columns[2:]))
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *body)]
+
+
+def _cell(row: dict[str, Any] | None, metric: str) -> str:
+    if row is None or row[metric] is None:
+        return "-"
+    low, high = row[f"{metric}_interval"] or (math.nan, math.nan)
+    return f"{row[metric]:.3f} ({low:.3f}-{high:.3f})"

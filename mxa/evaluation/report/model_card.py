@@ -1,0 +1,55 @@
+"""The README.md of a published model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from .rows import card
+
+__all__ = ["model_card"]
+
+_PAPER = (
+    "Rand and Ibrahim, *Beyond Conventional Transformers: A Medical X-ray Attention Block for Improved Multi-Label "
+    "Diagnosis*"
+)
+
+
+def model_card(source: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """Returns the card of a model: how it is loaded, what it is for, its data and terms, its numbers, its limits.
+
+    Args:
+        source: What ``timm.create_model`` takes: ``hf-hub:organisation/architecture.tag``, or the last part alone.
+        entry: The model's entry of the manifest.
+        result: What ``mxa.evaluation.evaluate`` gave of the model and, after it, of any that stand beside it.
+    """
+    front = {"library_name": "timm", "license": entry["license"], "tags": ["mxa", "timm", "chest-x-ray", "multi-label"]}
+    recipe = {k: v for k, v in entry["recipe"].items() if v is not None}
+    scored = {k: v for k, v in result["models"][0]["about"][0].items() if k in ("data", "part", "views")}
+    seen = ", every image, training images included" if scored.get("part") == "all" else ""
+    _, height, width = entry["preprocessing"]["input_size"]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f'```python\nimport mxa\nimport timm\n\nmodel = timm.create_model("{source}", pretrained=True).eval()\n'
+        "mxa.label_names(model)   # one logit for each\n```\n",
+        f"# {source.rpartition('/')[2]}\n",
+        f"Findings: {', '.join(entry['labels'])}. The whole image, gray, {height} x {width} pixels "
+        "(`mxa.data.create_transform(model)`).\n",
+        "## Use\n",
+        "For research: to compare, to fine-tune, to study. Not a medical device; not for diagnosis, triage or any "
+        "decision about a patient.\n",
+        "## Training data\n",
+        f"{entry['terms']}. Labels mined from reports have errors; what a model learns of views, scanners and wards "
+        "may stand in for a finding. Recipe:\n",
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```\n",
+        f"Weights: SHA-256 `{entry['sha256']}`, {entry['size']:,} bytes.\n",
+        card(result),
+        "## Limits\n",
+        f"Scored on {', '.join(f'{k} {v}' for k, v in scored.items())}{seen}, and nowhere else: other hospitals, "
+        "scanners and populations give other numbers. Labels with few positives have wide intervals. Scores are "
+        "logits; probabilities need calibration on one's own patients (`mxa calibrate`).\n",
+        "## Sources\n",
+        f"{_PAPER}; Liu et al., *EfficientViT*, CVPR 2023. Made with mxa; cite both, and the data.\n",
+    ]
+    return "\n".join(parts)

@@ -1,0 +1,1 @@
+"""Training a model, resumable at any step."""

@@ -1,0 +1,91 @@
+"""What ends a training before it does harm, and what must be the same for it to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..data import CXRDataset, Records
+from ..data.shards import ShardDataset
+from ..utils.distributed import any_process, rank_and_count
+from ..utils.errors import InputError
+
+__all__ = ["check_bad", "check_files", "check_labels", "check_losses", "fingerprint", "stack_losses"]
+
+
+def check_labels(dataset: CXRDataset) -> None:
+    """Refuses targets that are all masked, and warns of labels that cannot be learnt."""
+    targets = dataset.records.targets
+    lacking = [
+        name
+        for name, column in zip(dataset.labels, targets.T, strict=True)
+        if not (column > 0.5).any() or not (column <= 0.5).any()
+    ]
+    if np.isnan(targets).all():
+        raise InputError("every label of the training part is masked: there is nothing to learn")
+    if lacking:
+        warnings.warn(f"no positive or no negative in the training part: {', '.join(lacking)}", stacklevel=4)
+
+
+def check_files(dataset: CXRDataset) -> None:
+    """Says before the first epoch that a validation file is missing, not after it."""
+    if type(dataset.records) is Records:
+        for path in map(dataset.records.path, range(len(dataset))):
+            if not Path(path).is_file():
+                raise InputError(f"no image {path} (a validation image)")
+
+
+def fingerprint(train_set: CXRDataset, about_teacher: dict[str, Any], workers: int) -> dict[str, Any]:
+    """What must be the same for a run to go on, by the name that an error gives it."""
+    digest = hashlib.sha256("\n".join(train_set.records.paths.tolist()).encode())
+    digest.update(np.ascontiguousarray(train_set.records.targets).tobytes())
+    names = {"images, labels or logits of the teacher": digest.hexdigest(), "label names": list(train_set.labels)}
+    if about_teacher:
+        names["weights of the teacher (its SHA-256)"] = about_teacher["sha256"]
+    if isinstance(train_set, ShardDataset):  # it is dealt to processes and workers
+        names["number of processes or --workers, with shards"] = [rank_and_count()[1], workers]
+    return names
+
+
+def check_bad(dataset: CXRDataset, processes: int) -> None:
+    """Ends a training in which more than 1 % of the images do not read: something is wrong with all of them.
+
+    Each process sees its share; they put them together when they save.
+    """
+    bad = int(dataset.bad.sum())
+    if bad > max(0.01 * len(dataset) / processes, 1 if processes > 1 else 0):
+        first = dataset.bad_paths()[:3]
+        raise InputError(
+            f"{bad} of {len(dataset)} images do not read, more than 1 %: mend them or take them out of the table "
+            f"({', '.join(first)}{', ...' if bad > 3 else ''})"
+        )
+
+
+def stack_losses(losses: list, device: torch.device) -> torch.Tensor:
+    """Losses of this epoch's steps; those before a resume are numbers."""
+    return torch.stack([torch.as_tensor(x, device=device) for x in losses])
+
+
+def check_losses(losses: list, epoch: int, loader: DataLoader, parts: int, device: torch.device) -> None:
+    """Ends the training at the first loss that is not finite in any process, before anything of it is saved."""
+    values = stack_losses(losses, device).cpu()
+    if not any_process(not values.isfinite().all(), device):
+        return
+    if values.isfinite().all():
+        raise InputError(f"the loss is not finite in another process, in epoch {epoch + 1}: it says where")
+    at = int((~values.isfinite()).int().argmax())
+    images = ""
+    if hasattr(loader.sampler, "rows"):
+        rows = np.concatenate([loader.sampler.rows(at * parts + i) for i in range(parts)])
+        names = [loader.dataset.records.path(int(row)) for row in rows]
+        images = f" (its images: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    raise InputError(
+        f"the loss became {float(values[at])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start again; "
+        "the checkpoint before it is kept"
+    )

@@ -1,0 +1,234 @@
+"""What defines a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from timm.loss import MULTI_LABEL_LOSS_TYPES
+from timm.optim import list_optimizers
+
+from ..data import Collection
+from ..utils.config import read_yaml
+from ..utils.distributed import rank_and_count
+from ..utils.errors import InputError
+
+__all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "model_arguments", "plain_config"]
+
+AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class TrainConfig:
+    """What defines a training run; a YAML file for ``--config`` holds what differs from these defaults."""
+
+    output: Path
+    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json, summary.json."""
+    model: str = "efficientvit_ml_m0_mxa"
+    """Any timm model name."""
+    model_args: str | None = None
+    """Arguments of the model, as YAML: "mxa_roi_head: mean, mxa_init_values: 0.0"."""
+    data: Collection = "phantom"
+    """Collection."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    labels: str | None = None
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
+    merge: bool = False
+    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
+    views: str = "frontal"
+    """frontal, lateral, all, AP or PA."""
+    uncertain: str = "U-Ones"
+    """What an uncertain label becomes in training: U-Ones, U-Zeros, U-Ignore or LSR; or "U-Ones: Edema; U-Zeros"."""
+    blank: str | None = None
+    """What a blank label becomes: negative or ignore, by label as above; the collection's habit by default."""
+    init: str | None = None
+    """Start from these weights: a timm name with weights, a run folder, a file, or, for --model densenet121 (or
+    resnet50), TorchXRayVision's as xrv:NAME or xrv:FILE."""
+    freeze: Literal["backbone"] | None = None
+    """Train only what --init did not fill, and the head."""
+    teacher: str | None = None
+    """Distil from it: xrv:NAME or xrv:FILE (TorchXRayVision), a timm name, a run folder, or what mxa teach wrote."""
+    teacher_sha256: str | None = None
+    """Digest that the teacher's file must have."""
+    alpha: float = 0.5
+    """Weight of the teacher's loss beside that of the labels, with --teacher."""
+    temperature: float = 1.0
+    """Of teacher and student in the teacher's loss."""
+    loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
+    """The labels' loss, by timm's names; masked labels count in none."""
+    img_size: int | None = None
+    """Side of the input, in pixels; the model's own by default."""
+    epochs: int = 20
+    patience: int | None = None
+    """Stop when the validation score has not risen for so many epochs."""
+    batch_size: int = 32
+    """Images of one step, over all its parts and processes."""
+    grad_accum: int = 1
+    """Parts that a step's images are taken in, one after the other, where they do not fit into memory at once."""
+    lr: float = 1e-3
+    """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
+    min_lr: float = 1e-5
+    warmup_epochs: int = 1
+    cooldown_epochs: int = 0
+    """Last epochs, at min_lr."""
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one below."""
+    opt: str = "adamw"
+    """Any timm optimizer."""
+    agc: float | None = None
+    """Adaptive gradient clipping: the largest share of a weight's norm that its gradient may have; not in the head."""
+    ema: float | None = None
+    """Decay of an average of the weights, which is what is validated and kept; it warms up."""
+    drop_rate: float = 0.0
+    drop_path_rate: float | None = None
+    """Stochastic depth, for models that have it."""
+    augment: Literal["crop", "paper", "better"] = "crop"
+    """crop, what the four below say; or a set of the paper's, for which they do not count (docs/training.md)."""
+    scale: tuple[float, float] = (0.8, 1.0)
+    """Range of the area that the random crop keeps."""
+    ratio: tuple[float, float] = (0.9, 1.1)
+    """Range of the crop's change of aspect ratio."""
+    rotation: float = 10.0
+    """Largest random rotation, in degrees."""
+    hflip: float = 0.0
+    """Probability of a horizontal flip; it mirrors the heart."""
+    seed: int = 0
+    workers: int = 2
+    """Worker processes of the loader."""
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
+    amp: Literal["bf16", "fp16"] | None = None
+    """Autocast; fp16 scales the loss."""
+    compile: bool = False
+    """torch.compile."""
+    channels_last: bool = False
+    """Channels-last memory format."""
+    grad_checkpointing: bool = False
+    """Keep fewer activations and compute them again, for models that can."""
+    sync_bn: bool = False
+    """Batch norms take their statistics of all processes (CUDA)."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time; on the CPU they do anyhow."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too, into output/tensorboard."""
+    checkpoint_steps: int | None = None
+    """Write a checkpoint after every so many steps of an epoch, not only at its end."""
+    resume: Literal["auto"] | None = None
+    """auto: go on from the checkpoint in output, start where there is none, do nothing where the run is finished."""
+
+
+_NOT_ARGUMENTS = (
+    *("img_size", "num_classes", "pretrained", "checkpoint_path"),
+    *("pretrained_cfg", "pretrained_cfg_overlay", "label_names"),
+)
+
+_BOUNDS = {
+    "epochs": (1, 100_000),
+    "batch_size": (2, 100_000),
+    "workers": (0, 1000),
+    "seed": (0, 2**32 - 1),
+    "img_size": (32, 10_000),
+    "lr": (1e-12, 1000),
+    "min_lr": (0, 1000),
+    "warmup_epochs": (0, 100_000),
+    "cooldown_epochs": (0, 100_000),
+    "agc": (1e-6, 100),
+    "ema": (0, 1),
+    "weight_decay": (0, 1000),
+    "layer_decay": (0.01, 1),
+    "alpha": (0, 1),
+    "temperature": (1e-3, 1000),
+    "patience": (1, 100_000),
+    "grad_accum": (1, 100_000),
+    "checkpoint_steps": (1, 10**9),
+    "drop_rate": (0, 0.99),
+    "drop_path_rate": (0, 0.99),
+    "scale": (0.01, 1),
+    "ratio": (0.1, 10),
+    "rotation": (0, 180),
+    "hflip": (0, 1),
+}
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses what cannot be trained, before anything is read or written.
+
+    Raises:
+        InputError: a value out of range, options that need or exclude each other, or a folder in the way.
+    """
+    run = Path(config.output)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--output {run} is a file: give a folder")
+    held = [name for name in ("checkpoint.pt", "model.safetensors", "config.json") if (run / name).exists()]
+    if held and not (config.resume and (run / "config.yaml").exists()):
+        raise InputError(f"{run} holds {held[0]}: add --resume auto to go on with a run, or give another --output")
+    model_arguments(config)
+    if "." in config.model and ":" not in config.model:
+        raise InputError(
+            f"--model {config.model} names weights: give --init {config.model} and --model without its tag"
+        )
+    if config.freeze and not config.init:
+        raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
+    if config.opt not in list_optimizers():
+        raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
+    if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
+        raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")
+    shares = config.grad_accum * rank_and_count()[1]
+    if config.batch_size % shares:
+        raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (parts x processes)")
+    if config.cooldown_epochs >= config.epochs:
+        raise InputError("--cooldown-epochs must be fewer than --epochs")
+
+
+def model_arguments(config: TrainConfig) -> dict[str, Any]:
+    """The model's arguments as a dict.
+
+    Raises:
+        InputError: they are no YAML mapping.
+    """
+    text = (config.model_args or "").strip()
+    try:
+        found = read_yaml(text if text.startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
+        raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
+    if taken := set(_NOT_ARGUMENTS) & set(found):
+        raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
+    return found
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as YAML and JSON have it."""
+    return {
+        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for k, v in dataclasses.asdict(config).items()
+        if k != "resume"
+    }
+
+
+def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
+    """Refuses to go on with a run under other settings.
+
+    Raises:
+        InputError: a setting differs; the message names it.
+    """
+    free = ("output", "root", "workers", "device", "tensorboard", "checkpoint_steps")
+    saved = {**plain_config(TrainConfig(config.output)), **saved}
+    changed = [k for k, v in plain_config(config).items() if k not in free and v != saved[k]]
+    if changed:
+        what = ", ".join(f"{k} was {saved[k]!r}" for k in changed)
+        raise InputError(f"--resume must go on with the same settings ({what}): change them in a new --output")

@@ -1,0 +1,165 @@
+"""One step of training: precision, accumulation, clipping, averages, processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import distribute_bn
+from timm.utils.agc import adaptive_clip_grad
+from torch import nn
+
+from ..task import MultiLabelTask
+from ..utils.distributed import rank_and_count
+from ..utils.errors import InputError
+from .config import AMP_TYPES, TrainConfig
+
+__all__ = ["Engine", "deterministic", "prepare_model"]
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Makes torch choose operations that give the same bits every time, inside the block."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it, before its first call
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def prepare_model(config: TrainConfig, model: nn.Module, device: torch.device) -> nn.Module:
+    """Puts a model on its device, in the form that the configuration asks for.
+
+    Raises:
+        InputError: the model or the device cannot.
+    """
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise InputError(f"--grad-checkpointing: {config.model} has none") from None
+    if config.sync_bn and (device.type != "cuda" or rank_and_count()[1] == 1):
+        raise InputError("--sync-bn needs several processes on CUDA devices")
+    if config.sync_bn:
+        model = convert_sync_batchnorm(model)
+    return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+
+
+class Engine:
+    """A task with what trains it.
+
+    Every random choice of a step is a function of (seed, epoch, step, process).
+
+    Args:
+        config: The run's.
+        task: Its model on the device already.
+        steps: Steps of an epoch.
+        frozen: Modules that stay in eval mode.
+
+    Attributes:
+        model: What is trained, without wrappers.
+        kept: What is validated and kept: the average of the weights where there is one, else the model.
+    """
+
+    def __init__(self, config: TrainConfig, task: MultiLabelTask, steps: int, frozen: Sequence[nn.Module] = ()):
+        self.config, self.task, self.steps, self.frozen = config, task, steps, frozen
+        self.device, self.model = task.device, task.trainable_module
+        self.kept = task.setup_ema(config.ema, use_warmup=True).module if config.ema else self.model
+        self.optimizer, self.scheduler = _optimizer(config, self.model, steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        if config.compile:
+            task.compile()
+        if rank_and_count()[1] > 1:
+            task.prepare_distributed([self.device] if self.device.type == "cuda" else None)
+
+    def start_epoch(self) -> None:
+        """Sets the modes; validation has changed them."""
+        self.task.train()
+        for module in self.frozen:
+            module.eval()
+
+    def step(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
+        """Trains on the parts of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
+
+        Returns:
+            This process's mean loss, detached; the mean over processes is that of the global batch.
+        """
+        count = epoch * self.steps + step
+        self.scheduler.step_update(count)
+        losses = []
+        for i, part in enumerate(parts):
+            images, targets = (tensor.to(self.device, non_blocking=True) for tensor in part)
+            if self.config.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            wait = self.task.no_sync() if i + 1 < len(parts) else contextlib.nullcontext()
+            amp = AMP_TYPES[self.config.amp]
+            with wait:
+                with torch.autocast(self.device.type, amp, enabled=amp is not None):
+                    loss = self.task(images, targets)["loss"] / len(parts)
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        if self.config.agc:
+            self.scaler.unscale_(self.optimizer)
+            adaptive_clip_grad(self.task.get_clip_parameters(exclude_head=True), self.config.agc)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.task.update_ema(count)
+        return torch.stack(losses).sum()
+
+    def share_statistics(self) -> None:
+        """Gives every process the first one's batch-norm statistics, before a validation that they share."""
+        if (count := rank_and_count()[1]) > 1:
+            distribute_bn(self.kept, count, reduce=False)
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate of all layers."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it; the schedule is a function of the step."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        return state | ({"ema": self.kept.state_dict()} if self.config.ema else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the state back."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.ema:
+            self.kept.load_state_dict(state["ema"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+    optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
+    falling = config.epochs - config.cooldown_epochs
+    warm_up = min(config.warmup_epochs, falling - 1)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=falling - warm_up,
+        cooldown_epochs=config.cooldown_epochs,
+        warmup_epochs=warm_up,
+        warmup_prefix=True,  # the cosine begins at the peak
+        warmup_lr=config.lr / 100,
+        min_lr=min(config.min_lr, config.lr),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return optimizer, scheduler

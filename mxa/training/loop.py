@@ -1,0 +1,349 @@
+"""Training and fine-tuning: one loop for every model, collection and starting point."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import yaml
+from timm.utils.summary import trim_summary, update_summary
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .. import __version__
+from ..data import CXRDataset, create_dataset, create_transform, data_config, make_loader
+from ..data.dataset import derive_seed
+from ..evaluation.inference import predict_logits
+from ..metrics import macro_auroc, micro_auroc
+from ..models.weights import label_names, save_pretrained
+from ..task import masked_bce_with_logits
+from ..utils.distributed import any_process, gather_rows, processes, rank_and_count, total, wait_for_all
+from ..utils.errors import InputError, require
+from ..utils.files import alone_in, atomic_write, whole_or_not_at_all, write_text
+from .checkpoint import load_checkpoint, save_checkpoint
+from .checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
+from .config import AMP_TYPES, TrainConfig, check_config, check_same_run, plain_config
+from .engine import Engine, deterministic, prepare_model
+from .progress import TrainProgress
+from .start import build_model, create_task, start_weights
+
+__all__ = ["TrainConfig", "build_model", "fit", "train"]
+
+_logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains on a collection's training part and keeps the weights of the best epoch on its validation part.
+
+    Under ``torchrun`` every process calls it.
+
+    Returns:
+        The summary that ``fit`` returns.
+
+    Raises:
+        InputError: bad input; nothing is written then.
+    """
+    with processes(config.device):
+        check_config(config)
+        options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views", "merge", "columns")}
+        train_set = create_dataset(config.data, config.root, "train", **options)
+        val_set = create_dataset(config.data, config.root, "val", **options)
+        return fit(config, train_set, val_set)
+
+
+def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None = None) -> dict[str, Any]:
+    """Trains on one dataset; without a validation set the last epoch's weights are kept.
+
+    Every random choice is a function of (seed, epoch, step or index), so that a run that was killed and resumed ends
+    with the weights of one that was not. SIGTERM writes a checkpoint and ends the training.
+
+    Returns:
+        What ``summary.json`` holds: ``epoch`` and ``macro_auc`` of the weights that are kept, ``epochs`` done,
+        ``seconds``, ``images_per_second``, ``device``, ``processes``, ``bad_images`` (names), versions; ``stopped``,
+        None or why it ended early (``"patience"``, ``"SIGTERM"``); and ``output``.
+
+    Raises:
+        InputError: bad input, or a loss that is not finite.
+    """
+    with processes(config.device) as device, deterministic(config.deterministic):
+        return _fit(config, train_set, val_set, device)
+
+
+def _fit(
+    config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None, device: torch.device
+) -> dict[str, Any]:
+    rank, count = rank_and_count()
+    share = config.grad_accum * count  # parts of a global batch
+    if len(train_set) < 2 * share:
+        raise InputError(f"training needs {2 * share} images at least, got {len(train_set)}")
+    if val_set is not None and len(val_set) < count:
+        raise InputError(f"validation needs {count} images at least, got {len(val_set)}")
+    check_labels(train_set)
+    if val_set is not None:
+        check_files(val_set)
+    run, labels = Path(config.output), train_set.labels
+    torch.manual_seed(config.seed)
+    model = build_model(config, labels)
+    filled = start_weights(config, model)
+    frozen = _freeze(model, filled) if config.freeze else []
+    preprocessing = data_config(model, config.img_size)
+    model = prepare_model(config, model, device)
+    task, train_set, about_teacher = create_task(config, model, train_set, preprocessing)
+
+    train_set.seed, train_set.on_bad = config.seed, "replace"
+    augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip", "augment")}
+    transform = create_transform(preprocessing, is_training=True, **augment)
+    part = min(config.batch_size, len(train_set)) // share
+    loader = make_loader(train_set, transform, part, config.workers, is_training=True)
+    val_loader = None
+    if val_set is not None:
+        mine = type(val_set)(val_set.records.subset(np.array_split(np.arange(len(val_set)), count)[rank]))
+        val_loader = make_loader(mine, create_transform(preprocessing), 2 * part, config.workers)
+
+    steps = len(loader) // config.grad_accum
+    engine = Engine(config, task, steps, frozen)
+    state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
+    same = fingerprint(train_set, about_teacher, config.workers)
+    if config.resume and (saved := load_checkpoint(run)):
+        check_same_run(config, saved["config"])
+        if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
+            raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
+        engine.load_state_dict(saved)
+        state = {k: saved[k] for k in state}
+        train_set.bad[saved["bad"]] = True
+        at = f"epoch {state['epoch'] + 1} step {state['step']}" if state["epoch"] < config.epochs else "its end"
+        _logger.info("resumed from %s", at)
+    elif config.resume and (run / "config.yaml").is_file():
+        check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
+    elif config.resume:
+        _logger.info("%s holds no run to resume: starting", run)
+
+    wait_for_all()  # all have looked into the folder before the first writes to it
+    writes = rank == 0
+    if writes:
+        run.mkdir(parents=True, exist_ok=True)
+    with alone_in(run) if writes else nullcontext():
+        return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, about_teacher).run()
+
+
+@dataclass
+class _Training:
+    """A training from a state on; the first process writes the run folder."""
+
+    config: TrainConfig
+    engine: Engine
+    train_set: CXRDataset
+    loader: DataLoader
+    val_set: CXRDataset | None
+    val_loader: DataLoader | None
+    state: dict[str, Any]
+    same: dict[str, Any]
+    about_teacher: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.rank, self.count = rank_and_count()
+        self.writes, self.folder = self.rank == 0, Path(self.config.output)
+        self.settings = plain_config(self.config)
+        self.started = time.monotonic() - self.state["seconds"]
+        self.board: Any = None
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, or until something stops it; returns the summary."""
+        epochs, stopped = self.config.epochs, None
+        self.board = _board(self.config, self.folder, self.state["epoch"]) if self.writes else None
+        if self.writes:
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            if self.about_teacher:
+                write_text(self.folder / "teacher.json", json.dumps(self.about_teacher, indent=1) + "\n")
+            trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
+        shown = TrainProgress(epochs, self.engine.steps, self.state["epoch"], hidden=not self.writes)
+        with shown as progress, _Terminated() as terminated:
+            for epoch in range(self.state["epoch"], epochs):
+                stopped = "patience" if self._waited_long(epoch) else self._epoch(epoch, progress, terminated)
+                if stopped:
+                    break
+        return self._summary(stopped)
+
+    def _waited_long(self, epoch: int) -> bool:
+        patience, best = self.config.patience, self.state["best"]["epoch"]
+        return bool(patience) and self.val_loader is not None and epoch - best > patience
+
+    def _epoch(self, epoch: int, progress: TrainProgress, terminated: _Terminated) -> str | None:
+        """Trains one epoch from its next step on; returns why it stopped in the middle, if it did."""
+        config, engine, loader = self.config, self.engine, self.loader
+        steps, device = engine.steps, engine.device
+        every = 1 if device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU must wait
+        engine.start_epoch()
+        losses = list(self.state["losses"])
+        batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
+        for step in range(self.state["step"], steps):
+            torch.manual_seed(derive_seed(config.seed, epoch, step, self.rank))
+            losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
+            last = step == steps - 1
+            due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
+            if due or last or step % every == 0:
+                check_losses(losses, epoch, loader, config.grad_accum, device)
+                stopped = any_process(terminated.now, device)
+                if due or stopped:
+                    self._pause(epoch, losses)
+                if stopped:
+                    return "SIGTERM"
+            if step % 10 == 0 or last:
+                check_bad(self.train_set, self.count)
+                progress.step(epoch, step, losses[-1].item(), engine.lr)
+        self._end_epoch(epoch, losses, progress)
+        return None
+
+    def _end_epoch(self, epoch: int, losses: list[torch.Tensor], progress: TrainProgress) -> None:
+        """Validates, keeps the weights if they are the best, logs and saves."""
+        engine, log = self.engine, self.folder / "log.csv"
+        engine.share_statistics()
+        scores = {}
+        if self.val_loader is not None:
+            scores = _validate(engine.kept, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
+        mean_loss = float(total(stack_losses(losses, engine.device).mean()) / self.count)
+        score, best = scores.get("macro_auc", float("nan")), self.state["best"]
+        if self.val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
+            best = {"epoch": epoch, "macro_auc": score}
+            if self.writes:
+                _save_weights(engine.kept, self.folder)
+        self.state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": self._seconds()}
+        if self.writes:
+            update_summary(epoch, {"loss": mean_loss}, scores, str(log), lr=engine.lr)
+        if self.board is not None:
+            rows = {"train/loss": mean_loss, "lr": engine.lr, **{f"val/{k}": v for k, v in scores.items()}}
+            for name, value in rows.items():
+                self.board.add_scalar(name, value, epoch)
+            self.board.flush()
+        self._save()
+        progress.epoch(epoch, mean_loss, scores)
+
+    def _pause(self, epoch: int, losses: list[torch.Tensor]) -> None:
+        """Saves in the middle of an epoch."""
+        shared = (total(stack_losses(losses, self.engine.device)) / self.count).tolist()
+        spent = {"step": len(losses), "losses": shared, "seconds": self._seconds()}
+        self.state = {**self.state, "epoch": epoch, **spent}
+        self._save()
+
+    def _save(self) -> None:
+        self._share_bad()
+        if self.writes:
+            about = {
+                "labels": label_names(self.engine.model),
+                "config": self.settings,
+                "same": self.same,
+                "bad": self.train_set.bad.nonzero().flatten().tolist(),
+            }
+            save_checkpoint({**self.engine.state_dict(), **self.state, **about}, self.folder)
+
+    def _share_bad(self) -> None:
+        self.train_set.bad |= (total(self.train_set.bad.to(self.engine.device, torch.float32)) > 0).cpu()
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _summary(self, stopped: str | None) -> dict[str, Any]:
+        self._share_bad()
+        state, device = self.state, self.engine.device
+        done = state["epoch"] * self.engine.steps + state["step"]
+        batch = self.loader.loader.batch_size * self.config.grad_accum * self.count
+        summary = {
+            **state["best"],
+            "epochs": state["epoch"],
+            "seconds": round(state["seconds"], 1),
+            "images_per_second": round(done * batch / state["seconds"], 1) if done else None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": self.count,
+            "bad_images": self.train_set.bad_paths(),
+            "stopped": stopped,
+            "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        }
+        if self.writes:
+            write_text(self.folder / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
+        return {**summary, "output": self.folder}
+
+
+class _Terminated:
+    """Notes a SIGTERM inside the block instead of dying of it; in the main thread, where signals arrive."""
+
+    now = False
+
+    def __enter__(self) -> _Terminated:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *unused: Any) -> None:
+        self.now = True
+
+    def __exit__(self, *unused: Any) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _board(config: TrainConfig, run: Path, first: int) -> Any:
+    """A writer for TensorBoard, where one is asked for."""
+    if not config.tensorboard:
+        return None
+    require("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"), purge_step=first)
+
+
+def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torch.dtype | None) -> dict[str, float]:
+    """Scores all validation images, of which the loader has this process's share."""
+    logits, targets = gather_rows(predict_logits(model, loader, amp)), whole.records.targets
+    if not np.isfinite(logits).all():
+        raise InputError("the outputs on the validation part are not finite: lower --lr and start again")
+    loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
+    scores = {"macro_auc": macro_auroc(logits, targets), "micro_auc": micro_auroc(logits, targets)}
+    return {"loss": float(loss), **scores}
+
+
+def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:
+    """Stops the gradient of every parameter that was filled; returns the modules to keep in eval mode (batch norm)."""
+    frozen = []
+    for name, module in model.named_modules():
+        keys = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
+        if keys and filled.issuperset(keys):
+            module.requires_grad_(False)
+            frozen.append(module)
+    return frozen
+
+
+def _batches(loader: DataLoader, epoch: int, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch's batches from the ``skip``-th on."""
+    loader.dataset.set_epoch(epoch)
+    loader.skip = skip
+    return iter(loader)
+
+
+def _without_nan(summary: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary.items()}
+
+
+def _save_weights(model: nn.Module, run: Path) -> None:
+    with (
+        whole_or_not_at_all(run / "model.safetensors"),
+        tempfile.TemporaryDirectory(dir=run, prefix=".weights") as folder,
+    ):
+        save_pretrained(model, folder)
+        for name in ("model.safetensors", "config.json"):
+            atomic_write(run / name, lambda path, name=name: shutil.move(Path(folder) / name, path))

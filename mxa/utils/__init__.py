@@ -1,0 +1,1 @@
+"""Errors, files, processes and configuration: what every room may use."""

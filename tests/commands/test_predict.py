@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from mxa import cli
+from mxa.commands.predict import PredictConfig, predict
+from mxa.data import create_transform
+from mxa.data.image_io import read_image
+from mxa.explain import predict_rois
+from mxa.models.load import load_model
+from mxa.models.weights import save_pretrained
+from mxa.utils.errors import InputError
+
+
+def test_file_and_folder(run, table):
+    folder = predict(PredictConfig(files=(table.parent,), model=str(run), batch_size=7))
+    assert [r["file"] for r in folder] == sorted(r["file"] for r in folder)
+    assert len(folder) == 48
+    one = predict(PredictConfig(files=(table.parent / "3.png",), model=str(run)))
+    model = load_model(run)
+    expected = model(create_transform(model)(read_image(table.parent / "3.png"))[None]).sigmoid()[0]
+    assert list(one[0]["probabilities"]) == ["Edema", "Mass", "Bright"]
+    assert list(one[0]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    same = next(r for r in folder if r["file"].endswith("/3.png"))
+    assert list(same["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_rois_picture(run, table, tmp_path):
+    predict(PredictConfig(files=(table.parent / "3.png",), model=str(run), rois=tmp_path / "rois.png"))
+    with Image.open(tmp_path / "rois.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").resize((100, 100)).getcolors(10_000)) > 20
+
+
+def test_bad_input(run, table, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        predict(PredictConfig(files=(tmp_path / "none.png",), model=str(run)))
+    with pytest.raises(InputError, match="holds no image"):
+        predict(PredictConfig(files=(tmp_path,), model=str(run)))
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"bad\.png does not decode"):
+        predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run)))
+    results = predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run), skip_bad=True))
+    assert "does not decode" in results[0]["error"]
+    assert "probabilities" in results[1]
+    with pytest.raises(InputError, match="is no run folder"):
+        predict(PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path)))
+    save_pretrained(timm.create_model("efficientvit_ml_m0", img_size=64), tmp_path / "plain")
+    with pytest.raises(InputError, match="no MXA block"):
+        plain = PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path / "plain"), rois=tmp_path / "r.png")
+        predict(plain)
+    save_pretrained(timm.create_model("efficientvit_ml_m0_mxa", in_chans=4), tmp_path / "four")
+    with pytest.raises(InputError, match="takes 4 channels"):
+        predict(PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path / "four")))
+
+
+def test_rois_leave_no_trace_and_stay_inside(run):
+    model = load_model(run)
+    images = torch.randn(3, 3, 64, 64)
+    before = model(images)
+    first, second = predict_rois(model, images), predict_rois(model, images)
+    assert len(first) == 6
+    for name, boxes in first.items():
+        assert torch.equal(boxes, second[name])
+        assert boxes.shape == (3, 4)
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+    assert torch.equal(model(images), before)
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_a_cell_of_a_map_lies_where_the_boxes_say():
+    """The gradient of one cell of the stem's map is centred on the pixel that the conversion gives."""
+    from mxa.explain.geometry import to_image
+    from mxa.explain.hooks import observe
+
+    torch.manual_seed(0)
+    model = timm.create_model("efficientvit_ml_m0_mxa").eval()
+    for weight in model.patch_embed.parameters():
+        weight.data.abs_()
+    image = torch.ones(1, 3, 224, 224, requires_grad=True)
+    row, column = 5, 8
+    model.patch_embed(image)[0, :, row, column].sum().backward()
+    weight = image.grad[0].abs().sum(0)
+    at = torch.arange(224) + 0.5
+    centre = torch.stack([(weight.sum(0) * at).sum(), (weight.sum(1) * at).sum()]) / weight.sum()
+    cell = torch.tensor([[column, row, column + 1, row + 1]]) / 14
+    grids = []
+    observe(model, image.detach(), {model.patch_embed: lambda x, output, grid_of: grids.append(grid_of(output))})
+    box = to_image(cell, grids[0])[0] * 224
+    assert ((box[:2] + box[2:]) / 2 - centre).abs().max() < 1
+    assert (box[2:] - box[:2] - 16).abs().max() < 1e-3
+
+
+def write_dicom(path, view: str, body_part: str = "CHEST", modality: str = "DX"):
+    """A small radiograph, with what must never come out."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Secret^Name", "SECRET-ID", "19330101"
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{len(view)}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.100", "1.2.3.101"
+    ds.Modality, ds.BodyPartExamined, ds.ViewPosition = modality, body_part, view
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 40, 48, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PixelData = np.random.default_rng(0).integers(0, 4096, (40, 48)).astype("<u2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom_files_and_their_identifiers(run, tmp_path, capsys, caplog):
+    frontal, lateral = write_dicom(tmp_path / "a.dcm", "PA"), write_dicom(tmp_path / "b", "LL")
+    with caplog.at_level("WARNING", logger="mxa"):
+        plain = predict(PredictConfig(files=(frontal, lateral), model=str(run)))
+    assert [set(row) for row in plain] == [{"file", "probabilities"}, {"file", "probabilities", "warning"}]
+    assert "view LL is lateral" in plain[1]["warning"]
+    assert f"{lateral}: view LL is lateral" in caplog.text
+    asked = predict(PredictConfig(files=(tmp_path,), model=str(run), identifiers=True))  # by suffix: b has none
+    assert asked[0]["identifiers"] == {
+        "SOPInstanceUID": "1.2.3.2",
+        "StudyInstanceUID": "1.2.3.100",
+        "SeriesInstanceUID": "1.2.3.101",
+    }
+    cli.main(
+        ["predict", str(frontal), str(lateral), "--model", str(run), "--identifiers", "--rois", str(tmp_path / "r.png")]
+    )
+    shown = capsys.readouterr()
+    everything = shown.out + shown.err + caplog.text + str(plain) + str(asked)
+    assert "1.2.3.100" in shown.out and "SOPInstanceUID" in shown.out
+    for secret in ("Secret", "SECRET", "19330101"):
+        assert secret not in everything
+    assert predict(PredictConfig(files=(write_dicom(tmp_path / "c.dcm", "AP", "KNEE"),), model=str(run)))[0]["warning"]
+
+
+def test_a_dicom_and_the_same_image_as_png_agree(run, tmp_path):
+    import pydicom
+
+    path = write_dicom(tmp_path / "a.dcm", "PA")
+    pixels = pydicom.dcmread(path).pixel_array.astype(np.float64)
+    scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 65535
+    Image.fromarray(scaled.round().astype(np.uint16)).save(tmp_path / "a.png")
+    one, other = predict(PredictConfig(files=(path, tmp_path / "a.png"), model=str(run)))
+    assert list(one["probabilities"].values()) == pytest.approx(list(other["probabilities"].values()), abs=1e-4)

@@ -1,0 +1,298 @@
+"""A run is published, looked at, loaded back and checked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import mxa
+from mxa.commands.publish import PublishConfig, check, publish
+from mxa.data import create_dataset
+from mxa.evaluation.calibrate import CalibrateConfig, calibrate
+from mxa.models import hub as weights
+from mxa.models import save_pretrained
+from mxa.models.hub import WeightsError
+from mxa.training.loop import TrainConfig, train
+from mxa.utils.errors import InputError
+
+from ..contracts import holds
+
+REPO = "lab/efficientvit_ml_m0_mxa.test"
+
+
+@pytest.fixture(scope="session")
+def phantom_run(tmp_path_factory):
+    """A run on phantoms, calibrated."""
+    output = tmp_path_factory.mktemp("published") / "run"
+    train(TrainConfig(output, img_size=64, epochs=1, batch_size=32, workers=0))
+    calibrate(CalibrateConfig(str(output), workers=0))
+    return output
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run on a small table of one's own."""
+    folder = tmp_path_factory.mktemp("clinic")
+    phantoms = create_dataset("phantom", split="train")
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "patient", "Edema", "Mass"))
+        for i in range(24):
+            phantoms.records.image(i).resize((64, 64)).save(folder / f"scan{i}.png")
+            writer.writerow(
+                (f"scan{i}.png", f"MRN-{i // 2}" if i < 18 else f"Doe John {i // 2 - 8}", i % 2, i // 2 % 2)
+            )
+    output = folder / "run"
+    train(
+        TrainConfig(
+            output, data="table", root=str(folder / "table.csv"), img_size=64, epochs=1, batch_size=8, workers=0
+        )
+    )
+    return output
+
+
+@pytest.fixture
+def config(run, tmp_path):
+    def build(**fields):
+        options = {"run": str(run), "repo": REPO, "output": tmp_path / "out", "replicates": 20, "workers": 0}
+        terms = {"terms": "of the lab", "license": "other", "split": "all"}
+        return PublishConfig(**{**options, **terms, **fields})
+
+    return build
+
+
+@pytest.mark.slow
+def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_path):
+    run, own = phantom_run, {"run": str(phantom_run), "terms": None, "license": None, "split": None}
+    result = publish(config(dry_run=True, **own))
+    out = tmp_path / "out"
+    assert not hub.asked and result["commit"] is None
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "check.safetensors",
+        "calibration.json",
+        "README.md",
+    }
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    about = json.loads((out / "config.json").read_text())
+    assert about["problem_type"] == "multi_label_classification" and about["pretrained_cfg"]["tag"] == "test"
+    assert about["sha256"] == weights.digest(run / "model.safetensors") and result["entry"] is None
+    assert about["recipe"]["epochs"] == 1 and about["metrics"]["part"] == "test"
+    card = (out / "README.md").read_text()
+    front, rest = re.match(r"---\n(.*?)---\n(.*)", card, re.S).groups()
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    assert rest.split("```python\n")[1].startswith("import mxa\n")
+    for words in ("not for diagnosis", "drawn phantoms, no patient", "macro AUC", " to ", "cite", "epochs: 1"):
+        assert words in rest, words
+    assert check(str(out))["difference"] < 1e-4
+    publish(config(dry_run=True))  # the same folder again
+    assert not (out / "calibration.json").exists()
+
+
+def test_published_and_loaded_back_to_the_bit(hub, config, run, monkeypatch):
+    result = publish(config())
+    commit = result["commit"]
+    assert commit == hub.repos[REPO].head and result["entry"]["revision"] == commit
+    state = load_file(run / "model.safetensors")
+    assert holds(timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True), state)
+    assert check(REPO)["sha256"] == result["entry"]["sha256"]
+    name = REPO.partition("/")[2]
+    monkeypatch.setitem(weights.manifest(), name, result["entry"])  # the entry to commit
+    assert check(name)["sha256"] == result["entry"]["sha256"]
+    monkeypatch.setitem(weights.manifest()[name], "sha256", "0" * 64)
+    with pytest.raises(InputError, match=r"weights\.json says 0000"):
+        check(name)
+
+
+def test_no_right_to_write_loses_nothing(hub, config, tmp_path):
+    hub.statuses[("POST", "/api/repos/create")] = [403]
+    with pytest.raises(WeightsError, match="is complete: no right to write there: set HF_TOKEN"):
+        publish(config())
+    assert check(str(tmp_path / "out"))
+
+
+def test_check_finds_other_weights_and_another_output(config, tmp_path):
+    publish(config(dry_run=True))
+    out = tmp_path / "out"
+    stored = load_file(out / "check.safetensors")
+    save_file({**stored, "logits": stored["logits"] + 1}, out / "check.safetensors")
+    with pytest.raises(InputError, match="logits that differ by 1 from the stored ones"):
+        check(str(out))
+    state = load_file(out / "model.safetensors")
+    state["head.linear.bias"] += 1
+    save_file(state, out / "model.safetensors")
+    with pytest.raises(InputError, match=r"config\.json says"):
+        check(str(out))
+    (out / "check.safetensors").unlink()
+    with pytest.raises(InputError, match="was not written by mxa publish"):
+        check(str(out))
+    with pytest.raises(InputError, match="is not published"):
+        check("efficientvit_ml_m5.chexpert")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"repo": None}, "give a run folder and --repo"),
+        ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
+        ({"repo": "lab/efficientvit_ml_m0_mxa.a--b"}, "--repo lab/efficientvit_ml_m0_mxa.a--b: "),
+        ({"repo": "lab/efficientvit_ml_m0_mxa.chexpert"}, "efficientvit_ml_m0_mxa.chexpert is of other labels than"),
+        ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
+        ({"run": "nowhere"}, "nowhere is no run folder"),
+        ({"terms": None}, "say what is not known of table: --terms and --license"),
+    ],
+)
+def test_what_is_not_published(hub, config, fields, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        publish(config(**fields))
+    assert not hub.asked and not (tmp_path / "out").exists()
+
+
+PATHS = (
+    "/home/someone/data",
+    "/gpfs/x",
+    "file:///home/x",
+    "~/secret",
+    "C:\\Users\\x",
+    "c:\\x",
+    "\\\\server\\share",
+    "s3://b",
+)
+PEOPLE = ("see scan12.png.", "as Scan12.PNG", "scan12_annotated.png", "of (MRN-3)", "Doe John 3 has it")
+
+
+def without_numbers(monkeypatch):
+    """Leaves the evaluation out."""
+    about = {"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}
+    monkeypatch.setattr(
+        "mxa.commands.publish.evaluate", lambda c: {"models": [about], "notes": [c.note] if c.note else []}
+    )
+    monkeypatch.setattr("mxa.evaluation.report.model_card.card", lambda _: "")
+
+
+@pytest.mark.parametrize("note", PATHS + PEOPLE)
+def test_private_words_are_refused(config, note, tmp_path, monkeypatch):
+    without_numbers(monkeypatch)
+    message = "a path of this machine would be" if note in PATHS else "a patient or an image would be named"
+    with pytest.raises(InputError, match=message):
+        publish(config(dry_run=True, note=note))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "note", ["AP/PA and 1/2", "views: frontal", "4,586,686 bytes, 12 of 24", "https://a.org/b/c", "Nodule/Mass"]
+)
+def test_honest_words_are_not(config, note, monkeypatch):
+    without_numbers(monkeypatch)
+    publish(config(dry_run=True, note=note))
+
+
+def test_the_run_itself_is_no_output(config, run):
+    before = {p.name for p in run.iterdir()}
+    with pytest.raises(InputError, match="is the run itself"):
+        publish(config(output=run))
+    assert {p.name for p in run.iterdir()} == before
+
+
+def test_the_terms_are_those_of_the_training_data(config, run, made_nih, tmp_path, monkeypatch):
+    """Evaluated on another collection, it is still what it was trained on; both collections' names are looked for."""
+    other = {"data": "nih", "root": str(made_nih(lists=True)), "split": None}
+    publish(config(dry_run=True, **other))
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert about["data"] == "table" and about["terms"] == "of the lab"
+    with pytest.raises(InputError, match="a patient or an image would be named"):
+        publish(config(dry_run=True, note="see scan12.png", **other))
+
+
+def test_a_model_with_arguments_has_no_entry(hub, config, run, tmp_path, capsys):
+    clone = tmp_path / "clone"
+    shutil.copytree(run, clone, ignore=shutil.ignore_patterns("publish"))
+    model = timm.create_model("efficientvit_ml_m0_mxa", num_classes=2, img_size=64, mxa_roi_head="mean")
+    mxa.set_label_names(model, ("Edema", "Mass"))
+    save_pretrained(model, clone)
+    result = publish(config(run=str(clone)))
+    assert result["entry"] is None and result["arguments"] == {"mxa_roi_head": "mean"}
+    assert check(REPO)
+    hub.repos[REPO].commit({"pytorch_model.bin": b"old"})
+    publish(config())
+    assert "pytorch_model.bin" not in hub.repos[REPO].commits[hub.repos[REPO].head]
+
+
+def test_recipes_lose_their_folders():
+    from mxa.commands.publish import _without_folders
+
+    for value, left in {
+        "local-dir:/tmp/x/start": "start",
+        "/tmp/a/teacher.parquet": "teacher.parquet",
+        "C:\\runs\\a": "a",
+        "{base: local-dir:/tmp/a/b, depth: 2}": "{base: b, depth: 2}",
+        "hf-hub:lab/x": "hf-hub:lab/x",
+        "xrv:densenet121-res224-chex": "xrv:densenet121-res224-chex",
+        "xrv:/home/me/x.pt": "xrv:x.pt",
+    }.items():
+        assert _without_folders(value) == left
+
+
+def test_the_command_says_errors_in_one_line(hub, config, run, tmp_path):
+    from mxa.cli import main
+
+    for arguments, message in (
+        (["--check", "lab/nothing"], "no such repository"),
+        (["--check", "nothing"], "is no folder, no name of the manifest"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["publish", *arguments])
+    publish(config(dry_run=True))
+    (tmp_path / "out" / "check.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="is no whole safetensors file"):
+        main(["publish", "--check", str(tmp_path / "out")])
+
+
+def test_where_it_was_trained_is_not_told(config, run, tmp_path):
+    publish(config(dry_run=True))
+    root = yaml.safe_load((run / "config.yaml").read_text())["root"]
+    for path in (tmp_path / "out").iterdir():
+        data = path.read_bytes()
+        assert root.encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name
+    assert "training images included" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_from_the_command_line(run, tmp_path, capsys):
+    from mxa.cli import main
+
+    arguments = [run, "--repo", REPO, "--dry-run", "--output", tmp_path / "out", "--replicates", 20, "--workers", 0]
+    arguments += ["--terms", "of the lab", "--license", "apache-2.0", "--split", "all"]
+    main(["publish", *map(str, arguments)])
+    assert "nothing was uploaded" in capsys.readouterr().err
+    main(["publish", "--check", str(tmp_path / "out")])
+    assert "as published" in capsys.readouterr().out
+
+
+def test_the_stored_input_is_a_phantom(config, tmp_path):
+    publish(config(dry_run=True))
+    from PIL import Image
+
+    from mxa.data import create_transform
+    from mxa.data.collections.phantom import draw
+    from mxa.models.load import load_model
+
+    model = load_model(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "check.safetensors")
+    assert torch.equal(stored["input"][0], create_transform(model)(Image.fromarray(draw(0).image)))
+    assert mxa.label_names(model) is not None
+
+
+def test_an_image_in_the_folder(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    shutil.copy(__file__, tmp_path / "out" / "xray.png")
+    with pytest.raises(InputError, match="holds other files"):
+        publish(config(dry_run=True))
