@@ -8,7 +8,7 @@ from .evaluation.predictions import (
     by_study,
     has_targets,
     of_records,
-    read_about,
+    read_metadata,
     read_predictions,
     stack,
 )
@@ -21,7 +21,7 @@ __all__ = [
     "by_study",
     "has_targets",
     "of_records",
-    "read_about",
+    "read_metadata",
     "read_predictions",
     "stack",
 ]

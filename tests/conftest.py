@@ -81,18 +81,18 @@ def made_nih(tmp_path) -> Callable[..., Path]:
 
     def make(lists: bool = False) -> Path:
         root = tmp_path / "nih"
-        rows, parts = [], {"train_val": [], "test": []}
+        rows, splits = [], {"train_val": [], "test": []}
         for i in range(24):
             patient = NIH_PATIENTS[i // 3]
             name = f"{patient:08d}_{i % 3:03d}.png"
             _write_noise(root / "images" / name, i)
             view = ("PA", "AP")[i % 2]
             rows.append((name, NIH_FINDINGS[i % 5], i % 3, patient, 60, "F", view, 2048, 2500, 0.171, 0.171))
-            parts["test" if patient in (6, 7) else "train_val"].append(name)
+            splits["test" if patient in (6, 7) else "train_val"].append(name)
         _write_csv(root / "Data_Entry_2017.csv", NIH_HEADER, rows)
         if lists:
-            for part, names in parts.items():
-                (root / f"{part}_list.txt").write_text("\n".join(names))
+            for split, names in splits.items():
+                (root / f"{split}_list.txt").write_text("\n".join(names))
         return root
 
     return make
@@ -113,18 +113,18 @@ def made_chexpert(tmp_path) -> Callable[..., Path]:
 
     def make(cells: list[list[str]] | None = None) -> Path:
         root = tmp_path / "chexpert"
-        for part, patients in (("train", CHEXPERT_PATIENTS), ("valid", (64541, 64542))):
+        for split, patients in (("train", CHEXPERT_PATIENTS), ("valid", (64541, 64542))):
             rows = []
             for i in range(3 * len(patients)):
                 view = ("AP", "PA", "")[i % 3]
                 kind = "Frontal" if view else "Lateral"
-                inside = f"{part}/patient{patients[i // 3]:05d}/study{i % 3 + 1}/view1_{kind.lower()}.jpg"
+                inside = f"{split}/patient{patients[i // 3]:05d}/study{i % 3 + 1}/view1_{kind.lower()}.jpg"
                 _write_noise(root / inside, i)
                 labels = [turn[(i + j) % 4] for j in range(14)]
                 rows.append((f"CheXpert-v1.0-small/{inside}", "Male", 60, kind, view, *labels))
-            if cells and part == "train":
+            if cells and split == "train":
                 rows = [(*rows[3 * i][:5], *row) for i, row in enumerate(cells)]
-            _write_csv(root / f"{part}.csv", CHEXPERT_HEADER, rows)
+            _write_csv(root / f"{split}.csv", CHEXPERT_HEADER, rows)
         return root
 
     return make

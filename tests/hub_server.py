@@ -62,9 +62,9 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def push(self, name: str, folder: Path, **about) -> str:
+    def push(self, name: str, folder: Path, **metadata) -> str:
         """Adds the files of a folder as a commit; returns its name."""
-        repo = self.repos.setdefault(name, Repo(**about))
+        repo = self.repos.setdefault(name, Repo(**metadata))
         return repo.commit({p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()})
 
     def close(self) -> None:
@@ -113,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith("/info/lfs/objects/batch"):
             self.lfs()
         elif path == "/api/repos/create":
-            about = json.loads(self.body)
-            name = f"{about['organization']}/{about['name']}"
+            metadata = json.loads(self.body)
+            name = f"{metadata['organization']}/{metadata['name']}"
             known = name in self.hub.repos
             self.hub.repos.setdefault(name, Repo())
             self.answer(409 if known else 200, {"url": f"{self.hub.url}/{name}"})
@@ -207,8 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
                 self.answer(200, tree)
             else:
-                about = {"id": name, "modelId": name, "sha": sha, "private": False, "tags": [], "downloads": 0}
-                self.answer(200, {**about, "siblings": [{"rfilename": p} for p in files]})
+                metadata = {"id": name, "modelId": name, "sha": sha, "private": False, "tags": [], "downloads": 0}
+                self.answer(200, {**metadata, "siblings": [{"rfilename": p} for p in files]})
 
     def lfs(self) -> None:
         objects = [

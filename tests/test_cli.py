@@ -81,7 +81,7 @@ def test_run_config_is_a_recipe(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--data", "nih", "--output", "x"), "mxa train: data source 'nih' needs --root"),
+        (("train", "--data", "nih", "--output", "x"), "mxa train: collection 'nih' needs --root"),
         (("train", "--data", "nih", "--root", "/nowhere", "--output", "x"), "no such folder or file: /nowhere"),
         (("train", "--model", "vit_nothing", "--output", "x"), "unknown model 'vit_nothing'"),
         (("evaluate", "nowhere", "--output", "x"), "unknown model 'nowhere'"),

@@ -93,7 +93,7 @@ PUBLIC = {
         "CXRDataset",
         "Collection",
         "Records",
-        "SOURCES",
+        "COLLECTIONS",
         "create_dataset",
         "create_transform",
         "data_config",

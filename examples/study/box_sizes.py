@@ -33,7 +33,7 @@ def main() -> None:
         model = load_model(run)
         transform = create_transform(model)
         with torch.no_grad():
-            found = [predict_rois(model, part) for part in torch.stack([*map(transform, images)]).split(64)]
+            found = [predict_rois(model, split) for split in torch.stack([*map(transform, images)]).split(64)]
         for block in found[0]:
             boxes = torch.cat([rois[block] for rois in found])  # (B, 4)
             sides, centres = boxes[:, 2:] - boxes[:, :2], boxes.reshape(-1, 2, 2).mean(1)

@@ -30,7 +30,7 @@ from mxa.evaluate import score_images, write_report
 from mxa.evaluation.report.rows import label_rows, markdown, paired_rows, summary_rows
 from mxa.labels import CHEXPERT, align
 from mxa.models.load import load_model
-from mxa.predictions import Arm, Predictions, read_about, read_predictions
+from mxa.predictions import Arm, Predictions, read_metadata, read_predictions
 from mxa.task import masked_bce_with_logits
 from mxa.train import TrainConfig, fit
 
@@ -97,10 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for path in sorted(args.output.glob("scores/*.parquet")):
-        about = read_about(path)
-        if (about["run"]["epochs"], about["img_size"]) != (args.epochs, args.img_size):
+        metadata = read_metadata(path)
+        if (metadata["run"]["epochs"], metadata["img_size"]) != (args.epochs, args.img_size):
             parser.error(f"{path} is of other --epochs or another --img-size: give another --output")
-    train_set, test = (create_dataset("nih", args.root, part) for part in ("train", "test"))
+    train_set, test = (create_dataset("nih", args.root, split) for split in ("train", "test"))
     recipe = {"batch_size": 64, "lr": 2e-3, "workers": 0, "channels_last": True, "resume": "auto"}
     for seed in args.seeds:
         for arm in args.arms:
@@ -113,9 +113,9 @@ def main() -> None:
             if fit(config, mark(train_set) if marked else train_set)["stopped"]:
                 return
             summary = json.loads((run / "summary.json").read_text())
-            about = {"model": run.name, "part": "test", "img_size": args.img_size, "run": summary}
+            metadata = {"model": run.name, "split": "test", "img_size": args.img_size, "run": summary}
             kept.parent.mkdir(exist_ok=True)
-            score_images(load_model(run), test, about, 64, 0).save(kept)
+            score_images(load_model(run), test, metadata, 64, 0).save(kept)
 
     arms, zeros, ties, losses = [], {}, {}, {}
     for arm, (name, _) in ARMS.items():

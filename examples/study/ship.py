@@ -4,7 +4,7 @@ The card's section "Use" is to be completed by hand: what the weights are for, a
 
     python examples/study/ship.py RUN PLAIN --root NIH8K --tag r160_nih8k --note "..."
 
-PLAIN is a run that stands beside it in the card. Both are scored on the collection's test part.
+PLAIN is a run that stands beside it in the card. Both are scored on the collection's test split.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         where = {"data": "nih", "root": args.root, "note": args.note, "workers": 0}
         result = evaluate(EvaluateConfig(models, Path(folder) / "out", **where))
     save_file(half, file)
-    result["models"][0]["about"][0]["weights_sha256"] = digest(file)  # what was scored, before it is float32 again
+    result["models"][0]["metadata"][0]["weights_sha256"] = digest(file)  # what was scored, before it is float32 again
     labels = next(space for space, names in LABEL_SPACES.items() if names == mxa.label_names(model))
     _, recipe = describe(args.run)
     terms, license = TERMS["nih"]
@@ -75,11 +75,11 @@ def main() -> None:
     }
     path = MODELS / "weights.json"
     manifest = {**json.loads(path.read_text()), name: entry}
-    parts = []
-    for key, about in manifest.items():  # a line a field
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in about.items())
-        parts.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    splits = []
+    for key, metadata in manifest.items():  # a line a field
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata.items())
+        splits.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
+    path.write_text("{\n" + ",\n".join(splits) + "\n}\n")
     card = {**entry, "labels": mxa.label_names(model), "recipe": recipe}
     docs = Path(__file__).parents[2] / "docs" / f"weights-{args.tag}.md"
     docs.write_text(model_card(name, card, result))

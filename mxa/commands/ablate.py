@@ -19,8 +19,8 @@ import yaml
 
 from .. import __version__
 from ..data import create_dataset
-from ..evaluation.evaluate import score_images, split_parts, weights_sha256, with_validation, write_report
-from ..evaluation.predictions import Arm, read_about, read_predictions, stack
+from ..evaluation.evaluate import score_images, separate_validation, weights_sha256, with_validation, write_report
+from ..evaluation.predictions import Arm, read_metadata, read_predictions, stack
 from ..evaluation.report.learning import boxes_figure, learning_figure
 from ..evaluation.report.numbers import ENOUGH
 from ..evaluation.report.rows import markdown, paired_rows, shown
@@ -30,7 +30,7 @@ from ..models.load import load_model, named_outputs
 from ..training.config import TrainConfig, check_config, plain_config
 from ..training.loop import fit
 from ..training.start import build_model, start_weights
-from ..utils.distributed import processes, rank_and_count, wait_for_all
+from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, digest, write_text
 from .arms import TABLE_2, arm_fields, read_arms, same_arm
@@ -54,12 +54,12 @@ class AblateConfig(TrainConfig):
     arms: tuple[str, ...] = ("baseline", "mxa", "mxa+kd")
     """What to train now: baseline, mxa, kd, mxa+kd, or one of your own as "NAME: {field: value}", the fields of the
     recipe that it changes; rows of other arms stay as they are."""
-    part: Literal["test", "val"] = "test"
-    """What is scored; val to choose on the validation patients without a look at the test part."""
+    split: Literal["test", "val"] = "test"
+    """What is scored; val to choose on the validation patients without a look at the test split."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every arm for each."""
     folds: int | None = None
-    """Cross-validation by patient instead of the collection's own test part."""
+    """Cross-validation by patient instead of the collection's own test split."""
     replicates: int = 1000
     """Bootstrap replicates (of patients and seeds) for the intervals."""
     note: str | None = None
@@ -83,7 +83,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
 
     A finished run is a file, ``scores/NAME.parquet``; the table is made of the files that are there, so that the work
     can be stopped, continued (an unfinished run too) and extended by arms and seeds, with the other settings unchanged.
-    Scores are of the test part (or of every image, each in the fold that tests it), by the weights of the epoch that
+    Scores are of the test split (or of every image, each in the fold that tests it), by the weights of the epoch that
     was best on validation patients.
 
     Returns:
@@ -95,11 +95,11 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     with processes(config.device) as device:
         arms = read_arms(config.arms)
         _check(config, arms)
-        rank, folder = rank_and_count()[0], Path(config.output)
+        folder, writes = Path(config.output), rank() == 0
         folder.mkdir(parents=True, exist_ok=True)
         with alone_in(folder, wait=True):
-            _claim(config, arms, folder, writes=rank == 0)
-        wait_for_all()
+            _claim(config, arms, folder, writes=writes)
+        barrier()
         runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
         result, stopped = {}, False
         for run in [run for run in runs if not _scores(folder, run).is_file()]:
@@ -107,11 +107,11 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
             stopped = _train(_run_config(config, run, arms[run.arm]), run) == "SIGTERM"
             if stopped:
                 break
-            if rank == 0:
+            if writes:
                 _score(config, run, device)
                 result = _tables(config)
-            wait_for_all()
-        if rank == 0 and not result:
+            barrier()
+        if writes and not result:
             result = _tables(config)
     return {**result, "stopped": stopped}
 
@@ -130,8 +130,8 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
         raise InputError("the arms with kd need --teacher; without one, --arms baseline mxa")
     if config.folds is not None and config.folds < 2:
         raise InputError("--folds must be at least 2")
-    if config.folds is not None and config.part == "val":
-        raise InputError("--folds scores every image in the fold that tests it: leave --part val out")
+    if config.folds is not None and config.split == "val":
+        raise InputError("--folds scores every image in the fold that tests it: leave --split val out")
     for module in ("matplotlib", "pyarrow"):
         require(module, "train")
     for arm, changed in arms.items():
@@ -140,7 +140,7 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
         for arm, changed in arms.items():
             _check_leak(_run_config(config, _Run(arm, 0, 0), changed))
     for fold in _folds(config):
-        scored = {"val", config.part}
+        scored = {"val", config.split}
         train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
         for teacher in _teachers(config, arms):
             if teacher.endswith(".parquet"):
@@ -153,12 +153,12 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_leak(config: AblateConfig) -> None:
-    """Refuses, with folds, weights that were trained on the same collection: its training part tests in some fold."""
+    """Refuses, with folds, weights that were trained on the same collection: its training split tests in some fold."""
     for option in ("teacher", "init"):
-        source = getattr(config, option)
-        if source is not None and trained_on(Path(source)) == config.data:
+        given = getattr(config, option)
+        if given is not None and trained_on(Path(given)) == config.data:
             raise InputError(
-                f"--{option} {source} was trained on {config.data}, whose training patients test in other folds: they "
+                f"--{option} {given} was trained on {config.data}, whose training patients test in other folds: they "
                 "would be seen before; leave out --folds, or take one that was trained on another collection"
             )
 
@@ -175,7 +175,7 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     teachers = _teacher_hashes(config, arms)
     path = folder / "ablation.yaml"
     if path.is_file():
-        saved = {"part": "test", "model_args": None, **yaml.safe_load(path.read_text())}
+        saved = {"split": "test", "model_args": None, **yaml.safe_load(path.read_text())}
         known = saved.get("arms", {})
         if other := [arm for arm in own if arm in known and not same_arm(own[arm], known[arm])]:
             raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
@@ -196,8 +196,8 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
         (folder / "scores").mkdir(exist_ok=True)
-        about = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
-        write_text(path, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+        metadata = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
+        write_text(path, yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True))
 
 
 def _teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> list[str]:
@@ -215,10 +215,10 @@ def _scores(folder: Path, run: _Run) -> Path:
     return folder / "scores" / f"{run.name}.parquet"
 
 
-def _datasets(config: AblateConfig, run: _Run, *parts: str, labels: Sequence[str] | str | None) -> list:
+def _datasets(config: AblateConfig, run: _Run, *splits: str, labels: Sequence[str] | str | None) -> list:
     options = {k: getattr(config, k) for k in ("uncertain", "blank", "views", "merge", "columns")}
     fold = None if run.fold is None else (run.fold, config.folds)
-    return [create_dataset(config.data, config.root, part, labels, fold=fold, **options) for part in parts]
+    return [create_dataset(config.data, config.root, split, labels, fold=fold, **options) for split in splits]
 
 
 def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> AblateConfig:
@@ -234,16 +234,16 @@ def _train(config: AblateConfig, run: _Run) -> str | None:
 
 
 def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
-    """Scores the part asked for, and the validation patients, with the weights that a run kept."""
+    """Scores the split asked for, and the validation patients, with the weights that a run kept."""
     where = Path(config.output) / "runs" / run.name
     model = load_model(where).to(device)
-    about = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
-    parts = _datasets(config, run, *dict.fromkeys((config.part, "val")), labels=named_outputs(model))
-    about |= {"data": config.data, "part": config.part, "views": config.views, "uncertain": "masked"}
-    about["blank"] = config.blank or parts[0].records.blank
-    about["run"] = json.loads((where / "summary.json").read_text())
-    scored, *chosen = (score_images(model, part, about, config.batch_size, config.workers) for part in parts)
-    with_validation(scored, config.part, *(chosen or [None])).save(_scores(Path(config.output), run))
+    metadata = {"model": run.name, "weights_sha256": weights_sha256(str(where), model), "mxa": __version__}
+    splits = _datasets(config, run, *dict.fromkeys((config.split, "val")), labels=named_outputs(model))
+    metadata |= {"data": config.data, "split": config.split, "views": config.views, "uncertain": "masked"}
+    metadata["blank"] = config.blank or splits[0].records.blank
+    metadata["run"] = json.loads((where / "summary.json").read_text())
+    scored, *chosen = (score_images(model, split, metadata, config.batch_size, config.workers) for split in splits)
+    with_validation(scored, config.split, *(chosen or [None])).save(_scores(Path(config.output), run))
 
 
 def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
@@ -256,10 +256,10 @@ def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
     folder, own = Path(config.output), _own_arms(Path(config.output))
     found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in (*TABLE_2, *own)}
     for path in sorted((folder / "scores").glob("*.parquet")):
-        parts = re.fullmatch(r"(.+)-seed(\d+)(?:-fold(\d+))?", path.stem)
-        if not parts or parts[1] not in found:
+        found = re.fullmatch(r"(.+)-seed(\d+)(?:-fold(\d+))?", path.stem)
+        if not found or found[1] not in found:
             raise InputError(f"{path} is no score of an arm of this table: take it away, or name the arm in --arms")
-        arm, seed, fold = parts[1], int(parts[2]), parts[3]
+        arm, seed, fold = found[1], int(found[2]), found[3]
         found[arm].setdefault(seed, []).append(_Run(arm, seed, int(fold) if fold else None))
     if own and not any(found[arm] for arm in TABLE_2):  # a table of other arms alone
         found = {arm: found[arm] for arm in own}
@@ -268,13 +268,13 @@ def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
 
 
 def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
-    """Scores of an arm; with folds those of all images, and no validation part, whose patients test in other folds."""
+    """Scores of an arm; with folds those of all images, and no validation split, whose patients test in other folds."""
     scored, chosen = [], []
     for runs in seeds.values():
-        parts = [split_parts(read_predictions(_scores(Path(config.output), run))) for run in runs]
-        tested = stack(*(test for test, _ in parts))
+        separated = [separate_validation(read_predictions(_scores(Path(config.output), run))) for run in runs]
+        tested = stack(*(test for test, _ in separated))
         scored.append(tested.rows(np.argsort(tested.cases["image"].to_numpy(str), kind="stable")))
-        chosen.append(parts[0][1])
+        chosen.append(separated[0][1])
     use = config.folds is None and all(val is not None for val in chosen)
     return Arm(TABLE_2.get(arm, arm), tuple(scored), tuple(chosen) if use else ())
 
@@ -299,8 +299,8 @@ def _write_tables(config: AblateConfig) -> dict[str, Any]:
         if {"mxa", "mxa+kd"} <= set(names) and names[0] != "mxa":  # what the teacher adds to MXA
             pairs.append((names.index("mxa"), names.index("mxa+kd")))
         result = write_report(folder, arms, config.replicates, note=config.note, pairs=pairs)
-        for arm, about in zip(known, result["models"], strict=True):
-            rows[arm]["numbers"] = about
+        for arm, numbers in zip(known, result["models"], strict=True):
+            rows[arm]["numbers"] = numbers
         _pictures(folder, config, known, arms)
     write_text(folder / "table.md", _markdown(config, own, rows, result, known))
     return {"rows": rows, "paired": result["paired"]}
@@ -311,11 +311,11 @@ def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]
     columns = (f"macro_auc_min{ENOUGH}", "macro_auc", "micro_auc", "loss", "accuracy", "f1")
     head = ("", "seeds", f"macro AUC, labels with {ENOUGH} positives", "macro AUC", "micro AUC", "loss", "accuracy")
     table = []
-    for about in rows.values():
+    for row in rows.values():
         cells = ["not run"] + [""] * (len(columns) - 1)
-        if "numbers" in about:
-            cells = [shown(about["numbers"], name) for name in columns]
-        table.append((about["row"], ", ".join(map(str, about["seeds"])) or "-", *cells))
+        if "numbers" in row:
+            cells = [shown(row["numbers"], name) for name in columns]
+        table.append((row["row"], ", ".join(map(str, row["seeds"])) or "-", *cells))
     return (*head, "F1"), table
 
 
@@ -327,13 +327,13 @@ def _markdown(
     what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
     title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
     parts = [f"## {title}\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
-    if changes := [f"- {arm}: {about['changes']}" for arm, about in rows.items() if "changes" in about]:
+    if changes := [f"- {arm}: {row['changes']}" for arm, row in rows.items() if "changes" in row]:
         parts += ["Arms and what they change:\n", "\n".join(changes) + "\n"]
     parts.append(markdown(table_rows(rows)))
     if first:
-        where = {"test": "test part", "val": "validation part: to choose, not to report"}[config.part]
+        where = {"test": "test split", "val": "validation split: to choose, not to report"}[config.split]
         cv = f"{config.folds} folds by patient, each image in the one that tests it" if config.folds else where
-        chosen = "these" if config.part == "val" else "validation"
+        chosen = "these" if config.split == "val" else "validation"
         parts.append(
             f"{first['images']:,} images of {first['patients']:,} patients ({cv}). In brackets 95 % intervals, "
             f"patients resampled {config.replicates:,} times, and seeds where a row has several (each row's own); "
@@ -351,12 +351,19 @@ def _markdown(
 
 
 def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
-    about = read_about(_scores(Path(config.output), run)).get("run")
-    if about is None:
+    summary = read_metadata(_scores(Path(config.output), run)).get("run")
+    if summary is None:
         return (run.name, *["-"] * 5)
-    auc = "-" if about["macro_auc"] is None else f"{about['macro_auc']:.4f}"
-    device = f"{about['device']}, {about['processes']} process(es)"
-    return (run.name, str(about["epoch"] + 1), auc, f"{about['seconds']:.0f}", str(about["images_per_second"]), device)
+    auc = "-" if summary["macro_auc"] is None else f"{summary['macro_auc']:.4f}"
+    device = f"{summary['device']}, {summary['processes']} process(es)"
+    return (
+        run.name,
+        str(summary["epoch"] + 1),
+        auc,
+        f"{summary['seconds']:.0f}",
+        str(summary["images_per_second"]),
+        device,
+    )
 
 
 def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, list[_Run]]], arms: Sequence[Arm]) -> None:
@@ -381,7 +388,7 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, lis
     unit = "seeds and folds" if config.folds else "seeds"
     pictures = {
         "learning.png": learning_figure(curves, unit),
-        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC", config.part),
+        "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC", config.split),
     }
     for name, figure in pictures.items():
         save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})

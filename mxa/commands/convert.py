@@ -145,7 +145,7 @@ def _fold_heads(state: dict[str, torch.Tensor]) -> None:
 def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, object]]:
     """The name of a checkpoint's model, and the arguments in which it differs from it."""
     widths = tuple(state.get(f"stages.{i}.blocks.0.dw0.m.conv.weight", torch.empty(0)).shape[0] for i in range(3))
-    found = [size for size, about in VARIANTS.items() if about["embed_dim"] == widths]
+    found = [size for size, variant in VARIANTS.items() if variant["embed_dim"] == widths]
     if not found:
         raise InputError(f"{path} has widths {widths}, which no EfficientViT M0 to M5 has")
     with_mxa = any(".mxa." in key for key in state)

@@ -21,7 +21,7 @@ from ..data.image_io import describe_dicom, find_images, read_image
 from ..data.transforms import data_config
 from ..explain.attention import attention_maps, mean_attention
 from ..explain.attribution import grad_cam, integrated_gradients
-from ..explain.geometry import find_peak, floor
+from ..explain.geometry import find_peak, least_shown
 from ..explain.panels import draw_gallery, draw_panel
 from ..explain.rois import gate_maps, predict_rois
 from ..labels import align, resolve_labels
@@ -167,8 +167,8 @@ class _Explainer:
             return at and {"peak": pixels(at.point), "box": pixels(at.box)}
 
         row["boxes"] = {name: pixels(box[0].tolist()) for name, box in rois.items()}
-        row["attention"] = {name: peak(heat[0], floor(heat[0])) for name, heat in attention.items()}
-        row["gate"] = {name: peak(heat[0], floor(heat[0])) for name, heat in gates.items()}
+        row["attention"] = {name: peak(heat[0], least_shown(heat[0])) for name, heat in attention.items()}
+        row["gate"] = {name: peak(heat[0], least_shown(heat[0])) for name, heat in gates.items()}
         row["labels"] = {
             self.names[label]: {
                 "probability": probabilities[label].item(),
@@ -184,8 +184,8 @@ class _Explainer:
             maps["spatial gate of the first block"] = next(iter(gates.values()))[0]  # it has the most cells
         titles = {"grad_cam": "Grad-CAM", "integrated_gradients": "integr. gradients"}
         labels = {
-            f"{name} {about['probability']:.2f}": {titles[method]: heat[i] for method, heat in found.items()}
-            for i, (name, about) in enumerate(row["labels"].items())
+            f"{name} {finding['probability']:.2f}": {titles[method]: heat[i] for method, heat in found.items()}
+            for i, (name, finding) in enumerate(row["labels"].items())
         }
         comparison = (means[1], means[0]) if len(means) == 2 else None
         draw_panel(image, rois, maps, labels, picture, Path(row["file"]).name, comparison, self.compared)

@@ -1,4 +1,4 @@
-"""Do a model's maps and boxes find the finding? Scores against known boxes, beside floors that need no model."""
+"""Do a model's maps and boxes find the finding? Scores against known boxes, beside baselines that need no model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError
 
-__all__ = ["LocalizeConfig", "floors", "localize"]
+__all__ = ["LocalizeConfig", "baselines", "localize"]
 
 _logger = logging.getLogger(__name__)
 
@@ -73,15 +73,15 @@ class LocalizeConfig:
 
 
 def localize(config: LocalizeConfig) -> dict[str, Any]:
-    """Scores models' maps and boxes and the floors; writes ``localization.json``, ``.csv`` and ``.md``.
+    """Scores models' maps and boxes and the baselines; writes ``localization.json``, ``.csv`` and ``.md``.
 
     A case is one finding of one image. A model is scored on the findings that it has an output of, by name; those that
-    no model has are left out of the floors too.
+    no model has are left out of the baselines too.
 
     Returns:
         What the JSON holds: ``rows`` as ``mxa.metrics.localization_table`` gives them, each with its ``model``, the
         number of ``images`` and ``patients``, ``skipped`` (for each model the cases of findings that it does not have,
-        by finding), ``seeds`` (the sources of each model), ``left_out`` (for each model the methods that it does not
+        by finding), ``seeds`` (the arguments of each model), ``left_out`` (for each model the methods that it does not
         have, and why), and the settings.
 
     Raises:
@@ -93,19 +93,19 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     numbers = config.batch_size, config.steps, 1 if config.reduce is None else config.reduce
     if min(numbers) < 1:
         raise InputError("--batch-size, --steps and --reduce must be at least 1")
-    sources = {name: [*seeds] for name, seeds in read_models(config.models).items()}
+    arguments = {name: [*seeds] for name, seeds in read_models(config.models).items()}
     records, images = read_boxed(config.data, config.root, config.split)
-    models = {name: [load_model(source) for source in seeds] for name, seeds in sources.items()}
+    models = {name: [load_model(argument) for argument in seeds] for name, seeds in arguments.items()}
     findings = [label for label in records.labels if any(label in image.boxes for image in images)]
     for name, seeds in models.items():
-        for source, model in zip(sources[name], seeds, strict=True):
+        for argument, model in zip(arguments[name], seeds, strict=True):
             if _kind(model) != _kind(seeds[0]):
-                raise InputError(f"{source} is no seed of the model that {sources[name][0]} is one of")
+                raise InputError(f"{argument} is no seed of the model that {arguments[name][0]} is one of")
     known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
     if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
         raise InputError(f"no model has an output for any of {', '.join(findings)}")
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    tables = {NO_MODEL: floors(images, shared, config.threshold)}
+    tables = {NO_MODEL: baselines(images, shared, config.threshold)}
     left_out: dict[str, dict[str, str]] = {}
     for name, seeds in models.items():
         for title in (name, f"{name}, shuffled weights") if config.shuffled else (name,):
@@ -123,7 +123,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
         "images": len(images),
         "patients": len({image.patient for image in images}),
         "skipped": {name: {f: count[f] for f in findings if f not in known[name]} for name in models},
-        "seeds": sources,
+        "seeds": arguments,
         "left_out": left_out,
         "rows": [
             {"model": title, **row}
@@ -137,7 +137,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     return result
 
 
-def floors(images: Sequence[BoxedImage], findings: Sequence[str], threshold: float = 0.5) -> list[CaseScore]:
+def baselines(images: Sequence[BoxedImage], findings: Sequence[str], threshold: float = 0.5) -> list[CaseScore]:
     """Scores what needs no model: chance, the centre, and the other patients' mean box and commonest point.
 
     Chance is a constant map: the area of the boxes. The last two are of the same finding; a case is left out of them

@@ -30,8 +30,8 @@ __all__ = [
 
 def prepare(config: Any, manifest: Any) -> None:
     """What was written, by split."""
-    rows = [(name, f"{part['images']:,}", f"{part['patients']:,}") for name, part in manifest["parts"].items()]
-    _print_table(("part", "images", "patients"), rows)
+    rows = [(name, f"{split['images']:,}", f"{split['patients']:,}") for name, split in manifest["splits"].items()]
+    _print_table(("split", "images", "patients"), rows)
     print(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
     _say_bad(manifest["bad"], "left out")
 
@@ -89,8 +89,10 @@ def evaluate(config: Any, result: Any) -> None:
         _print_table(*label_rows(model))
         if model["undefined"]:
             print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
-        if any(about.get("part") == "all" for about in model["about"]) and config.split is None:
-            print("there is no test part: every image was scored, any that the model was trained on included (--split)")
+        if any(metadata.get("split") == "all" for metadata in model["metadata"]) and config.split is None:
+            print(
+                "there is no test split: every image was scored, any that the model was trained on included (--split)"
+            )
     _print_table(*summary_rows(result))
     if result["paired"]:
         _print_table(*paired_rows(result))
@@ -121,12 +123,12 @@ def explain(config: Any, results: Any) -> None:
         (
             r["file"],
             name,
-            _number(about["probability"]),
-            _box(about.get("grad_cam")),
-            _box(about["integrated_gradients"]),
+            _number(finding["probability"]),
+            _box(finding.get("grad_cam")),
+            _box(finding["integrated_gradients"]),
         )
         for r in results
-        for name, about in r.get("labels", {}).items()
+        for name, finding in r.get("labels", {}).items()
     ]
     _print_table(("file", "finding", "probability", "Grad-CAM, x1 y1 x2 y2", "integrated gradients"), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")

@@ -23,7 +23,7 @@ from PIL import Image
 
 from .. import __version__
 from ..data import Collection
-from ..data.create import read_source
+from ..data.create import read_collection
 from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
 from ..labels import resolve_labels
@@ -75,9 +75,9 @@ class _Shard:
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Writes every part of a collection as shards, whichever are not there whole.
+    """Writes every split of a collection as shards, whichever are not there whole.
 
-    Images are in an order of chance (seeded) in the training part. Cells are kept as they stand: uncertain stays
+    Images are in an order of chance (seeded) in the training split. Cells are kept as they stand: uncertain stays
     uncertain. The same rows and settings give the same bytes, interrupted or not.
 
     Returns:
@@ -90,7 +90,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if not (16 <= config.size <= 10_000 and config.shard_size >= 1 and (config.workers or 1) >= 1):
         raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
     labels = None if config.labels is None else resolve_labels(config.labels)
-    records = read_source(config.data, config.root, "every", labels, config.columns)
+    records = read_collection(config.data, config.root, "every", labels, config.columns)
     records = records if labels is None else records.with_labels(labels)
     records = records.subset(records.in_views(config.views))
     if len(records) == 0:
@@ -129,7 +129,7 @@ def _settings(config: PrepareConfig, records: Records) -> dict[str, Any]:
     names = ("data", "views", "size", "format", "shard_size")
     digest = hashlib.sha256(records.targets.tobytes())
     digest.update(records.ages.tobytes())
-    for column in (records.paths, records.patients, records.studies, records.views, records.sexes, records.parts):
+    for column in (records.paths, records.patients, records.studies, records.views, records.sexes, records.splits):
         digest.update("\n".join(column).encode())
     table = {"images": len(records), "labels": list(records.labels), "rows": digest.hexdigest()}
     return {name: value for name, value in asdict(config).items() if name in names} | table
@@ -143,15 +143,15 @@ def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> N
 
 
 def _plan(records: Records, size: int) -> Iterator[_Shard]:
-    """Deals the rows of each part into shards; those of the training part in an order of chance."""
+    """Deals the rows of each split into shards; those of the training split in an order of chance."""
     first = 0
-    for part in sorted(set(records.parts.tolist())):
-        rows = np.flatnonzero(records.parts == part)
-        if part == "train":
+    for split in sorted(set(records.splits.tolist())):
+        rows = np.flatnonzero(records.splits == split)
+        if split == "train":
             rows = np.random.default_rng(0).permutation(rows)
         for number, start in enumerate(range(0, len(rows), size)):
             held = rows[start : start + size]
-            yield _Shard(f"{part or 'other'}-{number:06d}.tar", records.subset(held), first)
+            yield _Shard(f"{split or 'other'}-{number:06d}.tar", records.subset(held), first)
             first += len(held)
 
 
@@ -204,8 +204,8 @@ def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
                 except InputError as error:
                     result["bad"].append(str(error))
                     continue
-                about = json.dumps(_about(shard.records, i)).encode()
-                for suffix, content in ((kind, data), ("json", about)):
+                metadata = json.dumps(_metadata(shard.records, i)).encode()
+                for suffix, content in ((kind, data), ("json", metadata)):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -228,7 +228,7 @@ def _encode(image: Image.Image, size: int, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _about(records: Records, i: int) -> dict[str, Any]:
+def _metadata(records: Records, i: int) -> dict[str, Any]:
     """What stands beside an image; ``positive``, the numbers of the positive labels, is what timm's reader takes."""
     cells = {n: None if np.isnan(c) else int(c) for n, c in zip(records.labels, records.targets[i], strict=True)}
     return {
@@ -238,7 +238,7 @@ def _about(records: Records, i: int) -> dict[str, Any]:
         "view": records.views[i],
         "sex": records.sexes[i],
         "age": None if np.isnan(records.ages[i]) else round(float(records.ages[i]), 2),
-        "part": records.parts[i],
+        "split": records.splits[i],
         "labels": cells,
         "positive": [n for n, cell in enumerate(cells.values()) if cell == 1],
     }
@@ -252,8 +252,10 @@ def _write_rows(folder: Path, shards: list[_Shard], results: dict[str, dict[str,
         good = set(results[shard.name]["keys"])
         for i, key in enumerate(shard.keys()):
             if key in good:
-                about = _about(shard.records, i)
-                writer.writerow((shard.name, key, *(about[c] for c in ROW_COLUMNS[2:]), *about["labels"].values()))
+                metadata = _metadata(shard.records, i)
+                writer.writerow(
+                    (shard.name, key, *(metadata[c] for c in ROW_COLUMNS[2:]), *metadata["labels"].values())
+                )
     data = gzip.compress(text.getvalue().encode(), mtime=0)
     atomic_write(folder / ROWS, lambda path: path.write_bytes(data))
     return hashlib.sha256(data).hexdigest()
@@ -262,27 +264,27 @@ def _write_rows(folder: Path, shards: list[_Shard], results: dict[str, dict[str,
 def _manifest(
     records: Records, settings: dict, shards: list[_Shard], results: dict[str, dict[str, Any]], rows_sha256: str
 ) -> dict[str, Any]:
-    parts: dict[str, dict[str, Any]] = {}
+    splits: dict[str, dict[str, Any]] = {}
     for shard in shards:
-        part = parts.setdefault(shard.name.rpartition("-")[0], {"images": 0, "patients": set(), "positive": 0})
+        split = splits.setdefault(shard.name.rpartition("-")[0], {"images": 0, "patients": set(), "positive": 0})
         first = shard.first
         good = np.array([int(key) - first for key in results[shard.name]["keys"]], dtype=int)
-        part["images"] += len(good)
-        part["patients"] |= set(shard.records.patients[good])
-        part["positive"] += (shard.records.targets[good] == 1).sum(0)
+        split["images"] += len(good)
+        split["patients"] |= set(shard.records.patients[good])
+        split["positive"] += (shard.records.targets[good] == 1).sum(0)
     return {
         "made_by": f"mxa {__version__}",
         "settings": settings,
         "labels": list(records.labels),
         "blank": records.blank,
-        "images": sum(part["images"] for part in parts.values()),
-        "parts": {
+        "images": sum(split["images"] for split in splits.values()),
+        "splits": {
             name: {
-                "images": part["images"],
-                "patients": len(part["patients"]),
-                "positive": dict(zip(records.labels, part["positive"].tolist(), strict=True)),
+                "images": split["images"],
+                "patients": len(split["patients"]),
+                "positive": dict(zip(records.labels, split["positive"].tolist(), strict=True)),
             }
-            for name, part in parts.items()
+            for name, split in splits.items()
         },
         "bad": [reason for result in results.values() for reason in result["bad"]],
         "rows_sha256": rows_sha256,
@@ -293,13 +295,13 @@ def _manifest(
 
 
 def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The parts as timm's reader of WebDatasets looks for them."""
+    """The splits as timm's reader of WebDatasets looks for them."""
     splits = {}
-    for part, about in manifest["parts"].items():
-        held = {n: shard["images"] for n, shard in manifest["shards"].items() if n.rpartition("-")[0] == part}
-        splits[part] = {
-            "name": part,
-            "num_samples": about["images"],
+    for split, metadata in manifest["splits"].items():
+        held = {n: shard["images"] for n, shard in manifest["shards"].items() if n.rpartition("-")[0] == split}
+        splits[split] = {
+            "name": split,
+            "num_samples": metadata["images"],
             "filenames": list(held),
             "shard_lengths": list(held.values()),
         }

@@ -74,7 +74,7 @@ class PublishConfig:
     columns: str | None = None
     """What a table's columns are called: path=file,patient=MRN."""
     split: str | None = None
-    """Part that is scored; the test part by default."""
+    """Split that is scored; the test split by default."""
     note: str | None = None
     """What must be said beside the scores."""
     terms: str | None = None
@@ -139,15 +139,15 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         "metrics": headline(result),
         "license": license,
     }
-    about = read_config(run / "config.json")
-    about["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
+    model_config = read_config(run / "config.json")
+    model_config["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
     extra = {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
-    about |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}", **extra}
+    model_config |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}", **extra}
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
-        _stage(staged, run, model, about, model_card(f"hf-hub:{config.repo}", entry, result))
+        _stage(staged, run, model, model_config, model_card(f"hf-hub:{config.repo}", entry, result))
         collections = [(data, options), *([(trained_on, settings)] if trained_on not in (None, data) else [])]
-        _refuse_private([about, result["notes"], config.note, terms, _read_texts(staged)], collections)
+        _refuse_private([model_config, result["notes"], config.note, terms, _read_texts(staged)], collections)
         output.mkdir(parents=True, exist_ok=True)
         for file in _FILES:
             if (staged / file).is_file():
@@ -155,7 +155,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
             else:
                 (output / file).unlink(missing_ok=True)
     commit = None if config.dry_run else _upload(output, config)
-    own = {k: v for k, v in (about.get("model_args") or {}).items() if k not in _NEUTRAL}
+    own = {k: v for k, v in (model_config.get("model_args") or {}).items() if k not in _NEUTRAL}
     return {
         "folder": output,
         "name": name,
@@ -203,22 +203,22 @@ def _evaluate(config: PublishConfig, run: Path, name: str, data: str, options: d
         return evaluate(EvaluateConfig((str(named),), Path(folder) / "out", data=data, **options, **scored))
 
 
-def _stage(folder: Path, run: Path, model: nn.Module, about: dict[str, Any], card: str) -> None:
+def _stage(folder: Path, run: Path, model: nn.Module, model_config: dict[str, Any], card: str) -> None:
     """Writes what is uploaded."""
     shutil.copyfile(run / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     if (run / CALIBRATION).is_file():
         read_calibration(run)
         shutil.copyfile(run / CALIBRATION, folder / CALIBRATION)
     safetensors.torch.save_file(_check_tensors(model), folder / CHECK_FILE)
-    write_text(folder / "config.json", json.dumps(about, indent=1) + "\n")
+    write_text(folder / "config.json", json.dumps(model_config, indent=1) + "\n")
     write_text(folder / "README.md", card)
 
 
-def check(source: str) -> dict[str, Any]:
+def check(name: str) -> dict[str, Any]:
     """Checks a published model: the hash of its weights, and its output for the input that lies beside them.
 
     Args:
-        source: A folder, ``organisation/name`` on the Hub, or an ``architecture.tag`` of the manifest.
+        name: A folder, ``organisation/name`` on the Hub, or an ``architecture.tag`` of the manifest.
 
     Returns:
         ``folder``, ``sha256``, ``difference`` (the largest, of logits).
@@ -227,26 +227,26 @@ def check(source: str) -> dict[str, Any]:
         InputError: the hash or the output is another.
         WeightsError: the files cannot be had.
     """
-    if Path(source).is_dir():
-        folder, known = Path(source), None
+    if Path(name).is_dir():
+        folder, known = Path(name), None
     else:
-        entry = manifest().get(source, {})
+        entry = manifest().get(name, {})
         if packaged(entry):
-            raise InputError(f"{source} comes with the package, which checks it whenever it is loaded")
-        if source in manifest() and not entry["sha256"]:
-            raise InputError(f"{source} is not published: give a folder or organisation/name")
-        repo, _, revision = source.partition("@")
+            raise InputError(f"{name} comes with the package, which checks it whenever it is loaded")
+        if name in manifest() and not entry["sha256"]:
+            raise InputError(f"{name} is not published: give a folder or organisation/name")
+        repo, _, revision = name.partition("@")
         if entry:
             repo, revision = entry["repo"], entry["revision"]
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-            raise InputError(f"{source} is no folder, no name of the manifest and no organisation/name")
+            raise InputError(f"{name} is no folder, no name of the manifest and no organisation/name")
         known, revision = entry.get("sha256"), revision or None
         folder = fetch(repo, "config.json", revision).parent
-        for name in (WEIGHTS_FILE, CHECK_FILE):
-            fetch(repo, name, folder.name)
-    for name in (WEIGHTS_FILE, "config.json", CHECK_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}: it was not written by mxa publish")
+        for file in (WEIGHTS_FILE, CHECK_FILE):
+            fetch(repo, file, folder.name)
+    for file in (WEIGHTS_FILE, "config.json", CHECK_FILE):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder} has no {file}: it was not written by mxa publish")
     found = digest(folder / WEIGHTS_FILE)
     stated = read_config(folder / "config.json").get("sha256", "no hash")
     for where, wanted in (("config.json", stated), ("weights.json", known)):
@@ -287,7 +287,7 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     model = result["models"][0]
     names = [n for n in ("macro_auc_min20", "macro_auc", "micro_auc") if model.get(n) is not None]
     found = {name: [model[name], *(model.get(f"{name}_interval") or ())] for name in names}
-    return {"part": model["about"][0]["part"], "images": model["images"], "patients": model["patients"], **found}
+    return {"split": model["metadata"][0]["split"], "images": model["images"], "patients": model["patients"], **found}
 
 
 @torch.no_grad()

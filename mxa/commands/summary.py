@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import Collection, Records
-from ..data.create import read_source
+from ..data.create import read_collection
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write, write_text
 
@@ -34,7 +34,7 @@ class SummaryConfig:
     columns: str | None = None
     """What a table's columns are called: path=file,patient=MRN."""
     split: Literal["all", "train", "val", "valid", "test"] = "all"
-    """Part of the collection; "all" of CheXpert is its train.csv."""
+    """Split of the collection; "all" of CheXpert is its train.csv."""
     views: str = "all"
     """frontal, lateral, all, AP or PA."""
     output: Path | None = None
@@ -49,7 +49,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
 
     Returns:
         A dict for JSON: ``data``, ``split`` and ``view_filter`` as asked; ``images``, ``patients``, ``studies``;
-        ``parts``, ``views`` and ``sexes`` as counts; ``ages`` (years); ``labels``, ``{name: {positive, negative,
+        ``splits``, ``views`` and ``sexes`` as counts; ``ages`` (years); ``labels``, ``{name: {positive, negative,
         uncertain, blank, share_uncertain, share_blank, prevalence, patients_positive}}``, the prevalence among
         positive and negative, None where there is neither; and ``co_occurrence``, ``(L, L)`` lists of how many images
         are positive for both labels, in the order of ``labels``.
@@ -60,7 +60,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     if config.output is not None:  # before the work, not after it
         require("matplotlib", "explain")
         Path(config.output).mkdir(parents=True, exist_ok=True)
-    records = read_source(config.data, config.root, config.split, columns=config.columns)
+    records = read_collection(config.data, config.root, config.split, columns=config.columns)
     records = records.subset(records.in_split(config.split) & records.in_views(config.views))
     if len(records) == 0:
         where = f"{config.data} {config.root}" if config.root else config.data
@@ -82,7 +82,7 @@ def _count(records: Records) -> dict[str, Any]:
         "images": len(records),
         "patients": int(patients.max()) + 1,
         "studies": len(studies.drop_duplicates()),
-        "parts": _counts(records.parts, "none"),
+        "splits": _counts(records.splits, "none"),
         "views": _counts(records.views),
         "sexes": _counts(records.sexes),
         "ages": _ages(records.ages, records.sexes),
@@ -152,7 +152,7 @@ def summary_lines(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[
         for name, row in summary["labels"].items()
     ]
     lines = [_headline(summary)]
-    for key in ("parts", "views", "sexes"):
+    for key in ("splits", "views", "sexes"):
         lines.append(f"{key}: " + ", ".join(f"{name} {_share(count, total)}" for name, count in summary[key].items()))
     years = "age: not in the tables"
     if ages["known"]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import Collection, create_dataset, create_transform, make_loader
 from ..evaluation.inference import predict_logits
-from ..evaluation.predictions import Predictions, read_about
+from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, name_some, require
@@ -49,7 +49,7 @@ class TeachConfig:
     views: str = "frontal"
     """frontal, lateral, all, AP or PA."""
     split: Literal["all", "train", "val", "valid", "test"] = "train"
-    """Part of the collection."""
+    """Split of the collection."""
     teacher_sha256: str | None = None
     """Digest that the teacher's file must have."""
     batch_size: int = 64
@@ -60,17 +60,17 @@ class TeachConfig:
     """bfloat16 autocast."""
 
 
-def gray_teacher(source: str, labels: Sequence[str], sha256: str | None) -> Teacher:
+def gray_teacher(teacher: str, labels: Sequence[str], sha256: str | None) -> Teacher:
     """A teacher for gray images in [0, 1], of any size."""
-    return Teacher(source, labels, _GRAY, sha256=sha256)
+    return Teacher(teacher, labels, _GRAY, sha256=sha256)
 
 
-def trained_on(source: Path) -> str | None:
+def trained_on(teacher: Path) -> str | None:
     """The collection that a run folder, or the teacher of a file of logits, was trained on; None where unknown."""
-    if (source / "config.yaml").is_file():
-        return yaml.safe_load((source / "config.yaml").read_text()).get("data")
-    if source.suffix == ".parquet" and source.is_file():
-        return read_about(source).get("teacher_trained_on")
+    if (teacher / "config.yaml").is_file():
+        return yaml.safe_load((teacher / "config.yaml").read_text()).get("data")
+    if teacher.suffix == ".parquet" and teacher.is_file():
+        return read_metadata(teacher).get("teacher_trained_on")
     return None
 
 
@@ -115,12 +115,12 @@ def teach(config: TeachConfig) -> Predictions:
     if len(bad) == len(dataset):
         raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
     known = teacher.adapter.mask.cpu().numpy()
-    about = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
+    metadata = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
     if collection := trained_on(Path(config.teacher)):
-        about["teacher_trained_on"] = collection
+        metadata["teacher_trained_on"] = collection
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
     cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
-    found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, about)
+    found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, metadata)
     found.save(path, targets=False)
     if bad:
         _logger.warning("left blank, they do not read: %s", name_some(bad))

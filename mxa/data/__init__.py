@@ -1,6 +1,6 @@
 """Chest X-ray collections: an image and its labels become a sample ``(image, target)``."""
 
-from .create import SOURCES, Collection, create_dataset, from_xrv
+from .create import COLLECTIONS, Collection, create_dataset, from_xrv
 from .dataset import CXRDataset
 from .loader import make_loader
 from .records import Records
@@ -10,7 +10,7 @@ __all__ = [
     "Collection",
     "CXRDataset",
     "Records",
-    "SOURCES",
+    "COLLECTIONS",
     "create_dataset",
     "create_transform",
     "data_config",

@@ -33,25 +33,25 @@ class BoxedImage:
     boxes: dict[str, np.ndarray]
 
 
-def read_boxed(source: str, root: str | Path | None, split: str | None = None) -> tuple[Records, list[BoxedImage]]:
+def read_boxed(collection: str, root: str | Path | None, split: str | None = None) -> tuple[Records, list[BoxedImage]]:
     """Reads the images that have boxes.
 
     Args:
-        source: ``"nih"``, whose folder then holds ``BBox_List_2017.csv``, or ``"phantom"``.
+        collection: ``"nih"``, whose folder then holds ``BBox_List_2017.csv``, or ``"phantom"``.
         root: The collection's folder.
         split: As in ``create_dataset``.
 
     Returns:
-        The records of the part, of every view, and those of its images that have boxes, in order.
+        The records of the split, of every view, and those of its images that have boxes, in order.
 
     Raises:
-        InputError: as ``create_dataset`` and ``read_boxes``, another source, or no image of the part has a box.
+        InputError: as ``create_dataset`` and ``read_boxes``, another collection, or no image of the split has a box.
     """
-    if source not in ("nih", "phantom"):
-        raise InputError(f"{source!r} has no boxes: give nih or phantom")
-    records = create_dataset(source, root, split, views="all").records
+    if collection not in ("nih", "phantom"):
+        raise InputError(f"{collection!r} has no boxes: give nih or phantom")
+    records = create_dataset(collection, root, split, views="all").records
     names = [Path(path).name for path in records.paths]
-    if source == "phantom":
+    if collection == "phantom":
         boxes = {name: draw(int(name.rpartition("-")[2]), 32).boxes for name in names}  # the size does not move them
     else:
         boxes = read_boxes(Path(root))
@@ -60,5 +60,5 @@ def read_boxed(source: str, root: str | Path | None, split: str | None = None) -
         BoxedImage(i, name, str(patient), boxes[name]) for i, (name, patient) in enumerate(rows) if boxes.get(name)
     ]
     if not images:
-        raise InputError(f"{source} {root or ''}: no image of split {records.split} has a box")
+        raise InputError(f"{collection} {root or ''}: no image of split {records.split} has a box")
     return records, images

@@ -19,15 +19,15 @@ from .collections.mimic import Mimic, MimicNegBio
 from .collections.nih import NIHChestXray14, NIHGoogle
 from .collections.padchest import PadChest
 from .collections.phantom import Phantom
-from .collections.reader import Source
+from .collections.reader import CollectionReader
 from .collections.vindr import VinDr
 from .collections.xrv import read_xrv
 from .dataset import CXRDataset
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, is_url
-from .splits import check_disjoint, check_unique, divide, fold_parts
+from .splits import check_disjoint, check_unique, divide, fold_splits
 
-__all__ = ["Collection", "SOURCES", "create_dataset", "from_xrv", "read_source"]
+__all__ = ["Collection", "COLLECTIONS", "create_dataset", "from_xrv", "read_collection"]
 
 #: Names of the collections, for a command line.
 Collection = Literal[
@@ -43,7 +43,7 @@ Collection = Literal[
     "folder",
     "shards",
 ]
-SOURCES: dict[str, type[Source]] = dict(
+COLLECTIONS: dict[str, type[CollectionReader]] = dict(
     zip(
         get_args(Collection),
         (Phantom, NIHChestXray14, NIHGoogle, CheXpert, Mimic, MimicNegBio, PadChest, VinDr, Table, Folder, Shards),
@@ -54,7 +54,7 @@ _logger = logging.getLogger(__name__)
 
 
 def create_dataset(
-    source: str,
+    collection: str,
     root: str | Path | None = None,
     split: str | None = None,
     labels: str | Sequence[str] | None = None,
@@ -68,11 +68,11 @@ def create_dataset(
     """Creates the dataset of a collection.
 
     Args:
-        source: A name of ``SOURCES``; ``"phantom"`` is drawn and has no files.
+        collection: A name of ``COLLECTIONS``; ``"phantom"`` is drawn and has no files.
         root: The collection's folder; the CSV or Parquet file for ``"table"``.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
-            the test part where the collection has one, else everything. What a collection does not divide itself is cut
-            by patient, stratified by label: 10 % of the patients validate.
+            the test split where the collection has one, else everything. What a collection does not divide itself is
+            cut by patient, stratified by label: 10 % of the patients validate.
         labels: Names separated by commas or in a sequence, or a name of ``mxa.labels.LABEL_SPACES``; aligned by name,
             masked where the collection lacks them. The collection's own by default.
         uncertain: Policy for uncertain labels in training, see ``mxa.labels.apply_policies``; elsewhere they are
@@ -83,21 +83,21 @@ def create_dataset(
             One made of some of its parts only has no negative, whatever the policy for blank cells.
         columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
         fold: Number (from 0) and count of the folds of a cross-validation by patient: that fold tests, the rest trains
-            and validates, whatever the collection's own parts.
+            and validates, whatever the collection's own splits.
 
     Raises:
-        InputError: unknown source, split, label, policy or view, a missing file or column, an image named twice, a
-            patient in two parts, or an empty split.
+        InputError: unknown collection, split, label, policy or view, a missing file or column, an image named twice, a
+            patient in two splits, or an empty split.
     """
     wanted = None if labels is None else resolve_labels(labels)
     if merge and wanted is None:
         raise InputError("--merge needs --labels: say which labels are to be made")
-    records = read_source(source, root, split, wanted, columns, fold)
-    where = f"{source} {root}" if root else source
+    records = read_collection(collection, root, split, wanted, columns, fold)
+    where = f"{collection} {root}" if root else collection
     if split is None:
-        split = next((part for part in ("test", "valid") if (records.parts == part).any()), "all")
-    if split == "test" and not (records.parts == "test").any():
-        raise InputError(f"{where} has no test part: use --split all; in mxa ablate --part val or --folds")
+        split = next((split for split in ("test", "valid") if (records.splits == split).any()), "all")
+    if split == "test" and not (records.splits == "test").any():
+        raise InputError(f"{where} has no test split: use --split all; in mxa ablate --split val or --folds")
     records = _keep(records, split, views, where)
     halves = []
     if merge:
@@ -105,7 +105,7 @@ def create_dataset(
         for name, parts in made.items():
             _logger.info("%s: %s is merged from %s", where, name, " or ".join(parts))
     policy = uncertain if split == "train" else "U-Ignore"
-    apply_policies(records.targets[:0], records.labels, uncertain)  # a wrong policy is an error in every part
+    apply_policies(records.targets[:0], records.labels, uncertain)  # a wrong policy is an error in every split
     targets = apply_policies(records.targets, records.labels, policy, blank or records.blank)
     for column in map(records.labels.index, halves):
         targets[np.isnan(records.targets[:, column]), column] = np.nan
@@ -138,20 +138,20 @@ def from_xrv(
     return CXRDataset(records)
 
 
-def read_source(
-    source: str,
+def read_collection(
+    collection: str,
     root: str | Path | None,
     split: str | None = None,
     labels: Sequence[str] | None = None,
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
 ) -> Records:
-    """Reads a collection's tables and divides it: every row with its part, cells as they stand.
+    """Reads a collection's tables and divides it: every row with its split, cells as they stand.
 
     Args:
-        source: As in ``create_dataset``, as all that follow.
+        collection: As in ``create_dataset``, as all that follow.
         root: Folder or file.
-        split: The part that is wanted, for a collection that has a table for each; ``"every"`` reads them all.
+        split: The split that is wanted, for a collection that has a table for each; ``"every"`` reads them all.
         labels: Names.
         columns: Names of a table's columns.
         fold: As in ``create_dataset``.
@@ -159,26 +159,26 @@ def read_source(
     Raises:
         InputError: as ``create_dataset``.
     """
-    if source not in SOURCES:
-        raise InputError(f"unknown data source {source!r}: give one of {', '.join(SOURCES)}")
-    if columns is not None and source != "table":
-        raise InputError(f"--columns is for --data table; {source} has its own")
-    kind = SOURCES[source](labels, parse_columns(columns) if isinstance(columns, str) else columns)
+    if collection not in COLLECTIONS:
+        raise InputError(f"unknown collection {collection!r}: give one of {', '.join(COLLECTIONS)}")
+    if columns is not None and collection != "table":
+        raise InputError(f"--columns is for --data table; {collection} has its own")
+    kind = COLLECTIONS[collection](labels, parse_columns(columns) if isinstance(columns, str) else columns)
     if split not in (None, "every", *kind.splits):
         raise InputError(f"unknown split {split!r}: give one of {', '.join(kind.splits)}")
-    if source == "phantom" and root is not None:
+    if collection == "phantom" and root is not None:
         raise InputError(f"--data phantom is drawn and has no --root, got {root}")
-    if source != "phantom":
+    if collection != "phantom":
         if root is None:
-            raise InputError(f"data source {source!r} needs --root")
+            raise InputError(f"collection {collection!r} needs --root")
         if not (kind.reads_urls and is_url(root)) and not Path(root).exists():
             raise InputError(f"no such folder or file: {root}")
     records = kind.read_all(root) if split == "every" or fold else kind.read(root, split)
-    where = f"{source} {root}"
+    where = f"{collection} {root}"
     check_unique(records, where)
     check_disjoint(records, where)
     if fold:
-        return divide(fold_parts(records, *fold, kind.cut_by), 0, kind.cut_by)
+        return divide(fold_splits(records, *fold, kind.cut_by), 0, kind.cut_by)
     return divide(records, kind.test_percent, kind.cut_by)
 
 
@@ -190,7 +190,7 @@ def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records
 
 
 def _keep(records: Records, split: str, views: str | Sequence[str], where: str) -> Records:
-    """Keeps one part and the views asked for; logs how many images that is and how many other views it leaves out."""
+    """Keeps one split and the views asked for; logs how many images that is and how many other views it leaves out."""
     inside, shown = records.in_split(split), records.in_views(views)
     views = views if isinstance(views, str) else ", ".join(views)
     kept = replace(records.subset(inside & shown), split=split)

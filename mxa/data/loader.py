@@ -15,7 +15,7 @@ import torch
 from timm.data import create_loader
 from torch.utils.data import DataLoader, Sampler
 
-from ..utils.distributed import rank_and_count
+from ..utils.distributed import rank, world_size
 from ..utils.errors import InputError
 from .dataset import CXRDataset
 from .shards import ShardDataset
@@ -38,11 +38,11 @@ class TrainSampler(Sampler[int]):
     def __init__(self, dataset: CXRDataset, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
         self.start = 0  # batches to leave out, of a run that is resumed
-        if dataset.seed is None and rank_and_count()[1] > 1:
+        if dataset.seed is None and world_size() > 1:
             raise InputError("set dataset.seed: several processes need one order")
 
     def __len__(self) -> int:
-        return len(self.dataset) // (self.batch_size * rank_and_count()[1]) * self.batch_size
+        return len(self.dataset) // (self.batch_size * world_size()) * self.batch_size
 
     def rows(self, batch: int) -> np.ndarray:
         """Rows of this process's share of a batch of the current epoch."""
@@ -53,12 +53,12 @@ class TrainSampler(Sampler[int]):
 
     def _batches(self) -> np.ndarray:
         """This process's rows, ``(batches, batch_size)``."""
-        rank, count = rank_and_count()
         generator = None
         if self.dataset.seed is not None:
             generator = torch.Generator().manual_seed(self.dataset.derived_seed())
         order = torch.randperm(len(self.dataset), generator=generator).numpy()
-        return order[: len(self) * count].reshape(-1, self.batch_size, count)[:, :, rank]
+        whole = order[: len(self) * world_size()]
+        return whole.reshape(-1, self.batch_size, world_size())[:, :, rank()]
 
 
 class _Loader:

@@ -15,10 +15,10 @@ from ..labels import align, merge
 from ..utils.errors import InputError
 from .image_io import read_image
 
-__all__ = ["PART_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]
+__all__ = ["SPLIT_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]
 
-#: What people call the parts, in lower case.
-PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+#: What people call the splits, in lower case.
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", ""), "lateral": ("LATERAL",)}
 
@@ -49,17 +49,17 @@ class Records:
     Attributes:
         labels: Names of the L columns of ``targets``.
         paths: Image files below ``root``, ``(N,)`` text.
-        targets: ``(N, L)`` float32. As a source reads them 1 positive, 0 negative, -1 uncertain, NaN blank; in a
+        targets: ``(N, L)`` float32. As a collection reads them 1 positive, 0 negative, -1 uncertain, NaN blank; in a
             dataset in [0, 1], NaN where masked.
         patients: Patient identifiers, ``(N,)`` text.
         studies: Identifiers of the studies (one visit, one or more images), ``(N,)`` text; the path by default.
         views: ``"AP"``, ``"PA"``, ``"LATERAL"``, ``"OTHER"`` or ``""`` (unknown), ``(N,)`` text.
         sexes: ``"F"``, ``"M"`` or ``""``, ``(N,)`` text.
         ages: Years, ``(N,)`` float32, NaN where unknown.
-        parts: Part of the collection, ``(N,)`` text: ``"train"``, ``"val"``, ``"test"``, ``"valid"`` or ``""``.
+        splits: Split of each row, ``(N,)`` text: ``"train"``, ``"val"``, ``"test"``, ``"valid"`` or ``""``.
         blank: What a blank cell means by the collection's habit: ``"negative"`` or ``"ignore"``.
         root: Folder of the paths.
-        split: The part that all rows are, such as ``"test"`` or ``"all"``.
+        split: The split that all rows are, such as ``"test"`` or ``"all"``.
         unused: Labels of the collection that were not asked for.
     """
 
@@ -71,7 +71,7 @@ class Records:
     views: np.ndarray | None = None
     sexes: np.ndarray | None = None
     ages: np.ndarray | None = None
-    parts: np.ndarray | None = None
+    splits: np.ndarray | None = None
     blank: str = "negative"
     root: str = ""
     split: str = ""
@@ -79,7 +79,7 @@ class Records:
 
     def __post_init__(self):
         object.__setattr__(self, "paths", text_column(self.paths))
-        defaults = {"studies": self.paths, "views": "", "sexes": "", "parts": "train"}
+        defaults = {"studies": self.paths, "views": "", "sexes": "", "splits": "train"}
         for name in ("patients", *defaults):
             values = getattr(self, name)
             values = defaults[name] if values is None else values
@@ -131,8 +131,8 @@ class Records:
         return replace(self, labels=tuple(labels), targets=targets, unused=unused)
 
     def in_split(self, split: str) -> np.ndarray:
-        """Says which rows are of one part; all of them are of ``"all"``."""
-        return (self.parts == split) | (split == "all")
+        """Says which rows are of one split; all of them are of ``"all"``."""
+        return (self.splits == split) | (split == "all")
 
     def in_views(self, views: str | Sequence[str]) -> np.ndarray:
         """Says which rows are ``"frontal"`` (AP, PA and unknown), ``"lateral"``, ``"all"``, or of the views listed.

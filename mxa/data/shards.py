@@ -1,7 +1,7 @@
 """Prepared shards: tar files of small gray images in the WebDataset layout, on a disk or behind a URL.
 
 ``mxa prepare`` writes them. A shard is read whole and in one go, which is what slow disks and networks like; what is in
-it stands in ``rows.csv.gz``, so that parts, labels, views and policies are chosen as for any other collection.
+it stands in ``rows.csv.gz``, so that splits, labels, views and policies are chosen as for any other collection.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..utils.distributed import rank_and_count
+from ..utils.distributed import rank, world_size
 from ..utils.errors import InputError, require
-from .collections.reader import Source
+from .collections.reader import CollectionReader
 from .dataset import CXRDataset
 from .image_io import read_image
 from .records import Records
@@ -35,7 +35,7 @@ from .tables import read_table_file
 __all__ = ["MANIFEST", "ROWS", "ROW_COLUMNS", "ShardDataset", "ShardRecords", "Shards", "is_url"]
 
 MANIFEST, ROWS = "manifest.json", "rows.csv.gz"
-ROW_COLUMNS = ("shard", "key", "file", "patient", "study", "view", "sex", "age", "part")
+ROW_COLUMNS = ("shard", "key", "file", "patient", "study", "view", "sex", "age", "split")
 _SHARD = re.compile(r"\w[\w.-]*\.tar")  # a name that leads nowhere else and that no shell takes for a command
 MIXED = 4  # shards whose images a training process mixes: some 60 MB in memory at 1,000 images a shard
 
@@ -110,14 +110,14 @@ class ShardRecords(Records):
             raise InputError(f"{self.path(index)} does not decode as an image") from None
 
 
-class Shards(Source):
+class Shards(CollectionReader):
     """The folder or URL that ``mxa prepare`` has filled: ``manifest.json``, ``rows.csv.gz`` and the shards."""
 
     splits = ("train", "val", "valid", "test", "all")
     reads_urls = True
 
     def read(self, root: str | Path, split: str | None = None) -> ShardRecords:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         manifest = _read_manifest(str(root))
         labels = tuple(manifest["labels"])
         with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +135,7 @@ class Shards(Source):
             views=table["view"],
             sexes=table["sex"],
             ages=pd.to_numeric(table["age"], errors="coerce"),
-            parts=table["part"],
+            splits=table["split"],
             blank=manifest["blank"],
             root=str(root),
             checksums={name: shard["sha256"] for name, shard in manifest["shards"].items()},
@@ -182,11 +182,11 @@ class ShardDataset(CXRDataset, IterableDataset):
             InputError: there are more nodes than shards.
         """
         self.batch_size, self.is_training = batch_size, is_training
-        _, nodes = rank_and_count()
+        nodes = world_size()
         shards = len(self._rows)
         if is_training and shards < nodes:
             raise InputError(
-                f"{nodes} processes need {nodes} shards of the training part at least; {self.records.root} has "
+                f"{nodes} processes need {nodes} shards of the training split at least; {self.records.root} has "
                 f"{shards}: prepare it with a smaller --shard-size"
             )
         return min(workers, shards // nodes) if is_training else workers
@@ -194,7 +194,7 @@ class ShardDataset(CXRDataset, IterableDataset):
     def __len__(self) -> int:
         """Images that this node's loader gives in an epoch."""
         rows = len(self.records)
-        return rows // (rank_and_count()[1] * self.batch_size) * self.batch_size if self.is_training else rows
+        return rows // (world_size() * self.batch_size) * self.batch_size if self.is_training else rows
 
     def __iter__(self) -> Iterator[tuple]:
         """Goes through this worker's samples of the epoch."""
@@ -217,7 +217,7 @@ class ShardDataset(CXRDataset, IterableDataset):
                 yield self._sample(row, self._image(row, partial(self.records.decode, images)))
 
     def _train(self, worker: int, workers: int) -> Iterator[tuple]:
-        node, nodes = rank_and_count()
+        node, nodes = rank(), world_size()
         batches = len(self) // self.batch_size
         wanted = (batches // workers + (worker < batches % workers)) * self.batch_size
         turn = 0
@@ -231,7 +231,7 @@ class ShardDataset(CXRDataset, IterableDataset):
                         return
             if wanted == before:
                 self.check()
-                raise InputError(f"{self.records.root}: a worker's shards hold no image of this part")
+                raise InputError(f"{self.records.root}: a worker's shards hold no image of this split")
             turn += 1
 
     def _mixed(self, reader: int, readers: int, turn: int) -> Iterator[tuple[int, Image.Image | None]]:

@@ -13,7 +13,7 @@ from ..labels import align, canonical
 from ..utils.errors import InputError
 from .records import Records, hash_keys
 
-__all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_parts"]
+__all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_splits"]
 
 
 def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "") -> np.ndarray:
@@ -58,21 +58,21 @@ def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None
 
     Args:
         records: Every row.
-        test_percent: Share of the patients that test, where no row is of a test part.
+        test_percent: Share of the patients that test, where no row is of a test split.
         labels: Labels that the cut is stratified by, whatever their order; all by default.
     """
     targets = _stratifying(records, labels)
-    parts = records.parts.copy()
-    for part, percent, salt in (("test", test_percent, "test-"), ("val", 10, "")):
-        if percent and not (parts == part).any():
-            train = np.flatnonzero(parts == "train")
+    splits = records.splits.copy()
+    for split, percent, salt in (("test", test_percent, "test-"), ("val", 10, "")):
+        if percent and not (splits == split).any():
+            train = np.flatnonzero(splits == "train")
             chosen = cut(records.patients[train], targets[train], percent, salt)
-            parts[train[chosen]] = part
-    return replace(records, parts=parts)
+            splits[train[chosen]] = split
+    return replace(records, splits=splits)
 
 
-def fold_parts(records: Records, number: int, count: int, labels: Sequence[str] | None = None) -> Records:
-    """Makes one fold of a cross-validation by patient: it tests, the others train; the collection's parts are dropped.
+def fold_splits(records: Records, number: int, count: int, labels: Sequence[str] | None = None) -> Records:
+    """Makes one fold of a cross-validation by patient: it tests, the others train; the collection's splits are dropped.
 
     Args:
         records: Every row.
@@ -94,9 +94,9 @@ def fold_parts(records: Records, number: int, count: int, labels: Sequence[str] 
             np.ones(len(left), bool) if last else cut(records.patients[left], targets[left], share, f"fold{count}-")
         )
         tested, left = left[chosen], left[~chosen]
-    parts = np.full(len(records), "train", dtype=records.parts.dtype)
-    parts[tested] = "test"
-    return replace(records, parts=parts)
+    splits = np.full(len(records), "train", dtype=records.splits.dtype)
+    splits[tested] = "test"
+    return replace(records, splits=splits)
 
 
 def _stratifying(records: Records, labels: Sequence[str] | None) -> np.ndarray:
@@ -106,22 +106,22 @@ def _stratifying(records: Records, labels: Sequence[str] | None) -> np.ndarray:
 
 
 def check_disjoint(records: Records, where: str) -> None:
-    """Refuses a patient in two parts.
+    """Refuses a patient in two splits.
 
     Raises:
         InputError: there is one. The message names two of the patient's images, not the patient.
     """
-    names = [part for part in dict.fromkeys(records.parts.tolist()) if part]
+    names = [split for split in dict.fromkeys(records.splits.tolist()) if split]
     twice: dict[str, tuple[str, str]] = {}
     for pair in combinations(names, 2):
-        one, other = (set(records.patients[records.parts == part].tolist()) for part in pair)
+        one, other = (set(records.patients[records.splits == split].tolist()) for split in pair)
         twice |= dict.fromkeys(one & other, pair)
     if twice:
         patient = min(twice)
         of = records.patients == patient
-        files = [records.paths[of & (records.parts == part)][0] for part in twice[patient]]
+        files = [records.paths[of & (records.splits == split)][0] for split in twice[patient]]
         raise InputError(
-            f"{where}: {len(twice)} patient(s) are in more than one part, such as the one of {' and '.join(files)}: "
+            f"{where}: {len(twice)} patient(s) are in more than one split, such as the one of {' and '.join(files)}: "
             "divide by patient"
         )
 

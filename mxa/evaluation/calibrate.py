@@ -54,7 +54,7 @@ class Calibration:
         temperatures: Label to T: the probability is ``sigmoid(logit / T)``.
         thresholds: Operating point (``mxa.metrics.OPERATING_POINTS``) to label to the smallest *calibrated* probability
             that is called positive. A label that was not calibrated is in neither.
-        provenance: Collection, part, images, patients, positives, hash of the weights, date.
+        provenance: Collection, split, images, patients, positives, hash of the weights, date.
     """
 
     temperatures: dict[str, float]
@@ -98,7 +98,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             for p in OPERATING_POINTS
         },
         {
-            **found.about,
+            **found.metadata,
             "images": len(found),
             "patients": int(found.cases["patient"].nunique()),
             "positives_and_negatives": counts,

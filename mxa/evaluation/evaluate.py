@@ -18,7 +18,7 @@ from torch import nn
 from .. import __version__
 from ..data import Collection, CXRDataset, create_dataset, create_transform, make_loader
 from ..data.collections.generic_table import find_columns
-from ..data.records import PART_NAMES
+from ..data.records import SPLIT_NAMES
 from ..data.tables import read_table_file
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
@@ -47,7 +47,7 @@ __all__ = [
     "evaluate",
     "score",
     "score_images",
-    "split_parts",
+    "separate_validation",
     "weights_sha256",
     "with_validation",
     "write_report",
@@ -106,7 +106,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Scores models on the same images and writes the report.
 
     Labels are aligned by name; those that the collection lacks are masked. Uncertain labels are masked, never remapped.
-    Thresholds and temperatures are chosen on validation patients, where the part that is scored does not hold them.
+    Thresholds and temperatures are chosen on validation patients, where the split that is scored does not hold them.
 
     Returns:
         What ``mxa.evaluation.report.numbers`` does, as in ``metrics.json``: ``models``, ``paired``.
@@ -125,19 +125,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError(f"--output {folder} is a file: give a folder")
     models = read_models(config.models)
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
-    of_files = any(Path(source).suffix in SUFFIXES for seeds in models.values() for source in seeds)
+    of_files = any(Path(argument).suffix in SUFFIXES for seeds in models.values() for argument in seeds)
     columns = _group_columns(config, by or (), of_files)
     arms = []
     for name, seeds in models.items():
         scored = []
-        for source, short in seeds.items():
-            found = score(config, source)
+        for argument, short in seeds.items():
+            found = score(config, argument)
             (folder / "predictions").mkdir(parents=True, exist_ok=True)
             found.save(folder / "predictions" / f"{short}.parquet")
             scored.append(_grouped(found, columns))
-        parts = [_parts(one, config.level) for one in scored]
-        val = tuple(part[1] for part in parts) if all(part[1] is not None for part in parts) else ()
-        arms.append(Arm(name, tuple(part[0] for part in parts), val))
+        splits = [_splits(one, config.level) for one in scored]
+        val = tuple(split[1] for split in splits) if all(split[1] is not None for split in splits) else ()
+        arms.append(Arm(name, tuple(split[0] for split in splits), val))
     return write_report(folder, arms, config.replicates, by, config.min_group, config.note)
 
 
@@ -169,10 +169,10 @@ def write_report(
 
 
 def score(config: EvaluateConfig, name: str) -> Predictions:
-    """Scores of one model, or of a file, on the part asked for and on the validation patients.
+    """Scores of one model, or of a file, on the split asked for and on the validation patients.
 
-    The part of each row stands in ``cases["part"]``: ``"val"`` for validation patients, where they are not what was
-    asked for, else the part's name.
+    The split of each row stands in ``cases["split"]``: ``"val"`` for validation patients, where they are not what was
+    asked for, else the split's name.
 
     Raises:
         InputError: as ``evaluate``.
@@ -180,8 +180,8 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     if Path(name).suffix in SUFFIXES:
         path = Path(name)
         if has_targets(path):
-            return _file_parts(config, read_predictions(path), path)
-        return _each_part(config, lambda dataset: read_predictions(path, dataset.records), None)
+            return _file_splits(config, read_predictions(path), path)
+        return _each_split(config, lambda dataset: read_predictions(path, dataset.records), None)
     model = load_model(name)
     labels = named_outputs(model)
     known = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
@@ -191,13 +191,13 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
         dataset.on_bad = "mask" if config.skip_bad else "raise"
         return score_images(model, dataset, known, config.batch_size, config.workers, config.amp)
 
-    return _each_part(config, run, labels)
+    return _each_split(config, run, labels)
 
 
 def score_images(
-    model: nn.Module, dataset: CXRDataset, about: Mapping[str, Any], batch_size: int, workers: int, amp: bool = False
+    model: nn.Module, dataset: CXRDataset, metadata: Mapping[str, Any], batch_size: int, workers: int, amp: bool = False
 ) -> Predictions:
-    """Scores of a model on a dataset; images that do not read are left out and counted in ``about``.
+    """Scores of a model on a dataset; images that do not read are left out and counted in ``metadata``.
 
     Raises:
         InputError: an image does not read, unless the dataset masks such images, or none does.
@@ -207,80 +207,80 @@ def score_images(
     good = ~dataset.bad.numpy()
     if not good.any():
         raise InputError(f"none of the {len(good)} images reads")
-    about = dict(about)
+    metadata = dict(metadata)
     if (~good).any():
-        about["images_left_out"] = int((~good).sum())
+        metadata["images_left_out"] = int((~good).sum())
         _logger.warning("left out, they do not read: %s", ", ".join(dataset.bad_paths()))
-    return of_records(dataset.records.subset(good), logits[good], about)
+    return of_records(dataset.records.subset(good), logits[good], metadata)
 
 
-def _file_parts(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
-    """Keeps, of a file with targets and parts, the part asked for (the test part) and the validation rows."""
+def _file_splits(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
+    """Keeps, of a file with targets and splits, the split asked for (the test split) and the validation rows."""
     _logger.info("%s has its own targets: --data, --views, --merge and --blank do not apply", path)
-    if "part" in found.about:  # of an evaluation of ours: what was asked for then, and validation rows
-        keep = (found.cases["part"] != "val") | (config.validation and found.about["part"] != "val")
-        return found.rows((keep | (found.about["part"] == "val")).to_numpy(bool))
-    parts = found.cases["part"].str.lower().map(lambda part: PART_NAMES.get(part, ""))
-    known = set(parts) - {""}
+    if "split" in found.metadata:  # of an evaluation of ours: what was asked for then, and validation rows
+        keep = (found.cases["split"] != "val") | (config.validation and found.metadata["split"] != "val")
+        return found.rows((keep | (found.metadata["split"] == "val")).to_numpy(bool))
+    splits = found.cases["split"].str.lower().map(lambda split: SPLIT_NAMES.get(split, ""))
+    known = set(splits) - {""}
     split = config.split or ("test" if "test" in known else "all")
     if not known or split == "all":
-        found = replace(found, cases=found.cases.assign(part="all"))
-        return replace(found, about={**found.about, "part": "all"})
-    wanted = PART_NAMES.get(split, split)
-    rows = (parts == wanted) | ((parts == "val") & (config.validation and wanted == "test"))
-    if not (parts == wanted).any():
-        raise InputError(f"{path} has no row of the part {split}; it has {', '.join(sorted(known))}")
-    found = replace(found, cases=found.cases.assign(part=parts), about={**found.about, "part": split})
+        found = replace(found, cases=found.cases.assign(split="all"))
+        return replace(found, metadata={**found.metadata, "split": "all"})
+    wanted = SPLIT_NAMES.get(split, split)
+    rows = (splits == wanted) | ((splits == "val") & (config.validation and wanted == "test"))
+    if not (splits == wanted).any():
+        raise InputError(f"{path} has no row of the split {split}; it has {', '.join(sorted(known))}")
+    found = replace(found, cases=found.cases.assign(split=splits), metadata={**found.metadata, "split": split})
     return found.rows(rows.to_numpy(bool))
 
 
-def _each_part(
+def _each_split(
     config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None
 ) -> Predictions:
-    """Scores the part asked for and, where it is another one, the validation part."""
+    """Scores the split asked for and, where it is another one, the validation split."""
     options = {k: getattr(config, k) for k in ("views", "columns", "blank")} | {"merge": config.merge and bool(labels)}
     dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
     split = dataset.records.split
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     scored = run(dataset)
-    about = {
-        **scored.about,
+    metadata = {
+        **scored.metadata,
         "data": config.data,
-        "part": split,
+        "split": split,
         "views": config.views,
         "uncertain": "masked",
         "blank": config.blank or dataset.records.blank,
     }
-    about |= {"merged": True} if config.merge else {}
+    metadata |= {"merged": True} if config.merge else {}
     if dataset.records.unused:
-        about["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
+        metadata["labels_of_the_collection_not_scored"] = list(dataset.records.unused)
     val = None
     if config.validation and split in ("test", "valid"):
         try:
             val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
         except MissingScores as error:
             _logger.warning("%s: no threshold or temperature is chosen", error)
-    return with_validation(replace(scored, about=about), split, val)
+    return with_validation(replace(scored, metadata=metadata), split, val)
 
 
 def with_validation(scored: Predictions, split: str, val: Predictions | None) -> Predictions:
-    """Puts validation rows after those of a part; ``cases["part"]`` says which is which."""
-    scored = replace(scored, cases=scored.cases.assign(part=split))
+    """Puts validation rows after those of a split; ``cases["split"]`` says which is which."""
+    scored = replace(scored, cases=scored.cases.assign(split=split))
     if val is None:
         return scored
-    return stack(scored, replace(val, cases=val.cases.assign(part="val")))
+    return stack(scored, replace(val, cases=val.cases.assign(split="val")))
 
 
-def split_parts(found: Predictions) -> tuple[Predictions, Predictions | None]:
+def separate_validation(found: Predictions) -> tuple[Predictions, Predictions | None]:
     """The rows that are reported, and the validation rows where they are others."""
-    val = (found.cases["part"] == "val").to_numpy(bool)
+    val = (found.cases["split"] == "val").to_numpy(bool)
     if val.all() or not val.any():
         return found, None
     return found.rows(~val), found.rows(val)
 
 
-def _parts(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
-    return split_parts(found if level == "image" else by_study(found, level.removeprefix("study-")))
+def _splits(found: Predictions, level: str) -> tuple[Predictions, Predictions | None]:
+    return separate_validation(found if level == "image" else by_study(found, level.removeprefix("study-")))
 
 
 def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd.DataFrame | None:

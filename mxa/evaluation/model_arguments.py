@@ -17,35 +17,35 @@ def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
     """Reads what a command was given as models: run folders, timm names or files of scores; A,B,C are seeds of one.
 
     Returns:
-        For each model, by a name unlike any other's, its sources, each with a short name unlike any other's:
+        For each model, by a name unlike any other's, its arguments, each with a short name unlike any other's:
         ``runs/a-seed0,runs/a-seed1`` gives ``{"a (2 seeds)": {"runs/a-seed0": "a-seed0", "runs/a-seed1": "a-seed1"}}``.
 
     Raises:
-        InputError: no model, an empty one, or a source that is there twice.
+        InputError: no model, an empty one, or an argument that is there twice.
     """
-    split = [[source.strip() for source in model.split(",") if source.strip()] for model in models]
-    if not all(split) or not split:
+    groups = [[argument.strip() for argument in model.split(",") if argument.strip()] for model in models]
+    if not all(groups) or not groups:
         raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
-    sources = list(itertools.chain(*split))
-    places = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
-    if twice := {source for source, place in zip(sources, places, strict=True) if places.count(place) > 1}:
+    arguments = list(itertools.chain(*groups))
+    places = [str(Path(argument).resolve()) if Path(argument).exists() else argument for argument in arguments]
+    if twice := {argument for argument, place in zip(arguments, places, strict=True) if places.count(place) > 1}:
         raise InputError(f"{', '.join(sorted(twice))} is named twice")
     short: dict[str, str] = {}
-    for source in sources:
-        name = _short(source)
-        short[source] = _unlike(short.values(), name, f"{Path(source).absolute().parent.name}-{name}")
+    for argument in arguments:
+        name = _short(argument)
+        short[argument] = _unlike(short.values(), name, f"{Path(argument).absolute().parent.name}-{name}")
     found: dict[str, dict[str, str]] = {}
-    for seeds in split:
-        named = {source: short[source] for source in seeds}
+    for seeds in groups:
+        named = {argument: short[argument] for argument in seeds}
         found[_unlike(found, _model_name([*named.values()]))] = named
     return found
 
 
-def _short(source: str) -> str:
-    path = Path(source)
+def _short(argument: str) -> str:
+    path = Path(argument)
     while path.suffix in SUFFIXES:
         path = path.with_suffix("")
-    return path.name or source
+    return path.name or argument
 
 
 def _unlike(taken: Collection[str], *wished: str) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data import Records
 from ..data.collections.generic_table import COLUMNS, find_columns, plain_text
-from ..data.records import PART_NAMES, normal_sex, years
+from ..data.records import SPLIT_NAMES, normal_sex, years
 from ..data.tables import label_cells, read_header, read_table_file
 from ..data.views import normal_view
 from ..labels import align, canonical
@@ -31,13 +31,13 @@ __all__ = [
     "by_study",
     "has_targets",
     "of_records",
-    "read_about",
+    "read_metadata",
     "read_predictions",
     "stack",
 ]
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
-CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "part")
+CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "split")
 _KEY = b"mxa"  # of the Parquet file's metadata
 
 
@@ -53,16 +53,16 @@ class Predictions:
         labels: Names of the L columns.
         logits: ``(N, L)``.
         targets: ``(N, L)``: 1, 0, NaN where masked.
-        cases: A row an image: ``image``, ``patient``, ``study``, ``view``, ``sex``, ``age``, ``part`` and any other
+        cases: A row an image: ``image``, ``patient``, ``study``, ``view``, ``sex``, ``age``, ``split`` and any other
             column, to group by.
-        about: Where they come from: model, hash of the weights, collection, part, policies.
+        metadata: Where they come from: model, hash of the weights, collection, split, policies.
     """
 
     labels: tuple[str, ...]
     logits: np.ndarray
     targets: np.ndarray
     cases: pd.DataFrame
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -88,29 +88,29 @@ class Predictions:
             )
 
     def save(self, path: Path, targets: bool = True) -> None:
-        """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``about`` in its metadata."""
+        """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``metadata`` in its metadata."""
         pyarrow = require("pyarrow", "train")
         require("pyarrow.parquet", "train")
         columns = {f"logit:{name}": self.logits[:, i] for i, name in enumerate(self.labels)}
         columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels) if targets}
         table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.about)})
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.metadata)})
         scores = [name for name in table.column_names if name.startswith("logit:")]
         texts = [name for name in table.column_names if name not in scores]
         packed = {"compression": "zstd", "use_dictionary": texts, "use_byte_stream_split": scores}
         atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
 
 
-def of_records(records: Records, logits: np.ndarray, about: Mapping[str, Any]) -> Predictions:
+def of_records(records: Records, logits: np.ndarray, metadata: Mapping[str, Any]) -> Predictions:
     """Puts a model's logits ``(N, L)`` beside the rows of the dataset that they are of."""
     texts = {"image": "paths", "patient": "patients", "study": "studies", "view": "views", "sex": "sexes"}
     cases = {name: getattr(records, column).astype(object) for name, column in texts.items()}
-    cases = pd.DataFrame({**cases, "age": records.ages, "part": records.parts.astype(object)})
-    return Predictions(records.labels, logits, records.targets, cases, dict(about))
+    cases = pd.DataFrame({**cases, "age": records.ages, "split": records.splits.astype(object)})
+    return Predictions(records.labels, logits, records.targets, cases, dict(metadata))
 
 
 def stack(first: Predictions, *others: Predictions) -> Predictions:
-    """Puts the rows of several one after the other; labels and ``about`` are the first's.
+    """Puts the rows of several one after the other; labels and ``metadata`` are the first's.
 
     Raises:
         InputError: their labels differ.
@@ -143,7 +143,7 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
 
     A column of image names; for each label a column ``logit:LABEL``, or ``LABEL`` or ``probability:LABEL`` with
     probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with ``records``. Patient, study, view,
-    sex, age and part under any of the names of ``mxa.data.collections.generic_table.COLUMNS``; without patients every
+    sex, age and split under any of the names of ``mxa.data.collections.generic_table.COLUMNS``; without patients every
     image is a patient of its own.
 
     Args:
@@ -178,9 +178,9 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
     if not scores:
         raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
     logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
-    about = {"scores": path.name, **read_about(path)}
+    metadata = {"scores": path.name, **read_metadata(path)}
     if records is not None:
-        return _joined(Predictions(tuple(scores), logits, np.empty(0), table, about), names["path"], records, path)
+        return _joined(Predictions(tuple(scores), logits, np.empty(0), table, metadata), names["path"], records, path)
     index = align(tuple(targets), tuple(scores))
     if None in index:
         raise InputError(f"{path} has no column target:{list(scores)[index.index(None)]}")
@@ -188,9 +188,9 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
     cells = np.stack([label_cells(table[c], f"{path}: column {c!r}") for c in columns], axis=1)
     cells[cells == -1] = np.nan
     cases = table.drop(columns=[*scores.values(), *targets.values()]).rename(
-        columns={own: {"path": "image", "split": "part"}.get(name, name) for name, own in names.items()}
+        columns={own: "image" if name == "path" else name for name, own in names.items()}
     )
-    return Predictions(tuple(scores), logits, cells, _complete(cases), about)
+    return Predictions(tuple(scores), logits, cells, _complete(cases), metadata)
 
 
 def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
@@ -204,7 +204,7 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
     return logit(numbers)
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a Parquet file of scores says of itself; nothing for another program's."""
     if path.suffix not in (".parquet", ".pq"):
         return {}
@@ -214,14 +214,14 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:
-    """Adds what is unknown, and puts views, sexes, ages and parts as collections have them."""
+    """Adds what is unknown, and puts views, sexes, ages and splits as collections have them."""
     cases = cases.assign(**{name: "" for name in CASE_COLUMNS if name not in cases and name != "age"})
     for name in [n for n in CASE_COLUMNS if n != "age"]:
         cases[name] = plain_text(cases[name])
     for name in ("patient", "study"):
         cases[name] = cases[name].where(cases[name] != "", cases["image"])
-    if unknown := sorted(set(cases["part"].str.lower()) - {"", *PART_NAMES}):
-        raise InputError(f"unknown part {', '.join(unknown[:3])}: give train, val or test")
+    if unknown := sorted(set(cases["split"].str.lower()) - {"", *SPLIT_NAMES}):
+        raise InputError(f"unknown split {', '.join(unknown[:3])}: give train, val or test")
     ages = years(cases["age"].astype(str)) if "age" in cases else np.nan
     return cases.assign(view=cases["view"].map(normal_view), sex=cases["sex"].map(normal_sex), age=ages)
 
@@ -246,7 +246,7 @@ def _joined(scores: Predictions, column: str, records: Records, path: Path) -> P
         raise InputError(f"{path} has {', '.join(scores.labels)}, and none of {', '.join(records.labels)}")
     logits = scores.logits[found][:, [index[k] for k in held]]
     labels = tuple(records.labels[k] for k in held)
-    made = of_records(records.with_labels(labels), logits, scores.about)
+    made = of_records(records.with_labels(labels), logits, scores.metadata)
     extra = scores.cases.iloc[found].reset_index(drop=True)
     extra = extra[[c for c in extra if c not in made.cases and ":" not in c and c != column and c not in COLUMNS]]
     return replace(made, cases=pd.concat([made.cases, extra], axis=1))
@@ -258,7 +258,7 @@ class Arm:
 
     Attributes:
         name: What it is called in the report.
-        scored: Scores and targets of the part that is reported, one of each seed.
+        scored: Scores and targets of the split that is reported, one of each seed.
         val: The same of validation patients, on which thresholds and temperatures are chosen; or none.
     """
 
@@ -283,7 +283,7 @@ def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictio
     A study is positive for a label where any image is, negative where a known one is not. What its images do not share
     (the view) is unknown; its name is that of its first image.
     """
-    keys = predictions.cases[["part", "patient", "study"]].astype(str).agg("\x00".join, axis=1)
+    keys = predictions.cases[["split", "patient", "study"]].astype(str).agg("\x00".join, axis=1)
     index = pd.factorize(keys)[0]
     count = index.max() + 1
     first = np.full(count, len(index))
@@ -298,8 +298,8 @@ def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictio
     targets = np.full(logits.shape, -1.0)
     np.maximum.at(targets, index, np.nan_to_num(predictions.targets, nan=-1.0))
     cases = predictions.cases.iloc[first].reset_index(drop=True)
-    for name in [c for c in cases if c not in ("image", "patient", "study", "part")]:
+    for name in [c for c in cases if c not in ("image", "patient", "study", "split")]:
         differ = predictions.cases.groupby(index)[name].nunique(dropna=False).to_numpy() > 1
         cases[name] = cases[name].where(~differ, np.nan if name == "age" else "")
-    about = {**predictions.about, "level": f"study, {how} of its images"}
-    return Predictions(predictions.labels, logits, np.where(targets < 0, np.nan, targets), cases, about)
+    metadata = {**predictions.metadata, "level": f"study, {how} of its images"}
+    return Predictions(predictions.labels, logits, np.where(targets < 0, np.nan, targets), cases, metadata)

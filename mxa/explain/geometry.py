@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Grid", "Peak", "find_peak", "floor", "place", "to_image", "upsample"]
+__all__ = ["Grid", "Peak", "find_peak", "least_shown", "place", "to_image", "upsample"]
 
 
 class Grid(NamedTuple):
@@ -110,6 +110,6 @@ def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
     return Peak(((x + 0.5) / wide, (y + 0.5) / high), tuple(float(v) for v in box))
 
 
-def floor(heat: torch.Tensor) -> float:
+def least_shown(heat: torch.Tensor) -> float:
     """The lowest value above 0 of a map: of attention, which is 0 nowhere, or of a gate, which is outside its box."""
     return heat[heat > 0].min().item() if (heat > 0).any() else 0.0

@@ -13,7 +13,7 @@ from PIL import Image
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
 from .attention import resize
-from .geometry import floor
+from .geometry import least_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ def draw_panel(
     grid[0, 0].set_title("regions of the MXA blocks" if rois else "X-ray", fontsize=8)
     _draw_boxes(grid[0, 0], image, rois)
     for axes, (name, heat) in zip(grid[0, 1:], maps.items(), strict=False):
-        _draw_heat(axes, image, heat, name, floor(heat))
+        _draw_heat(axes, image, heat, name, least_shown(heat))
     for row, method in zip(grid[1:], methods, strict=False):
         for axes, (name, found) in zip(row, labels.items(), strict=False):
             _draw_heat(axes, image, found[method], f"{name}: {method}")
@@ -162,7 +162,7 @@ def _compare(
     row: Sequence[Axes], image: Image.Image, naive: torch.Tensor, improved: torch.Tensor, names: tuple[str, str]
 ) -> None:
     improved = resize(improved[None], tuple(naive.shape))[0]
-    ends = min(floor(naive), floor(improved)), max(naive.max().item(), improved.max().item())
+    ends = min(least_shown(naive), least_shown(improved)), max(naive.max().item(), improved.max().item())
     for axes, heat, name in zip(row, (naive, improved), names, strict=False):
         _draw_heat(axes, image, heat, f"attention: {name}", *ends)
     delta = improved - naive

@@ -1,4 +1,4 @@
-"""Does a map or a box find the finding? Scores against drawn boxes, and floors that need no model.
+"""Does a map or a box find the finding? Scores against drawn boxes, and baselines that need no model.
 
 A case is one finding of one image, with K >= 1 boxes; inside means inside their union. Boxes are xyxy in [0, 1] of the
 image, x to the right and y down, their edges included. Cell (i, j) of a map ``(H, W)`` covers x from j / W to
@@ -31,7 +31,7 @@ __all__ = [
     "score_point",
 ]
 
-#: The centre of the image, x and y: the floor that needs no boxes either.
+#: The centre of the image, x and y: the baseline that needs no boxes either.
 CENTRE = (0.5, 0.5)
 
 

@@ -126,8 +126,8 @@ def load_own_copy(
     repo, cache_dir = f"{owner}/{name}", kwargs.get("cache_dir")
     config = fetch(repo, "config.json", revision, cache_dir)
     path = fetch(repo, WEIGHTS_FILE, config.parent.name, cache_dir)
-    about = read_config(config)
-    theirs = (about.get("architecture"), tuple(about.get("label_names") or ()))
+    content = read_config(config)
+    theirs = (content.get("architecture"), tuple(content.get("label_names") or ()))
     if theirs[0] != variant or list(map(canonical, theirs[1])) != list(map(canonical, cfg.label_names)):
         raise WeightsError(
             f"{repo} holds {theirs[0]} for {', '.join(theirs[1]) or 'outputs without names'}, not {variant} for "
@@ -157,12 +157,12 @@ def read_config(path: Path) -> dict[str, Any]:
         WeightsError: it does not read.
     """
     try:
-        about = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} does not read ({error}): delete {path.resolve()}, and get it again") from error
-    if not isinstance(about, dict):
+    if not isinstance(content, dict):
         raise WeightsError(f"{path} is no model's configuration")
-    return about
+    return content
 
 
 def packaged(entry: dict[str, Any]) -> Path | None:
@@ -323,8 +323,8 @@ def _other_hash(path: Path, found: str, wanted: str) -> str:
 def _verify(path: Path, sha256: str) -> None:
     from huggingface_hub import constants
 
-    about = path.stat()
-    seen = {"path": str(path.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+    status = path.stat()
+    seen = {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = Path(constants.HF_HOME) / "mxa" / f"{sha256}.json"
     try:
         if json.loads(note.read_text()) == seen:

@@ -55,20 +55,20 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
         raise InputError(f"{name}: {error}") from error
 
 
-def load_model(source: str | Path, **kwargs) -> nn.Module:
+def load_model(name: str | Path, **kwargs) -> nn.Module:
     """Loads a model with its weights, in eval mode, from a run folder or by a timm name.
 
     Raises:
         InputError: neither, or the weights do not fit.
     """
-    path = Path(source)
+    path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is no run folder: it has no config.json")
-        source = f"local-dir:{path}"
+        name = f"local-dir:{path}"
     elif path.exists() or path.suffix in (".pt", ".pth", ".safetensors"):
         raise InputError(f"{path} is no run folder: give the folder that holds config.json and model.safetensors")
-    return create(str(source), pretrained=True, **kwargs).eval()
+    return create(str(name), pretrained=True, **kwargs).eval()
 
 
 def named_outputs(model: nn.Module) -> tuple[str, ...]:
@@ -123,26 +123,26 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def init_weights(model: nn.Module, source: str) -> set[str]:
+def init_weights(model: nn.Module, start: str) -> set[str]:
     """Starts a model from other weights; the head keeps the rows whose label *names* it shares, the rest stays fresh.
 
     Args:
         model: The model to fill, its label names set.
-        source: A timm name with weights, a run folder, or a file (``.safetensors``, ``.pt``) of the same architecture.
+        start: A timm name with weights, a run folder, or a file (``.safetensors``, ``.pt``) of the same architecture.
 
     Returns:
         The keys that were filled, the head's not among them.
 
     Raises:
-        InputError: no such source, or its weights are of another architecture; the message lists the keys.
+        InputError: no such start, or its weights are of another architecture; the message lists the keys.
     """
-    path = Path(source)
+    path = Path(start)
     if path.is_file():
         state, names = read_checkpoint(path)
     else:
-        origin = load_model(source)
+        origin = load_model(start)
         state, names = origin.state_dict(), label_names(origin)
-    return fill_weights(model, state, names, source)
+    return fill_weights(model, state, names, start)
 
 
 def fill_weights(

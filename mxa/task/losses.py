@@ -14,7 +14,7 @@ from timm.loss import (
 )
 from torch import nn
 
-from ..utils.distributed import rank_and_count, total
+from ..utils.distributed import all_reduce, world_size
 
 __all__ = ["MaskedLoss", "distillation_mix", "masked_bce_with_logits", "soft_distillation_loss"]
 
@@ -78,7 +78,7 @@ def soft_distillation_loss(
         student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     mask = ~teacher_logits.isnan() if mask is None else mask.expand_as(teacher_logits)
     p = (teacher_logits.masked_fill(~mask, 0.0) / temperature).sigmoid().to(student_logits.dtype)
-    sums = total(torch.stack([(p * mask).sum(0), mask.sum(0).to(p.dtype)]))
+    sums = all_reduce(torch.stack([(p * mask).sum(0), mask.sum(0).to(p.dtype)]))
     weight = 1 - sums[0] / sums[1].clamp(min=1)  # (L,)
     loss = F.binary_cross_entropy_with_logits(student_logits / temperature, p, reduction="none")
     return _mean_of_present(weight * loss, mask)
@@ -158,5 +158,5 @@ def _share_of_images(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     Data-parallel training averages the gradients of P processes, so each divides by a P-th of the images of all.
     """
-    images = total(rows.sum().to(dtype)) / rank_and_count()[1]
+    images = all_reduce(rows.sum().to(dtype)) / world_size()
     return torch.where(images > 0, images, torch.ones_like(images))

@@ -34,7 +34,7 @@ XRV_CACHE = "~/.torchxrayvision/models_data"
 XRV_RANGE = {"mean": (0.5,), "std": (1 / 2048,)}  # [0, 1] to [-1024, 1024], as torchxrayvision.datasets.normalize
 
 
-class _Source(NamedTuple):
+class _Found(NamedTuple):
     """A teacher's model, the names of its outputs, its input (None: the student's own), its file's SHA-256."""
 
     model: nn.Module
@@ -55,13 +55,13 @@ class Teacher(DistillationTeacher):
     module that is given is frozen in place (one of TorchXRayVision's is copied).
 
     Args:
-        source: ``"xrv:NAME"``, weights of TorchXRayVision in its cache folder (nothing is downloaded);
+        teacher: ``"xrv:NAME"``, weights of TorchXRayVision in its cache folder (nothing is downloaded);
             ``"xrv:FILE"``, a file of its DenseNet-121 or ResNet-50; a timm name; a run folder; or a module that gives
             raw logits ``(B, T)``.
         labels: Names of the student's L outputs.
         student_cfg: The student, or its ``mean``, ``std`` and ``input_size``.
         checkpoint: Weights for a timm name, of as many outputs as ``names``.
-        names: Names of the T outputs, ``""`` for an untrained one, where the source does not tell.
+        names: Names of the T outputs, ``""`` for an untrained one, where the teacher does not tell.
         sha256: Refuse another file than that of this digest (of the ``xrv:`` file, the checkpoint, or the run's
             ``model.safetensors``), before anything of it is read.
         no_finding: How No Finding is made where the teacher has none (see ``KDAdapter``).
@@ -74,13 +74,13 @@ class Teacher(DistillationTeacher):
         knows the label, and the logits are 0 elsewhere.
 
     Raises:
-        InputError: no such source or file, another digest, a file that holds more than a network, weights that do not
+        InputError: no such teacher or file, another digest, a file that holds more than a network, weights that do not
             fit, outputs without names, or no label in common.
     """
 
     def __init__(
         self,
-        source: str | Path | nn.Module,
+        teacher: str | Path | nn.Module,
         labels: Sequence[str],
         student_cfg: Mapping[str, Any] | nn.Module,
         *,
@@ -91,7 +91,7 @@ class Teacher(DistillationTeacher):
         device: torch.device | str | None = None,
     ):
         student = data_config(student_cfg) if isinstance(student_cfg, nn.Module) else student_cfg
-        found = _find(source, checkpoint, None if names is None else tuple(names), sha256)
+        found = _find(teacher, checkpoint, None if names is None else tuple(names), sha256)
         super().__init__(found.model)
         cfg = found.cfg or student
         self.sha256 = found.sha256
@@ -159,40 +159,40 @@ def _read(path: Path, sha256: str | None) -> tuple[bytes, str]:
 
 
 def _find(
-    source: str | Path | nn.Module, checkpoint: str | Path | None, names: tuple[str, ...] | None, sha256: str | None
-) -> _Source:
-    """Finds a teacher's model, whatever the source."""
-    is_module = isinstance(source, nn.Module)
-    if checkpoint is not None and (is_module or str(source).startswith("xrv:")):
+    teacher: str | Path | nn.Module, checkpoint: str | Path | None, names: tuple[str, ...] | None, sha256: str | None
+) -> _Found:
+    """Finds a teacher's model, however it is named."""
+    is_module = isinstance(teacher, nn.Module)
+    if checkpoint is not None and (is_module or str(teacher).startswith("xrv:")):
         raise InputError("a checkpoint goes with a timm name; give a file of TorchXRayVision's as xrv:FILE")
     if is_module and sha256 is not None:
         raise InputError("sha256 is that of a file; the teacher is a module")
     if is_module:
-        return _from_module(source, names)
-    if str(source).startswith("xrv:"):
-        return _from_xrv(str(source).removeprefix("xrv:"), names, sha256)
-    weights = Path(source, "model.safetensors") if checkpoint is None else Path(checkpoint)
+        return _from_module(teacher, names)
+    if str(teacher).startswith("xrv:"):
+        return _from_xrv(str(teacher).removeprefix("xrv:"), names, sha256)
+    weights = Path(teacher, "model.safetensors") if checkpoint is None else Path(checkpoint)
     digest = _read(weights, sha256)[1] if checkpoint is not None or weights.is_file() else None
     if sha256 is not None and digest is None:
-        raise InputError(f"sha256 is that of a file; {source} is a name: give the weights with checkpoint")
+        raise InputError(f"sha256 is that of a file; {teacher} is a name: give the weights with checkpoint")
     if checkpoint is None:
-        model = load_model(source)
+        model = load_model(teacher)
     elif names is None:
         raise InputError("a checkpoint needs the names of its outputs: give names")
     else:
         overlay = {"file": str(weights), "num_classes": len(names)}
-        model = load_model(source, num_classes=len(names), pretrained_cfg_overlay=overlay)
-    names = _checked(names or named_outputs(model), model.num_classes, str(source))
-    return _Source(model, names, data_config(model), digest)
+        model = load_model(teacher, num_classes=len(names), pretrained_cfg_overlay=overlay)
+    names = _checked(names or named_outputs(model), model.num_classes, str(teacher))
+    return _Found(model, names, data_config(model), digest)
 
 
-def _from_module(model: nn.Module, names: tuple[str, ...] | None) -> _Source:
+def _from_module(model: nn.Module, names: tuple[str, ...] | None) -> _Found:
     """A module; without a configuration its input is the student's."""
     if type(model).__module__ == "torchxrayvision.models":
         entry = {"labels": model.targets, "input_resolution": getattr(model, "input_resolution", None)}
-        return _xrv_source(model.state_dict(), entry, names, type(model).__name__)
+        return _found_xrv(model.state_dict(), entry, names, type(model).__name__)
     names = names or tuple(getattr(model, "label_names", None) or ()) or named_outputs(model)
-    return _Source(model, names, data_config(model) if getattr(model, "pretrained_cfg", None) else None)
+    return _Found(model, names, data_config(model) if getattr(model, "pretrained_cfg", None) else None)
 
 
 def _xrv_models() -> ModuleType:
@@ -226,9 +226,9 @@ def _xrv_content(what: str, sha256: str | None) -> tuple[Path, dict[str, torch.T
     return path, tensors(content, str(path)), entry, digest
 
 
-def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _Source:
+def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _Found:
     path, state, entry, digest = _xrv_content(what, sha256)
-    return _xrv_source(state, entry, names, str(path))._replace(sha256=digest)
+    return _found_xrv(state, entry, names, str(path))._replace(sha256=digest)
 
 
 def read_xrv_weights(what: str, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
@@ -254,9 +254,9 @@ def _xrv_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
 
 
-def _xrv_source(
+def _found_xrv(
     state: Mapping[str, torch.Tensor], entry: Mapping[str, Any], names: tuple[str, ...] | None, origin: str
-) -> _Source:
+) -> _Found:
     """Builds TorchXRayVision's DenseNet-121 or ResNet-50 of a state; its ``forward`` gives raw logits."""
     models = _xrv_models()
     state = _xrv_state(state)
@@ -274,7 +274,7 @@ def _xrv_source(
         raise InputError(f"{origin} holds neither TorchXRayVision's DenseNet-121 nor its ResNet-50: {error}") from None
     size = entry.get("input_resolution") or (224 if dense else 512)
     names = _checked(names or entry.get("labels"), outputs, origin)
-    return _Source(model, names, {"input_size": (1, size, size)} | XRV_RANGE)
+    return _Found(model, names, {"input_size": (1, size, size)} | XRV_RANGE)
 
 
 def _checked(names: Any, outputs: int, origin: str) -> tuple[str, ...]:

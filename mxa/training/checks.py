@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..data import CXRDataset, Records
 from ..data.shards import ShardDataset
-from ..utils.distributed import any_process, rank_and_count
+from ..utils.distributed import any_process, world_size
 from ..utils.errors import InputError
 
 __all__ = ["check_bad", "check_files", "check_labels", "check_losses", "fingerprint", "stack_losses"]
@@ -28,9 +28,9 @@ def check_labels(dataset: CXRDataset) -> None:
         if not (column > 0.5).any() or not (column <= 0.5).any()
     ]
     if np.isnan(targets).all():
-        raise InputError("every label of the training part is masked: there is nothing to learn")
+        raise InputError("every label of the training split is masked: there is nothing to learn")
     if lacking:
-        warnings.warn(f"no positive or no negative in the training part: {', '.join(lacking)}", stacklevel=4)
+        warnings.warn(f"no positive or no negative in the training split: {', '.join(lacking)}", stacklevel=4)
 
 
 def check_files(dataset: CXRDataset) -> None:
@@ -41,15 +41,15 @@ def check_files(dataset: CXRDataset) -> None:
                 raise InputError(f"no image {path} (a validation image)")
 
 
-def fingerprint(train_set: CXRDataset, about_teacher: dict[str, Any], workers: int) -> dict[str, Any]:
+def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers: int) -> dict[str, Any]:
     """What must be the same for a run to go on, by the name that an error gives it."""
     digest = hashlib.sha256("\n".join(train_set.records.paths.tolist()).encode())
     digest.update(np.ascontiguousarray(train_set.records.targets).tobytes())
     names = {"images, labels or logits of the teacher": digest.hexdigest(), "label names": list(train_set.labels)}
-    if about_teacher:
-        names["weights of the teacher (its SHA-256)"] = about_teacher["sha256"]
+    if teacher_metadata:
+        names["weights of the teacher (its SHA-256)"] = teacher_metadata["sha256"]
     if isinstance(train_set, ShardDataset):  # it is dealt to processes and workers
-        names["number of processes or --workers, with shards"] = [rank_and_count()[1], workers]
+        names["number of processes or --workers, with shards"] = [world_size(), workers]
     return names
 
 
@@ -72,7 +72,7 @@ def stack_losses(losses: list, device: torch.device) -> torch.Tensor:
     return torch.stack([torch.as_tensor(x, device=device) for x in losses])
 
 
-def check_losses(losses: list, epoch: int, loader: DataLoader, parts: int, device: torch.device) -> None:
+def check_losses(losses: list, epoch: int, loader: DataLoader, grad_accum: int, device: torch.device) -> None:
     """Ends the training at the first loss that is not finite in any process, before anything of it is saved."""
     values = stack_losses(losses, device).cpu()
     if not any_process(not values.isfinite().all(), device):
@@ -82,7 +82,7 @@ def check_losses(losses: list, epoch: int, loader: DataLoader, parts: int, devic
     at = int((~values.isfinite()).int().argmax())
     images = ""
     if hasattr(loader.sampler, "rows"):
-        rows = np.concatenate([loader.sampler.rows(at * parts + i) for i in range(parts)])
+        rows = np.concatenate([loader.sampler.rows(at * grad_accum + i) for i in range(grad_accum)])
         names = [loader.dataset.records.path(int(row)) for row in rows]
         images = f" (its images: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     raise InputError(

@@ -14,7 +14,7 @@ from timm.optim import list_optimizers
 
 from ..data import Collection
 from ..utils.config import read_yaml
-from ..utils.distributed import rank_and_count
+from ..utils.distributed import world_size
 from ..utils.errors import InputError
 
 __all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "model_arguments", "plain_config"]
@@ -69,9 +69,9 @@ class TrainConfig:
     patience: int | None = None
     """Stop when the validation score has not risen for so many epochs."""
     batch_size: int = 32
-    """Images of one step, over all its parts and processes."""
+    """Images of one step, over all its micro-batches and processes."""
     grad_accum: int = 1
-    """Parts that a step's images are taken in, one after the other, where they do not fit into memory at once."""
+    """Micro-batches of a step, one after the other, where its images do not fit into memory at once."""
     lr: float = 1e-3
     """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
     min_lr: float = 1e-5
@@ -186,9 +186,9 @@ def check_config(config: TrainConfig) -> None:
                 raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
     if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
         raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")
-    shares = config.grad_accum * rank_and_count()[1]
+    shares = config.grad_accum * world_size()
     if config.batch_size % shares:
-        raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (parts x processes)")
+        raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (--grad-accum x processes)")
     if config.cooldown_epochs >= config.epochs:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
 

@@ -17,7 +17,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 from ..task import MultiLabelTask
-from ..utils.distributed import rank_and_count
+from ..utils.distributed import world_size
 from ..utils.errors import InputError
 from .config import AMP_TYPES, TrainConfig
 
@@ -52,7 +52,7 @@ def prepare_model(config: TrainConfig, model: nn.Module, device: torch.device) -
             model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
             raise InputError(f"--grad-checkpointing: {config.model} has none") from None
-    if config.sync_bn and (device.type != "cuda" or rank_and_count()[1] == 1):
+    if config.sync_bn and (device.type != "cuda" or world_size() == 1):
         raise InputError("--sync-bn needs several processes on CUDA devices")
     if config.sync_bn:
         model = convert_sync_batchnorm(model)
@@ -72,18 +72,18 @@ class Engine:
 
     Attributes:
         model: What is trained, without wrappers.
-        kept: What is validated and kept: the average of the weights where there is one, else the model.
+        eval_model: What is validated and kept: the average of the weights where there is one, else the model.
     """
 
     def __init__(self, config: TrainConfig, task: MultiLabelTask, steps: int, frozen: Sequence[nn.Module] = ()):
         self.config, self.task, self.steps, self.frozen = config, task, steps, frozen
         self.device, self.model = task.device, task.trainable_module
-        self.kept = task.setup_ema(config.ema, use_warmup=True).module if config.ema else self.model
+        self.eval_model = task.setup_ema(config.ema, use_warmup=True).module if config.ema else self.model
         self.optimizer, self.scheduler = _optimizer(config, self.model, steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         if config.compile:
             task.compile()
-        if rank_and_count()[1] > 1:
+        if world_size() > 1:
             task.prepare_distributed([self.device] if self.device.type == "cuda" else None)
 
     def start_epoch(self) -> None:
@@ -92,8 +92,8 @@ class Engine:
         for module in self.frozen:
             module.eval()
 
-    def step(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
-        """Trains on the parts of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
+    def step(self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
+        """Trains on the splits of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
 
         Returns:
             This process's mean loss, detached; the mean over processes is that of the global batch.
@@ -101,15 +101,15 @@ class Engine:
         count = epoch * self.steps + step
         self.scheduler.step_update(count)
         losses = []
-        for i, part in enumerate(parts):
-            images, targets = (tensor.to(self.device, non_blocking=True) for tensor in part)
+        for i, micro_batch in enumerate(micro_batches):
+            images, targets = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            wait = self.task.no_sync() if i + 1 < len(parts) else contextlib.nullcontext()
+            wait = self.task.no_sync() if i + 1 < len(micro_batches) else contextlib.nullcontext()
             amp = AMP_TYPES[self.config.amp]
             with wait:
                 with torch.autocast(self.device.type, amp, enabled=amp is not None):
-                    loss = self.task(images, targets)["loss"] / len(parts)
+                    loss = self.task(images, targets)["loss"] / len(micro_batches)
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         if self.config.agc:
@@ -123,8 +123,8 @@ class Engine:
 
     def share_statistics(self) -> None:
         """Gives every process the first one's batch-norm statistics, before a validation that they share."""
-        if (count := rank_and_count()[1]) > 1:
-            distribute_bn(self.kept, count, reduce=False)
+        if world_size() > 1:
+            distribute_bn(self.eval_model, world_size(), reduce=False)
 
     @property
     def lr(self) -> float:
@@ -135,14 +135,14 @@ class Engine:
         """What a checkpoint holds of it; the schedule is a function of the step."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-        return state | ({"ema": self.kept.state_dict()} if self.config.ema else {})
+        return state | ({"ema": self.eval_model.state_dict()} if self.config.ema else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the state back."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.config.ema:
-            self.kept.load_state_dict(state["ema"])
+            self.eval_model.load_state_dict(state["ema"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 

@@ -32,7 +32,7 @@ from ..evaluation.inference import predict_logits
 from ..metrics import macro_auroc, micro_auroc
 from ..models.weights import label_names, save_pretrained
 from ..task import masked_bce_with_logits
-from ..utils.distributed import any_process, gather_rows, processes, rank_and_count, total, wait_for_all
+from ..utils.distributed import all_gather, all_reduce, any_process, barrier, processes, rank, world_size
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, whole_or_not_at_all, write_text
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains on a collection's training part and keeps the weights of the best epoch on its validation part.
+    """Trains on a collection's training split and keeps the weights of the best epoch on its validation split.
 
     Under ``torchrun`` every process calls it.
 
@@ -87,12 +87,11 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
 def _fit(
     config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None, device: torch.device
 ) -> dict[str, Any]:
-    rank, count = rank_and_count()
-    share = config.grad_accum * count  # parts of a global batch
+    share = config.grad_accum * world_size()  # micro-batches of a global batch
     if len(train_set) < 2 * share:
         raise InputError(f"training needs {2 * share} images at least, got {len(train_set)}")
-    if val_set is not None and len(val_set) < count:
-        raise InputError(f"validation needs {count} images at least, got {len(val_set)}")
+    if val_set is not None and len(val_set) < world_size():
+        raise InputError(f"validation needs {world_size()} images at least, got {len(val_set)}")
     check_labels(train_set)
     if val_set is not None:
         check_files(val_set)
@@ -103,22 +102,22 @@ def _fit(
     frozen = _freeze(model, filled) if config.freeze else []
     preprocessing = data_config(model, config.img_size)
     model = prepare_model(config, model, device)
-    task, train_set, about_teacher = create_task(config, model, train_set, preprocessing)
+    task, train_set, teacher_metadata = create_task(config, model, train_set, preprocessing)
 
     train_set.seed, train_set.on_bad = config.seed, "replace"
     augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip", "augment")}
     transform = create_transform(preprocessing, is_training=True, **augment)
-    part = min(config.batch_size, len(train_set)) // share
-    loader = make_loader(train_set, transform, part, config.workers, is_training=True)
+    micro_batch = min(config.batch_size, len(train_set)) // share
+    loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True)
     val_loader = None
     if val_set is not None:
-        mine = type(val_set)(val_set.records.subset(np.array_split(np.arange(len(val_set)), count)[rank]))
-        val_loader = make_loader(mine, create_transform(preprocessing), 2 * part, config.workers)
+        mine = type(val_set)(val_set.records.subset(np.array_split(np.arange(len(val_set)), world_size())[rank()]))
+        val_loader = make_loader(mine, create_transform(preprocessing), 2 * micro_batch, config.workers)
 
     steps = len(loader) // config.grad_accum
     engine = Engine(config, task, steps, frozen)
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
-    same = fingerprint(train_set, about_teacher, config.workers)
+    same = fingerprint(train_set, teacher_metadata, config.workers)
     if config.resume and (saved := load_checkpoint(run)):
         check_same_run(config, saved["config"])
         if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
@@ -133,12 +132,12 @@ def _fit(
     elif config.resume:
         _logger.info("%s holds no run to resume: starting", run)
 
-    wait_for_all()  # all have looked into the folder before the first writes to it
-    writes = rank == 0
+    barrier()  # all have looked into the folder before the first writes to it
+    writes = rank() == 0
     if writes:
         run.mkdir(parents=True, exist_ok=True)
     with alone_in(run) if writes else nullcontext():
-        return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, about_teacher).run()
+        return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, teacher_metadata).run()
 
 
 @dataclass
@@ -153,11 +152,10 @@ class _Training:
     val_loader: DataLoader | None
     state: dict[str, Any]
     same: dict[str, Any]
-    about_teacher: dict[str, Any]
+    teacher_metadata: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.rank, self.count = rank_and_count()
-        self.writes, self.folder = self.rank == 0, Path(self.config.output)
+        self.writes, self.folder = rank() == 0, Path(self.config.output)
         self.settings = plain_config(self.config)
         self.started = time.monotonic() - self.state["seconds"]
         self.board: Any = None
@@ -168,8 +166,8 @@ class _Training:
         self.board = _board(self.config, self.folder, self.state["epoch"]) if self.writes else None
         if self.writes:
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
-            if self.about_teacher:
-                write_text(self.folder / "teacher.json", json.dumps(self.about_teacher, indent=1) + "\n")
+            if self.teacher_metadata:
+                write_text(self.folder / "teacher.json", json.dumps(self.teacher_metadata, indent=1) + "\n")
             trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
         shown = TrainProgress(epochs, self.engine.steps, self.state["epoch"], hidden=not self.writes)
         with shown as progress, _Terminated() as terminated:
@@ -192,7 +190,7 @@ class _Training:
         losses = list(self.state["losses"])
         batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
         for step in range(self.state["step"], steps):
-            torch.manual_seed(derive_seed(config.seed, epoch, step, self.rank))
+            torch.manual_seed(derive_seed(config.seed, epoch, step, rank()))
             losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
             last = step == steps - 1
             due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
@@ -204,7 +202,7 @@ class _Training:
                 if stopped:
                     return "SIGTERM"
             if step % 10 == 0 or last:
-                check_bad(self.train_set, self.count)
+                check_bad(self.train_set, world_size())
                 progress.step(epoch, step, losses[-1].item(), engine.lr)
         self._end_epoch(epoch, losses, progress)
         return None
@@ -215,13 +213,13 @@ class _Training:
         engine.share_statistics()
         scores = {}
         if self.val_loader is not None:
-            scores = _validate(engine.kept, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
-        mean_loss = float(total(stack_losses(losses, engine.device).mean()) / self.count)
+            scores = _validate(engine.eval_model, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
+        mean_loss = float(all_reduce(stack_losses(losses, engine.device).mean()) / world_size())
         score, best = scores.get("macro_auc", float("nan")), self.state["best"]
         if self.val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
             best = {"epoch": epoch, "macro_auc": score}
             if self.writes:
-                _save_weights(engine.kept, self.folder)
+                _save_weights(engine.eval_model, self.folder)
         self.state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": self._seconds()}
         if self.writes:
             update_summary(epoch, {"loss": mean_loss}, scores, str(log), lr=engine.lr)
@@ -235,7 +233,7 @@ class _Training:
 
     def _pause(self, epoch: int, losses: list[torch.Tensor]) -> None:
         """Saves in the middle of an epoch."""
-        shared = (total(stack_losses(losses, self.engine.device)) / self.count).tolist()
+        shared = (all_reduce(stack_losses(losses, self.engine.device)) / world_size()).tolist()
         spent = {"step": len(losses), "losses": shared, "seconds": self._seconds()}
         self.state = {**self.state, "epoch": epoch, **spent}
         self._save()
@@ -243,16 +241,16 @@ class _Training:
     def _save(self) -> None:
         self._share_bad()
         if self.writes:
-            about = {
+            metadata = {
                 "labels": label_names(self.engine.model),
                 "config": self.settings,
                 "same": self.same,
                 "bad": self.train_set.bad.nonzero().flatten().tolist(),
             }
-            save_checkpoint({**self.engine.state_dict(), **self.state, **about}, self.folder)
+            save_checkpoint({**self.engine.state_dict(), **self.state, **metadata}, self.folder)
 
     def _share_bad(self) -> None:
-        self.train_set.bad |= (total(self.train_set.bad.to(self.engine.device, torch.float32)) > 0).cpu()
+        self.train_set.bad |= (all_reduce(self.train_set.bad.to(self.engine.device, torch.float32)) > 0).cpu()
 
     def _seconds(self) -> float:
         return time.monotonic() - self.started
@@ -261,14 +259,14 @@ class _Training:
         self._share_bad()
         state, device = self.state, self.engine.device
         done = state["epoch"] * self.engine.steps + state["step"]
-        batch = self.loader.loader.batch_size * self.config.grad_accum * self.count
+        batch = self.loader.loader.batch_size * self.config.grad_accum * world_size()
         summary = {
             **state["best"],
             "epochs": state["epoch"],
             "seconds": round(state["seconds"], 1),
             "images_per_second": round(done * batch / state["seconds"], 1) if done else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "processes": self.count,
+            "processes": world_size(),
             "bad_images": self.train_set.bad_paths(),
             "stopped": stopped,
             "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
@@ -309,9 +307,9 @@ def _board(config: TrainConfig, run: Path, first: int) -> Any:
 
 def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torch.dtype | None) -> dict[str, float]:
     """Scores all validation images, of which the loader has this process's share."""
-    logits, targets = gather_rows(predict_logits(model, loader, amp)), whole.records.targets
+    logits, targets = all_gather(predict_logits(model, loader, amp)), whole.records.targets
     if not np.isfinite(logits).all():
-        raise InputError("the outputs on the validation part are not finite: lower --lr and start again")
+        raise InputError("the outputs on the validation split are not finite: lower --lr and start again")
     loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
     scores = {"macro_auc": macro_auroc(logits, targets), "micro_auc": micro_auroc(logits, targets)}
     return {"loss": float(loss), **scores}

@@ -71,7 +71,7 @@ def create_task(
     criterion = _criterion(config.loss, dataset.records.targets).to(device)
     if config.teacher is None:
         return MultiLabelTask(model, device=device, criterion=criterion), dataset, {}
-    about = {"teacher": config.teacher, "alpha": config.alpha, "temperature": config.temperature}
+    metadata = {"teacher": config.teacher, "alpha": config.alpha, "temperature": config.temperature}
     if config.teacher.endswith(".parquet"):
         path = Path(config.teacher)
         records = dataset.records
@@ -80,7 +80,7 @@ def create_task(
             raise InputError(f"{path} has no logit of {', '.join(found.labels) or 'a label of the student'}")
         blank = int((~np.isfinite(found.logits)).all(1).sum())
         _logger.info("teacher %s: logits of %s; %d images have none", path, ", ".join(found.labels), blank)
-        about |= {"sha256": None, **found.about}
+        metadata |= {"sha256": None, **found.metadata}
         logits = np.full(records.targets.shape, np.nan)
         for column, i in enumerate(align(found.labels, records.labels)):
             if i is not None:
@@ -90,11 +90,11 @@ def create_task(
         teacher, dataset = None, type(dataset)(records)
     else:
         teacher = Teacher(config.teacher, dataset.labels, preprocessing, sha256=config.teacher_sha256, device=device)
-        about["sha256"] = teacher.sha256
+        metadata["sha256"] = teacher.sha256
     task = MultiLabelDistillationTask(
         model, teacher, config.alpha, config.temperature, device=device, criterion=criterion
     )
-    return task, dataset, about
+    return task, dataset, metadata
 
 
 def _criterion(name: str, targets: np.ndarray) -> MaskedLoss:

@@ -14,14 +14,21 @@ from torch import distributed
 
 from .errors import InputError
 
-__all__ = ["any_process", "gather_rows", "pick_device", "processes", "rank_and_count", "total", "wait_for_all"]
+__all__ = ["all_gather", "all_reduce", "any_process", "barrier", "pick_device", "processes", "rank", "world_size"]
 
 
-def rank_and_count() -> tuple[int, int]:
-    """Returns this process's rank, and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    """Returns this process's number, from 0."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def world_size() -> int:
+    """Returns how many processes there are."""
+    return distributed.get_world_size() if _joined() else 1
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -68,9 +75,9 @@ def processes(name: str | None) -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def total(value: torch.Tensor) -> torch.Tensor:
+def all_reduce(value: torch.Tensor) -> torch.Tensor:
     """Sum over the processes; no gradient."""
-    if rank_and_count()[1] > 1:
+    if world_size() > 1:
         value = value.detach().clone()
         distributed.all_reduce(value)
     return value
@@ -78,22 +85,21 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """Says whether the flag is set in any process; all of them must ask."""
-    if rank_and_count()[1] == 1:
+    if world_size() == 1:
         return flag
-    return bool(total(torch.tensor(float(flag), device=device)) > 0)
+    return bool(all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Goes on when every process has come here."""
-    if rank_and_count()[1] > 1:
+    if world_size() > 1:
         distributed.barrier()
 
 
-def gather_rows(rows: np.ndarray) -> np.ndarray:
+def all_gather(rows: np.ndarray) -> np.ndarray:
     """Puts the rows ``(N_i, ...)`` of all processes one after the other, in the order of the ranks."""
-    count = rank_and_count()[1]
-    if count == 1:
+    if world_size() == 1:
         return rows
-    pieces: list = [None] * count
+    pieces: list = [None] * world_size()
     distributed.all_gather_object(pieces, rows)
     return np.concatenate(pieces)

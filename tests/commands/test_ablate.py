@@ -80,7 +80,7 @@ def test_every_image_is_tested_in_its_fold(config, table, tmp_path):
     seen = []
     for fold in range(3):
         scores = pd.read_parquet(tmp_path / "table" / "scores" / f"baseline-seed4-fold{fold}.parquet")
-        test, val = (set(scores["patient"][scores["part"] == part]) for part in ("test", "val"))
+        test, val = (set(scores["patient"][scores["split"] == split]) for split in ("test", "val"))
         train = set(create_dataset("table", table, "train", fold=(fold, 3)).records.patients.tolist())
         assert test and val and train and not (test & val or test & train or val & train)
         seen += list(test)
@@ -131,7 +131,7 @@ def test_the_table_needs_no_run_folders(config, tmp_path):
         ({"opt": "nothing"}, "unknown optimizer"),
         ({"arms": ("mxa+kd",), "teacher": "nowhere"}, "unknown model 'nowhere'"),
         ({"arms": ("mxa+kd",), "teacher": "nowhere.parquet"}, r"nowhere\.parquet"),
-        ({"folds": 60}, "no test part"),
+        ({"folds": 60}, "no test split"),
         ({"arms": ("mxa2",)}, "'mxa2' is not one of baseline, mxa, kd, mxa\\+kd: give NAME"),
         ({"arms": ("mxa: {lr: 1}",)}, "'mxa' is the paper's"),
         ({"arms": ("a: {seed: 1}",)}, "cannot change seed"),
@@ -157,7 +157,7 @@ def test_the_table_needs_no_run_folders(config, tmp_path):
         ({"arms": ("+ mxa: {}",)}, "what a row of the paper's is called"),
         ({"arms": ("a: {}", "A: {}")}, "given twice"),
         ({"arms": ("mxa",), "model": "resnet10t"}, "has no MXA"),
-        ({"arms": ("mxa",), "part": "val", "folds": 3}, "leave --part val out"),
+        ({"arms": ("mxa",), "split": "val", "folds": 3}, "leave --split val out"),
     ],
 )
 def test_bad_input_writes_nothing(config, tmp_path, fields, message):
@@ -174,19 +174,19 @@ def test_another_folder_is_not_taken(config, tmp_path):
 
 
 def test_folds_are_stratified_and_do_not_depend_on_the_order(table):
-    from mxa.data.create import read_source
-    from mxa.data.splits import fold_parts
+    from mxa.data.create import read_collection
+    from mxa.data.splits import fold_splits
 
-    records = read_source("table", table)
+    records = read_collection("table", table)
     shares = []
     for fold in range(4):
-        parts = fold_parts(records, fold, 4).parts
+        splits = fold_splits(records, fold, 4).splits
         order = np.random.default_rng(fold).permutation(len(records))
-        assert (fold_parts(records.subset(order), fold, 4).parts == parts[order]).all()
-        shares.append((records.targets[parts == "test"] == 1).sum(0))
+        assert (fold_splits(records.subset(order), fold, 4).splits == splits[order]).all()
+        shares.append((records.targets[splits == "test"] == 1).sum(0))
     assert np.ptp(np.array(shares)[:, 2]) <= 6  # Bright, in images; patients have two
     with pytest.raises(InputError, match="no fold 4 of 4"):
-        fold_parts(records, 4, 4)
+        fold_splits(records, 4, 4)
 
 
 def test_folds_do_not_leak_through_a_teacher(config, run, tmp_path):
@@ -261,19 +261,19 @@ def test_a_table_of_ones_own_arms_alone_needs_no_mxa(config, tmp_path):
 def test_choosing_on_validation_patients_never_reads_the_test_part(config, table, tmp_path, monkeypatch):
     asked = []
 
-    def watched(data, root, part, *args, **kwargs):
-        asked.append(part)
-        return create_dataset(data, root, part, *args, **kwargs)
+    def watched(data, root, split, *args, **kwargs):
+        asked.append(split)
+        return create_dataset(data, root, split, *args, **kwargs)
 
     monkeypatch.setattr(job, "create_dataset", watched)
-    result = ablate(config(part="val"))
+    result = ablate(config(split="val"))
     assert set(asked) == {"train", "val"}
     val = create_dataset("table", table, "val")
     assert result["rows"]["mxa"]["numbers"]["images"] == len(val)
     assert "chosen_on" not in result["rows"]["mxa"]["numbers"]
     scores = pd.read_parquet(tmp_path / "table" / "scores" / "mxa-seed0.parquet")
-    assert set(scores["part"]) == {"val"} and len(scores) == len(val)
-    assert "validation part: to choose, not to report" in (tmp_path / "table" / "table.md").read_text()
+    assert set(scores["split"]) == {"val"} and len(scores) == len(val)
+    assert "validation split: to choose, not to report" in (tmp_path / "table" / "table.md").read_text()
     with pytest.raises(InputError, match="part was 'val'"):
         ablate(config())
 

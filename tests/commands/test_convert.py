@@ -33,22 +33,22 @@ def theirs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A state_dict with the published code's names."""
     state = {}
     for key, value in model.state_dict().items():
-        parts = ["c" if p == "conv" else "l" if p == "linear" else p for p in key.split(".")]
-        if parts[0] == "patch_embed":
-            parts[1] = str(2 * (int(parts[1][-1]) - 1))
-        elif parts[0] == "stages":
-            stage = int(parts[1])
-            if parts[2] == "downsample":
-                at = ["res1", "patchmerge", "res2"].index(parts[3])
+        splits = ["c" if p == "conv" else "l" if p == "linear" else p for p in key.split(".")]
+        if splits[0] == "patch_embed":
+            splits[1] = str(2 * (int(splits[1][-1]) - 1))
+        elif splits[0] == "stages":
+            stage = int(splits[1])
+            if splits[2] == "downsample":
+                at = ["res1", "patchmerge", "res2"].index(splits[3])
             else:
-                at = int(parts[3]) + (3 if stage else 0)
-            parts[:4] = [f"blocks{stage + 1}", str(at)]
-        name = ".".join(parts)
+                at = int(splits[3]) + (3 if stage else 0)
+            splits[:4] = [f"blocks{stage + 1}", str(at)]
+        name = ".".join(splits)
         if ".mxa." in key:
             inner = MXA.get(key.partition(".mxa.")[2])
             if inner is None:
                 continue
-            name = f"{'.'.join(parts[:2])}.mxa.m.{inner}"
+            name = f"{'.'.join(splits[:2])}.mxa.m.{inner}"
         state[name] = value
         if name.endswith("attention_biases"):
             state[name.replace("attention_biases", "attention_bias_idxs")] = torch.zeros(49, 49, dtype=torch.long)

@@ -74,17 +74,17 @@ def test_files_names_and_contents(runs, files, tmp_path):
         inside = [box for box in row["boxes"].values()]
         for found in (*row["attention"].values(), *row["gate"].values()):
             inside += [found["box"], found["peak"] * 2] if found else []
-        for about in row["labels"].values():
-            assert 0 < about["probability"] < 1
+        for metadata in row["labels"].values():
+            assert 0 < metadata["probability"] < 1
             for method in ("grad_cam", "integrated_gradients"):
-                inside += [about[method]["box"]] if about[method] else []
+                inside += [metadata[method]["box"]] if metadata[method] else []
         for x1, y1, x2, y2 in inside:
             assert 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height
     assert rows[0]["size"] == [300, 100] and rows[2]["size"] == [70, 90]
     expected = predict(PredictConfig(files=(files,), model=str(runs / "efficientvit_ml_m0_mxa")))
     for row, other in zip(rows, expected, strict=True):
-        for label, about in row["labels"].items():
-            assert about["probability"] == pytest.approx(other["probabilities"][label], abs=1e-5)
+        for label, metadata in row["labels"].items():
+            assert metadata["probability"] == pytest.approx(other["probabilities"][label], abs=1e-5)
 
 
 def test_boxes_and_peaks_are_in_original_pixels(runs, files, tmp_path, monkeypatch):

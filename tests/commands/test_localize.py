@@ -98,8 +98,8 @@ def test_only_findings_that_the_model_has_count_and_the_others_are_listed(config
         assert of(result, "grad-cam")[finding]["n"] == sum(finding in i.boxes for i in images) > 0
     others = {f: sum(f in i.boxes for i in images) for i in images for f in i.boxes if f not in SHARED}
     assert result["skipped"] == {"mxa": others} and "Lung Opacity" in others
-    for floor in ("chance", "centre", "mean box", "commonest point"):
-        rows = of(result, floor, "no model")
+    for baseline in ("chance", "centre", "mean box", "commonest point"):
+        rows = of(result, baseline, "no model")
         assert sorted(rows) == sorted((*SHARED, "all", "all cases"))
     assert of(result, "chance", "no model")["all"]["pointing"] == of(result, "chance", "no model")["all"]["energy"]
 

@@ -57,15 +57,15 @@ def test_shards_rows_and_manifest(made_nih, tmp_path):
         *("train-000000.tar", "train-000001.tar", "val-000000.tar", "test-000000.tar"),
     }
     assert manifest == json.loads((output / "manifest.json").read_text())
-    counts = {name: (part["images"], part["patients"]) for name, part in manifest["parts"].items()}
+    counts = {name: (split["images"], split["patients"]) for name, split in manifest["splits"].items()}
     assert counts == {"train": (15, 5), "val": (3, 1), "test": (6, 2)} and manifest["images"] == 24
-    assert sum(part["positive"]["Effusion"] for part in manifest["parts"].values()) == 10
+    assert sum(split["positive"]["Effusion"] for split in manifest["splits"].values()) == 10
     for name, shard in manifest["shards"].items():
         data = (output / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
-    about, image = samples(output)[0]
+    metadata, image = samples(output)[0]
     assert image.mode == "L" and image.size == (35, 32) and image.format == "JPEG"
-    assert set(about) == {"file", "patient", "study", "view", "sex", "age", "part", "labels", "positive"}
+    assert set(metadata) == {"file", "patient", "study", "view", "sex", "age", "split", "labels", "positive"}
     everything = {s["file"]: s for s, _ in samples(output)}
     assert everything["images/00000002_000.png"]["labels"]["Infiltration"] == 1
     assert everything["images/00000002_000.png"]["age"] == 60 and len(everything) == 24
@@ -75,15 +75,15 @@ def test_shards_rows_and_manifest(made_nih, tmp_path):
 def test_training_images_are_mixed_and_the_others_are_not(made_nih, tmp_path):
     prepare(PrepareConfig(tmp_path / "out", "nih", str(made_nih(lists=True)), shard_size=100))
     files = {"train": [], "val": [], "test": []}
-    for about, _ in samples(tmp_path / "out"):
-        files[about["part"]].append(about["file"])
+    for metadata, _ in samples(tmp_path / "out"):
+        files[metadata["split"]].append(metadata["file"])
     assert files["test"] == sorted(files["test"]) and files["train"] != sorted(files["train"])
 
 
 def test_cells_are_kept_as_they_stand(made_chexpert, tmp_path):
     root = made_chexpert()
     prepare(PrepareConfig(tmp_path / "out", "chexpert", str(root), views="all"))
-    found = {about["study"]: about["labels"] for about, _ in samples(tmp_path / "out")}
+    found = {metadata["study"]: metadata["labels"] for metadata, _ in samples(tmp_path / "out")}
     assert list(found["patient00001/study1"].values())[:4] == [None, 0, -1, 1]
 
 
@@ -97,7 +97,7 @@ def test_sizes_and_formats(tmp_path):
         Image.fromarray((pixels * 257).astype(np.uint16) if deep else pixels.astype(np.uint8)).save(tmp_path / name)
     (tmp_path / "t.csv").write_text("path,patient,Edema\n" + "".join(f"{name},{name},1\n" for name in images))
     prepare(PrepareConfig(tmp_path / "png", "table", str(tmp_path / "t.csv"), size=64, format="png"))
-    written = {about["file"]: image for about, image in samples(tmp_path / "png")}
+    written = {metadata["file"]: image for metadata, image in samples(tmp_path / "png")}
     assert {name: image.size for name, image in written.items()} == {
         "wide.png": (192, 64),
         "small.png": (20, 30),
@@ -108,7 +108,7 @@ def test_sizes_and_formats(tmp_path):
     np.testing.assert_allclose(np.asarray(written["deep.png"], float), np.asarray(expected), atol=1)
     assert {image.format for image in written.values()} == {"PNG"}
     prepare(PrepareConfig(tmp_path / "jpg", "table", str(tmp_path / "t.csv"), size=64))
-    lossy = {about["file"]: image for about, image in samples(tmp_path / "jpg")}
+    lossy = {metadata["file"]: image for metadata, image in samples(tmp_path / "jpg")}
     for name, image in lossy.items():
         assert np.abs(np.asarray(image, float) - np.asarray(written[name], float)).mean() < 1.5
 

@@ -83,10 +83,10 @@ def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_pa
         "README.md",
     }
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    about = json.loads((out / "config.json").read_text())
-    assert about["problem_type"] == "multi_label_classification" and about["pretrained_cfg"]["tag"] == "test"
-    assert about["sha256"] == weights.digest(run / "model.safetensors") and result["entry"] is None
-    assert about["recipe"]["epochs"] == 1 and about["metrics"]["part"] == "test"
+    metadata = json.loads((out / "config.json").read_text())
+    assert metadata["problem_type"] == "multi_label_classification" and metadata["pretrained_cfg"]["tag"] == "test"
+    assert metadata["sha256"] == weights.digest(run / "model.safetensors") and result["entry"] is None
+    assert metadata["recipe"]["epochs"] == 1 and metadata["metrics"]["split"] == "test"
     card = (out / "README.md").read_text()
     front, rest = re.match(r"---\n(.*?)---\n(.*)", card, re.S).groups()
     assert yaml.safe_load(front)["license"] == "apache-2.0"
@@ -172,9 +172,9 @@ PEOPLE = ("see scan12.png.", "as Scan12.PNG", "scan12_annotated.png", "of (MRN-3
 
 def without_numbers(monkeypatch):
     """Leaves the evaluation out."""
-    about = {"images": 1, "patients": 1, "about": [{"part": "test", "data": "table"}]}
+    metadata = {"images": 1, "patients": 1, "metadata": [{"split": "test", "data": "table"}]}
     monkeypatch.setattr(
-        "mxa.commands.publish.evaluate", lambda c: {"models": [about], "notes": [c.note] if c.note else []}
+        "mxa.commands.publish.evaluate", lambda c: {"models": [metadata], "notes": [c.note] if c.note else []}
     )
     monkeypatch.setattr("mxa.evaluation.report.model_card.card", lambda _: "")
 
@@ -207,8 +207,8 @@ def test_the_terms_are_those_of_the_training_data(config, run, made_nih, tmp_pat
     """Evaluated on another collection, it is still what it was trained on; both collections' names are looked for."""
     other = {"data": "nih", "root": str(made_nih(lists=True)), "split": None}
     publish(config(dry_run=True, **other))
-    about = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert about["data"] == "table" and about["terms"] == "of the lab"
+    metadata = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert metadata["data"] == "table" and metadata["terms"] == "of the lab"
     with pytest.raises(InputError, match="a patient or an image would be named"):
         publish(config(dry_run=True, note="see scan12.png", **other))
 

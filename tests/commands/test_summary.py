@@ -12,7 +12,7 @@ from PIL import Image
 
 from mxa.commands import summary as job
 from mxa.commands.summary import SummaryConfig, draw_summary, summarize, summary_lines
-from mxa.data.create import read_source
+from mxa.data.create import read_collection
 from mxa.labels import CHEXPERT
 from mxa.utils.errors import InputError
 
@@ -47,7 +47,7 @@ def test_chexperts_uncertain_and_blank_cells_and_views(made_chexpert):
     assert row["patients_positive"] == 6
     assert (summary["images"], summary["patients"], summary["studies"]) == (24, 8, 24)
     assert summary["views"] == {"AP": 8, "LATERAL": 8, "PA": 8}
-    assert set(summary["parts"]) == {"train", "val"} and sum(summary["parts"].values()) == 24
+    assert set(summary["splits"]) == {"train", "val"} and sum(summary["splits"].values()) == 24
     assert (summary["data"], summary["split"], summary["view_filter"]) == ("chexpert", "all", "all")
     assert list(summary["labels"]) == list(CHEXPERT)
 
@@ -59,9 +59,9 @@ def test_split_and_views_keep_their_rows(made_chexpert, made_table):
     # Rows left: i % 3 is 0 or 1. Label 0 is positive where i % 4 is 3: 3, 7, 15, 19.
     assert kinds(frontal, "No Finding") == (4, 4, 4, 4)
     valid = of("chexpert", root, split="valid")
-    assert (valid["images"], valid["patients"], valid["parts"], valid["split"]) == (6, 2, {"valid": 6}, "valid")
+    assert (valid["images"], valid["patients"], valid["splits"], valid["split"]) == (6, 2, {"valid": 6}, "valid")
     val = of("table", made_table(), split="val")  # rows 4, 5, 12, 13, 20, 21
-    assert (val["images"], val["patients"], val["parts"]) == (6, 3, {"val": 6})
+    assert (val["images"], val["patients"], val["splits"]) == (6, 3, {"val": 6})
     assert [kinds(val, name) for name in val["labels"]] == [(3, 3, 0, 0), (2, 2, 0, 2), (3, 0, 3, 0)]
     lateral = of("table", made_table(), split="val", views="lateral")  # rows 5 and 20
     assert (lateral["images"], lateral["views"]) == (2, {"LATERAL": 2}) and kinds(lateral, "Mass") == (2, 0, 0, 0)
@@ -90,7 +90,7 @@ def test_nihs_ages_and_sexes(made_nih):
         "60-69": {"F": 3, "M": 14, "unknown": 1},
         "120+": {"F": 1, "M": 0, "unknown": 0},
     }
-    assert summary["parts"]["test"] == 6 and set(summary["parts"]) == {"train", "val", "test"}
+    assert summary["splits"]["test"] == 6 and set(summary["splits"]) == {"train", "val", "test"}
     # Effusion stands in the second and fourth of five findings.
     assert kinds(summary, "Effusion") == (10, 14, 0, 0)
     assert of("nih", root, split="test")["patients"] == 2
@@ -121,7 +121,7 @@ def test_a_table_by_hand(made_table):
     assert summary["co_occurrence"] == [[12, 4, 12], [4, 8, 6], [12, 6, 18]]
     assert summary["sexes"] == {"unknown": 24} and summary["ages"]["known"] == 0
     assert summary["ages"]["median"] is None and summary["ages"]["decades"] == {}
-    assert summary["parts"] == {"train": 12, "test": 6, "val": 6}
+    assert summary["splits"] == {"train": 12, "test": 6, "val": 6}
 
 
 def test_columns_are_passed_on(made_table):
@@ -140,7 +140,7 @@ def test_a_study_number_that_recurs_is_another_patients_study(tmp_path):
 @pytest.mark.parametrize("data", ["phantom", "chexpert"])
 def test_co_occurrence_is_that_of_a_slow_loop(made_chexpert, data):
     root = made_chexpert() if data == "chexpert" else None
-    records = read_source(data, root, "all")
+    records = read_collection(data, root, "all")
     count = len(records.labels)
     slow = [[0] * count for _ in range(count)]
     for cells in records.targets.tolist():
@@ -152,14 +152,14 @@ def test_co_occurrence_is_that_of_a_slow_loop(made_chexpert, data):
 
 def test_the_phantom():
     summary = of("phantom")
-    assert (summary["images"], summary["patients"], sum(summary["parts"].values())) == (1600, 800, 1600)
-    assert set(summary["parts"]) == {"train", "val", "test"}
+    assert (summary["images"], summary["patients"], sum(summary["splits"].values())) == (1600, 800, 1600)
+    assert set(summary["splits"]) == {"train", "val", "test"}
     assert 0.3 < summary["labels"]["No Finding"]["prevalence"] < 0.5
     assert all(sum(kinds(summary, name)) == 1600 for name in summary["labels"])
-    parts = [of("phantom", split=part) for part in ("train", "val", "test")]
+    splits = [of("phantom", split=split) for split in ("train", "val", "test")]
     for key in ("images", "patients"):
-        assert sum(part[key] for part in parts) == summary[key]
-    assert sum(kinds(part, "Edema")[0] for part in parts) == kinds(summary, "Edema")[0]
+        assert sum(split[key] for split in splits) == summary[key]
+    assert sum(kinds(split, "Edema")[0] for split in splits) == kinds(summary, "Edema")[0]
 
 
 def test_the_files(made_chexpert, tmp_path):
@@ -267,7 +267,7 @@ def test_the_real_chexpert_table(tmp_path):
         ({"views": "sideways"}, "unknown view SIDEWAYS"),
         ({"data": "nih"}, "needs --root"),
         ({"data": "nih", "root": Path("/no/such")}, "no such folder or file: /no/such"),
-        ({"data": "xray"}, "unknown data source 'xray'"),
+        ({"data": "xray"}, "unknown collection 'xray'"),
         ({"columns": "path=a"}, "--columns is for --data table"),
     ],
 )

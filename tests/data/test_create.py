@@ -30,7 +30,7 @@ def test_labels_are_aligned_by_name_and_masked_where_missing(made_nih):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"source": "mnist"}, "unknown data source 'mnist': give one of phantom, nih, nih-google, chexpert"),
+        ({"collection": "mnist"}, "unknown collection 'mnist': give one of phantom, nih, nih-google, chexpert"),
         ({"split": "valid"}, "unknown split 'valid': give one of train, val, test, all"),
         ({"labels": "Nonsense"}, "unknown label Nonsense: give names of chexpert, mimic, nih"),
         ({"labels": "Edema, Nonsense"}, "unknown label Nonsense"),
@@ -38,12 +38,12 @@ def test_labels_are_aligned_by_name_and_masked_where_missing(made_nih):
         ({"labels": []}, "list of labels is empty"),
         ({"labels": ["Scoliosis", "Rickets"]}, "none of the labels Scoliosis, Rickets; the collection has At"),
         ({"views": "lateral"}, r"nih .*has no image \(views: lateral\)"),
-        ({"root": None}, "data source 'nih' needs --root"),
+        ({"root": None}, "collection 'nih' needs --root"),
     ],
 )
 def test_unknown_names_are_named(made_nih, kwargs, message):
     with pytest.raises(InputError, match=message):
-        create_dataset(**{"source": "nih", "root": made_nih(), **kwargs})
+        create_dataset(**{"collection": "nih", "root": made_nih(), **kwargs})
 
 
 def test_records_say_which_split_they_are(made_nih, made_chexpert, made_table):

@@ -249,19 +249,19 @@ def test_many_bad_images_in_a_row_are_skipped(tmp_path, made_nih):
 
 def test_phantom_source():
     everything = create_dataset("phantom", split="all")
-    parts = {split: create_dataset("phantom", split=split) for split in ("train", "val", "test")}
-    assert len(everything) == sum(map(len, parts.values())) == 1600
-    patients = [set(part.records.patients) for part in parts.values()]
+    splits = {split: create_dataset("phantom", split=split) for split in ("train", "val", "test")}
+    assert len(everything) == sum(map(len, splits.values())) == 1600
+    patients = [set(split.records.patients) for split in splits.values()]
     assert sum(map(len, patients)) == len(set().union(*patients)) == len(set(everything.records.patients))
-    shares = {split: len(part) / 1600 for split, part in parts.items()}
+    shares = {split: len(records) / 1600 for split, records in splits.items()}
     assert shares == pytest.approx({"train": 0.72, "val": 0.1, "test": 0.18}, abs=0.03)
-    assert create_dataset("phantom").filenames() == parts["test"].filenames()
-    image, target = parts["val"][5]
+    assert create_dataset("phantom").filenames() == splits["test"].filenames()
+    image, target = splits["val"][5]
     assert image.mode == "L" and image.size == (224, 224)
     assert np.ptp(np.asarray(image)) > 100
-    np.testing.assert_array_equal(target, parts["val"].records.targets[5])
+    np.testing.assert_array_equal(target, splits["val"].records.targets[5])
     assert target.shape == (14,)
-    again = everything[everything.filenames().index(parts["val"].filename(5))]
+    again = everything[everything.filenames().index(splits["val"].filename(5))]
     np.testing.assert_array_equal(np.asarray(again[0]), np.asarray(image))
     np.testing.assert_array_equal(again[1], target)
     few = create_dataset("phantom", split="val", labels=["Edema"], views="AP")
@@ -341,17 +341,18 @@ def test_processes_share_the_batches_of_one(made_nih, monkeypatch):
         whole = np.array(list(TrainSampler(dataset, 6))).reshape(-1, 6)
         shares = []
         for rank in range(3):
-            monkeypatch.setattr("mxa.data.loader.rank_and_count", lambda rank=rank: (rank, 3))
+            monkeypatch.setattr("mxa.data.loader.rank", lambda rank=rank: rank)
+            monkeypatch.setattr("mxa.data.loader.world_size", lambda: 3)
             sampler = TrainSampler(dataset, 2)
             shares.append(np.array(list(sampler)).reshape(-1, 2))
             np.testing.assert_array_equal(sampler.rows(1), shares[-1][1])
             sampler.start = 2
             np.testing.assert_array_equal(np.array(list(sampler)).reshape(-1, 2), shares[-1][2:])
         monkeypatch.undo()
-        for batch, *parts in zip(whole, *shares, strict=True):
-            assert sorted(batch) == sorted(np.concatenate(parts))
+        for batch, *splits in zip(whole, *shares, strict=True):
+            assert sorted(batch) == sorted(np.concatenate(splits))
     dataset.seed = None
-    monkeypatch.setattr("mxa.data.loader.rank_and_count", lambda: (0, 3))
+    monkeypatch.setattr("mxa.data.loader.world_size", lambda: 3)
     with pytest.raises(InputError, match="several processes need one order"):
         TrainSampler(dataset, 2)
 

@@ -58,7 +58,7 @@ def test_the_same_samples_as_the_files(shards, made_chexpert):
         assert files.records.split == streamed.records.split
         studies = {study: i for i, study in enumerate(files.records.studies.tolist())}
         order = [studies[study] for study in streamed.records.studies.tolist()]
-        for column in ("patients", "views", "sexes", "parts"):
+        for column in ("patients", "views", "sexes", "splits"):
             assert getattr(streamed.records, column).tolist() == getattr(files.records, column)[order].tolist()
         np.testing.assert_array_equal(streamed.records.ages, files.records.ages[order])
         np.testing.assert_array_equal(streamed.records.targets, files.records.targets[order])
@@ -292,8 +292,8 @@ def test_two_nodes_read_disjoint_shards(shards):
 
 
 def test_more_nodes_than_shards_is_an_error(shards, monkeypatch):
-    monkeypatch.setattr("mxa.data.shards.rank_and_count", lambda: (0, 7))
-    with pytest.raises(InputError, match=r"7 processes need 7 shards of the training part at least; .* has 6"):
+    monkeypatch.setattr("mxa.data.shards.world_size", lambda: 7)
+    with pytest.raises(InputError, match=r"7 processes need 7 shards of the training split at least; .* has 6"):
         make_loader(create_dataset("shards", shards, "train"), create_transform(CFG), 2, is_training=True)
 
 

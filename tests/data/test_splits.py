@@ -74,22 +74,22 @@ def test_a_cut_depends_on_neither_order_nor_process():
     assert (other != chosen).any()
 
 
-def records(patients: str, parts: list[str]) -> Records:
+def records(patients: str, splits: list[str]) -> Records:
     n = len(patients)
-    return Records(("Edema",), (f"{i}.png" for i in range(n)), np.zeros((n, 1)), list(patients), parts=parts)
+    return Records(("Edema",), (f"{i}.png" for i in range(n)), np.zeros((n, 1)), list(patients), splits=splits)
 
 
 def test_only_what_a_collection_does_not_divide_is_cut():
     everyone = [chr(65 + i) for i in range(20)]
     mine = divide(records(everyone, ["train"] * 20), test_percent=20)
-    assert sorted(set(mine.parts)) == ["test", "train", "val"]
-    assert (mine.parts == "test").sum() == 4 and (mine.parts == "val").sum() == 2
+    assert sorted(set(mine.splits)) == ["test", "train", "val"]
+    assert (mine.splits == "test").sum() == 4 and (mine.splits == "val").sum() == 2
     official = ["test"] * 5 + [""] * 5 + ["train"] * 10
     theirs = divide(records(everyone, official), test_percent=20)
-    assert (theirs.parts[:10] == np.array(official[:10])).all()
-    assert (theirs.parts[10:] == "val").sum() == 1
+    assert (theirs.splits[:10] == np.array(official[:10])).all()
+    assert (theirs.splits[10:] == "val").sum() == 1
     given = ["test", "val"] * 10
-    assert divide(records(everyone, given)).parts.tolist() == given
+    assert divide(records(everyone, given)).splits.tolist() == given
 
 
 def test_a_patient_in_two_parts_is_an_error_that_names_files_only():
@@ -111,7 +111,7 @@ def test_overlaps_and_duplicates_reach_the_user(made_nih, made_table, made_chexp
     edit(root / "test_list.txt", "00000006_000.png\n", "")
     with (root / "train_val_list.txt").open("a") as file:
         file.write("\n00000006_000.png")
-    with pytest.raises(InputError, match=r"nih .*1 patient\(s\) are in more than one part.*00000006_000"):
+    with pytest.raises(InputError, match=r"nih .*1 patient\(s\) are in more than one split.*00000006_000"):
         create_dataset("nih", root, "train")
     table = made_table()
     edit(table, "files/1.png", "files/0.png")
@@ -141,12 +141,12 @@ def test_the_order_of_the_labels_does_not_move_the_cut(made_table):
     patients, paths = [f"p{i}" for i in range(300)], [f"{i}.png" for i in range(300)]
     forward = divide(Records(("Edema", "Mass", "Hernia"), paths, targets, patients))
     backward = divide(Records(("Hernia", "Mass", "Edema"), paths, targets[:, ::-1], patients))
-    assert forward.parts.tolist() == backward.parts.tolist()
+    assert forward.splits.tolist() == backward.splits.tolist()
 
 
 @pytest.mark.parametrize("labels", ["Edema", "Mass,Effusion", ["Effusion", "Edema", "Hernia"]])
 def test_the_labels_wanted_do_not_move_the_cut(made_table, labels):
     path = made_table(without=("split",))
-    for part in ("train", "val"):
-        wanted = create_dataset("table", path, part, labels=labels, views="all")
-        assert wanted.filenames() == create_dataset("table", path, part, views="all").filenames()
+    for split in ("train", "val"):
+        wanted = create_dataset("table", path, split, labels=labels, views="all")
+        assert wanted.filenames() == create_dataset("table", path, split, views="all").filenames()

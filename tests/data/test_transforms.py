@@ -160,7 +160,7 @@ def test_the_crop_keeps_scale_and_shape_of_an_image_that_is_not_square():
             line = line - line.min()
             middle = int((line * torch.arange(128)).sum() / line.sum())
             first, second = line[:middle], line[middle:]
-            centre = [float((part * torch.arange(len(part))).sum() / part.sum()) for part in (first, second)]
+            centre = [float((split * torch.arange(len(split))).sum() / split.sum()) for split in (first, second)]
             places.append((middle + centre[1] - centre[0]) / 128 / 0.25)
         zooms.append(places)
     zooms = np.array(zooms)
@@ -200,9 +200,9 @@ def test_what_is_decoded_is_enough_for_the_smallest_part():
     height, width = transform.decode_size
     assert (height, width) == (215, 144)  # 96 and 64 over the square root of 0.3 / 1.5
     image = Image.new("L", (2 * width, height))
-    part = transform.transforms[0]
+    split = transform.transforms[0]
     torch.manual_seed(0)
-    smallest = np.min([part.get_params(image, part.scale, part.ratio)[2:] for _ in range(3000)], axis=0)
+    smallest = np.min([split.get_params(image, split.scale, split.ratio)[2:] for _ in range(3000)], axis=0)
     assert smallest[0] >= 96 and smallest[1] >= 2 * 64
     assert smallest[0] < 110 and smallest[1] < 2 * 90  # not much more than needed
     assert create_transform(cfg((3, 96, 64))).decode_size == (96, 64)

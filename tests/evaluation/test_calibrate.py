@@ -55,9 +55,9 @@ def test_it_is_what_evaluation_fits_on_the_same_patients(calibrated, noisy, tmp_
 
 def test_its_provenance_says_on_what(calibrated):
     folder, found = calibrated
-    about = found.provenance
-    assert (about["data"], about["part"], about["images"], about["patients"]) == ("table", "val", 12, 6)
-    assert about["not_calibrated"] == ["Edema", "Mass"] and about["positives_and_negatives"]["Mass"][0] == 0
+    metadata = found.provenance
+    assert (metadata["data"], metadata["split"], metadata["images"], metadata["patients"]) == ("table", "val", 12, 6)
+    assert metadata["not_calibrated"] == ["Edema", "Mass"] and metadata["positives_and_negatives"]["Mass"][0] == 0
     assert set(found.temperatures) == {"Bright"}
     assert str(folder.parent) not in (folder / "calibration.json").read_text()
 

@@ -96,7 +96,7 @@ def test_bad_image_is_an_error_unless_skipped(config, table, tmp_path, workers, 
         evaluate(config(**broken))
     metrics = one(config(**broken, skip_bad=True))
     assert metrics["images"] == 10
-    assert metrics["about"][0]["images_left_out"] == 2
+    assert metrics["metadata"][0]["images_left_out"] == 2
     assert f"do not read: {tmp_path / '6.png'}, {tmp_path / '7.png'}" in caplog.text
     for name in ("report.html", "model_card.md", "metrics.json"):
         assert "7.png" not in (tmp_path / "out" / name).read_text()
@@ -128,13 +128,18 @@ def test_the_report_folder(config, tmp_path, run):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("report.html", "metrics.json", "metrics.csv", "model_card.md", "predictions"),
     }
-    about = metrics["about"][0]
-    assert about["weights_sha256"] == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
-    assert (about["model"], about["data"], about["part"], about["uncertain"]) == ("run", "table", "test", "masked")
-    assert metrics["chosen_on"] == {"part": "val", "images": 12, "patients": 6}
+    metadata = metrics["metadata"][0]
+    assert metadata["weights_sha256"] == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    assert (metadata["model"], metadata["data"], metadata["split"], metadata["uncertain"]) == (
+        "run",
+        "table",
+        "test",
+        "masked",
+    )
+    assert metrics["chosen_on"] == {"split": "val", "images": 12, "patients": 6}
     for name in ("report.html", "model_card.md", "metrics.json"):
         text = (tmp_path / "out" / name).read_text()
-        assert about["weights_sha256"] in text and str(tmp_path) not in text
+        assert metadata["weights_sha256"] in text and str(tmp_path) not in text
     assert "made data" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -142,7 +147,7 @@ def test_every_table_is_made_again_from_the_scores(config, tmp_path):
     first = one(config(replicates=20))
     scores = tmp_path / "out" / "predictions" / "run.parquet"
     again = one(config(models=(str(scores),), output=tmp_path / "again", replicates=20))
-    assert again["about"][0].pop("scores") == "run.parquet"
+    assert again["metadata"][0].pop("scores") == "run.parquet"
     assert again == first
     frame = pd.read_parquet(scores)
     names = [n for n in frame if n.startswith("logit:")]
@@ -185,7 +190,7 @@ def test_studies(config, table, tmp_path):
     (folder / "table.csv").write_text("\n".join(rows))
     metrics = one(config(root=folder / "table.csv", level="study-mean", replicates=5))
     assert metrics["images"] == metrics["patients"] == 6 and metrics["chosen_on"]["images"] == 6
-    assert metrics["about"][0]["level"] == "study, mean of its images"
+    assert metrics["metadata"][0]["level"] == "study, mean of its images"
 
 
 def test_groups_by_any_column_of_the_table(config, table, tmp_path):
@@ -207,14 +212,14 @@ def test_groups_by_any_column_of_the_table(config, table, tmp_path):
 def test_another_collection_is_compared_where_labels_are_shared(config, run, made_nih, capsys):
     metrics = one(config(data="nih", root=str(made_nih(lists=True)), replicates=5))
     assert metrics["not_in_collection"] == ["Bright"]
-    assert "Infiltration" in metrics["about"][0]["labels_of_the_collection_not_scored"]
-    assert metrics["about"][0]["data"] == "nih" and metrics["labels"]["Edema"]["n_neg"] > 0
+    assert "Infiltration" in metrics["metadata"][0]["labels_of_the_collection_not_scored"]
+    assert metrics["metadata"][0]["data"] == "nih" and metrics["labels"]["Edema"]["n_neg"] > 0
 
 
 def test_scores_of_the_test_part_alone(config, tmp_path, caplog):
     first = one(config(replicates=5))
     frame = pd.read_parquet(tmp_path / "out" / "predictions" / "run.parquet")
-    frame = frame[frame["part"] == "test"]
+    frame = frame[frame["split"] == "test"]
     frame[["image", *(n for n in frame if n.startswith("logit:"))]].to_csv(tmp_path / "test.csv", index=False)
     metrics = one(config(models=(str(tmp_path / "test.csv"),), output=tmp_path / "again", replicates=5))
     assert metrics["macro_auc"] == first["macro_auc"] and "chosen_on" not in metrics
@@ -246,11 +251,13 @@ def test_a_file_of_scores_in_parts(config, tmp_path):
     frame.to_csv(tmp_path / "s.csv", index=False)
     options = {"models": (str(tmp_path / "s.csv"),), "replicates": 5}
     metrics = one(config(**options))
-    assert metrics["images"] == 30 and metrics["chosen_on"]["images"] == 30 and metrics["about"][0]["part"] == "test"
+    assert (
+        metrics["images"] == 30 and metrics["chosen_on"]["images"] == 30 and metrics["metadata"][0]["split"] == "test"
+    )
     assert "chosen_on" not in one(config(**options, validation=False))
     assert one(config(**options, split="train"))["images"] == 30 and one(config(**options, split="all"))["images"] == 90
     frame.assign(split="holdout").to_csv(tmp_path / "s.csv", index=False)
-    with pytest.raises(InputError, match="unknown part holdout: give train, val or test"):
+    with pytest.raises(InputError, match="unknown split holdout: give train, val or test"):
         evaluate(config(**options))
     frame.assign(patient=[None, *range(89)]).drop(columns="split").to_parquet(tmp_path / "s.parquet")
     assert one(config(models=(str(tmp_path / "s.parquet"),), replicates=5))["patients"] == 90

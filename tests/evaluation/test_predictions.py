@@ -26,7 +26,7 @@ def same(one: Predictions, other: Predictions) -> None:
     assert one.labels == other.labels
     np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5)
     np.testing.assert_array_equal(one.targets, other.targets)
-    columns = ["image", "patient", "study", "view", "sex", "part"]
+    columns = ["image", "patient", "study", "view", "sex", "split"]
     assert one.cases[columns].astype(str).equals(other.cases[columns].astype(str))
 
 
@@ -36,12 +36,12 @@ def test_a_file_holds_all_that_there_is(scores, tmp_path):
     same(found, scores)
     with pytest.raises(InputError, match=r"no file of scores .*none\.parquet"):
         read_predictions(tmp_path / "none.parquet")
-    assert found.about == {"scores": "p.parquet", "model": "m", "weights_sha256": "abc"}
+    assert found.metadata == {"scores": "p.parquet", "model": "m", "weights_sha256": "abc"}
     assert found.cases["age"].isna().all()
 
 
 def test_a_csv_of_probabilities_or_logits(scores, tmp_path):
-    table = scores.cases.rename(columns={"image": "path", "part": "split"}).drop(columns="age")
+    table = scores.cases.rename(columns={"image": "path", "split": "split"}).drop(columns="age")
     for i, name in enumerate(scores.labels):
         table[f"target:{name}"] = scores.targets[:, i]
     for form in ("{}", "probability:{}", "logit:{}"):
@@ -65,8 +65,8 @@ def test_scores_of_another_program_find_their_images(scores, made_table, tmp_pat
         found = read_predictions(tmp_path / "s.csv", records)
         same(found, scores)
         assert found.cases["scanner"].tolist() == ["x", "y"] * 12
-    part = create_dataset("table", made_table(), "test", labels="Edema,Effusion,Fracture", views="all").records
-    found = read_predictions(tmp_path / "s.csv", part)
+    split = create_dataset("table", made_table(), "test", labels="Edema,Effusion,Fracture", views="all").records
+    found = read_predictions(tmp_path / "s.csv", split)
     assert found.labels == ("Edema", "Effusion") and len(found) == 6
     shuffled.iloc[3:].to_csv(tmp_path / "s.csv", index=False)
     with pytest.raises(InputError, match=r"s\.csv has no score of 3 of 24 images, such as files/"):
@@ -114,7 +114,7 @@ def study_case() -> Predictions:
             "view": ["AP", "LATERAL", "PA", "AP", "AP"],
             "sex": ["F", "F", "M", "F", "M"],
             "age": [50.0, 50.0, 60.0, 51.0, 61.0],
-            "part": ["test", "test", "test", "test", "val"],
+            "split": ["test", "test", "test", "test", "val"],
         }
     )
     targets = np.array([[0, NAN], [1, NAN], [0, 0], [1, 1], [0, 1]])
@@ -131,7 +131,7 @@ def test_studies_by_hand():
         np.testing.assert_array_equal(one.targets, [[1, NAN], [0, 0], [1, 1], [0, 1]])
     np.testing.assert_allclose(sigmoid(mean.logits)[:, 0], [(0.5 + 0.75) / 2, 0.5, 0.8, 0.5])
     np.testing.assert_allclose(sigmoid(most.logits)[:, 0], [0.75, 0.5, 0.8, 0.5])
-    assert mean.about["level"] == "study, mean of its images"
+    assert mean.metadata["level"] == "study, mean of its images"
 
 
 def test_a_study_of_one_image_is_that_image():

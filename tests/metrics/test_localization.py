@@ -1,4 +1,4 @@
-"""Scores against boxes: cases worked by hand, plain loops beside them, and the floors on real boxes."""
+"""Scores against boxes: cases worked by hand, plain loops beside them, and the baselines on real boxes."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ def test_csv_and_markdown(tmp_path):
     assert "| M0 | point | - | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |" in lines
 
 
-def test_floors_on_real_boxes(nih_boxes):
+def test_baselines_on_real_boxes(nih_boxes):
     _, images = read_boxed("nih", nih_boxes)
     by_finding = defaultdict(list)
     for image in images:

@@ -117,8 +117,8 @@ class TestPublished:
             timm.create_model(name, pretrained=True)
 
     def test_the_hash_in_a_configuration(self, hub, trained, tmp_path):
-        about = json.loads((trained / "config.json").read_text()) | {"sha256": "1" * 64}
-        (tmp_path / "config.json").write_text(json.dumps(about))
+        metadata = json.loads((trained / "config.json").read_text()) | {"sha256": "1" * 64}
+        (tmp_path / "config.json").write_text(json.dumps(metadata))
         (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
         hub.push("lab/damaged", tmp_path)
         for name in (f"local-dir:{tmp_path}", "hf-hub:lab/damaged"):

@@ -239,8 +239,8 @@ class TestNoWeights:
 
     def test_the_hash_beside_a_file(self, tmp_path):
         save_pretrained(timm.create_model(M0), tmp_path)
-        about = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**about, "sha256": "1" * 64}))
+        metadata = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**metadata, "sha256": "1" * 64}))
         overlay = {"file": str(tmp_path / "model.safetensors")}
         with pytest.raises(RuntimeError, match="that of these weights is 1111"):
             timm.create_model(M0, pretrained=True, pretrained_cfg_overlay=overlay)

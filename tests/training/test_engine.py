@@ -60,8 +60,8 @@ def test_two_processes_are_one(config, run, tmp_path):
 def test_parts_of_a_batch_are_the_batch(config, tmp_path):
     options = {**PLAIN, "labels": "Bright", "opt": "sgd", "lr": 0.05}  # no label is masked
     train(config(**options))
-    train(config(**options, grad_accum=4, output=tmp_path / "parts"))
-    assert_close(tmp_path / "run", tmp_path / "parts")
+    train(config(**options, grad_accum=4, output=tmp_path / "splits"))
+    assert_close(tmp_path / "run", tmp_path / "splits")
     with pytest.raises(InputError, match="--batch-size 8 is not divisible by 3"):
         train(config(grad_accum=3, output=tmp_path / "other"))
 

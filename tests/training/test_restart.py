@@ -59,8 +59,8 @@ def same(one, other) -> None:
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert rows(one / "log.csv") == rows(other / "log.csv")
     a, b = (torch.load(run / NAME, weights_only=True) for run in (one, other))
-    for part in ("model", "ema"):
-        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    for split in ("model", "ema"):
+        assert all(torch.equal(a[split][k], b[split][k]) for k in a[split])
 
 
 def test_killed_at_random_moments(table, whole, tmp_path):

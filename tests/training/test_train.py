@@ -245,7 +245,7 @@ def test_config_defaults_are_the_phantom():
 
 def test_validation_outputs_that_are_not_finite_are_not_kept(config, tmp_path, monkeypatch):
     monkeypatch.setattr("mxa.training.loop.predict_logits", lambda *args: np.full((12, 3), np.nan, dtype=np.float32))
-    with pytest.raises(InputError, match="validation part are not finite"):
+    with pytest.raises(InputError, match="validation split are not finite"):
         train(config())
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

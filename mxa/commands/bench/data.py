@@ -114,9 +114,9 @@ def _subset(config: BenchDataConfig, folder: Path) -> Path:
     return folder
 
 
-def _our_loader(source: str, root: Path, size: int) -> DataLoader:
+def _our_loader(collection: str, root: Path, size: int) -> DataLoader:
     transform = create_transform({"input_size": (3, size, size), "mean": (0.5,), "std": (0.5,)})
-    return make_loader(create_dataset(source, root, "all"), transform, _BATCH, workers=1)
+    return make_loader(create_dataset(collection, root, "all"), transform, _BATCH, workers=1)
 
 
 def _xrv_loader(root: Path, size: int) -> DataLoader:

@@ -13,7 +13,7 @@ from ...labels import CHEXPERT
 from ...utils.errors import InputError
 from ..records import Records, concatenate, normal_sex
 from ..tables import find_table, has_table, label_cells, read_header, read_table_file
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["CheXpert"]
 
@@ -23,7 +23,7 @@ _SIDES = {"AP": "AP", "PA": "PA"}  # 17 frontals are called LL or RL
 _OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 
-class CheXpert(Source):
+class CheXpert(CollectionReader):
     """The folder that holds ``train.csv`` and ``valid.csv`` (v1.0 or v1.0-small), ``test.csv`` where present.
 
     Paths in the tables begin with the collection's published name, which is not needed. ``"val"`` is cut from
@@ -37,40 +37,40 @@ class CheXpert(Source):
     splits = ("train", "val", "valid", "test", "all")
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         root = Path(root)
         if _is_plus(root):
             return _read_plus(root, split)
         if split is None:
             split = "test" if _has(root, "test") else "valid"
-        part = split if split in ("valid", "test") else "train"
-        path = find_table(root, *_TABLES[part])
+        split = split if split in ("valid", "test") else "train"
+        path = find_table(root, *_TABLES[split])
         labels = CHEXPERT
-        if part == "test":
+        if split == "test":
             held = read_header(path)
             labels = tuple(name for name in CHEXPERT if name in held) or CHEXPERT
         table = read_table_file(path, ("Path",), labels, _OPTIONAL)
-        _check_apart(root, part, table["Path"], path)
-        return _records(root, table, table["Path"], labels, table[list(labels)].to_numpy(), part)
+        _check_apart(root, split, table["Path"], path)
+        return _records(root, table, table["Path"], labels, table[list(labels)].to_numpy(), split)
 
     def read_all(self, root: str | Path) -> Records:
-        """See ``Source.read_all``."""
+        """See ``CollectionReader.read_all``."""
         plus = _is_plus(Path(root))
-        parts = [part for part in _TABLES if (plus and part != "test") or _has(Path(root), part)]
-        return concatenate([self.read(root, part).with_labels(CHEXPERT) for part in parts])
+        splits = [split for split in _TABLES if (plus and split != "test") or _has(Path(root), split)]
+        return concatenate([self.read(root, split).with_labels(CHEXPERT) for split in splits])
 
 
-def _has(root: Path, part: str) -> bool:
-    return has_table(root, *_TABLES[part])
+def _has(root: Path, split: str) -> bool:
+    return has_table(root, *_TABLES[split])
 
 
 def _is_plus(root: Path) -> bool:
     return not _has(root, "train") and any(root.glob("df_chexpert_plus*.csv*"))
 
 
-def _check_apart(root: Path, part: str, paths: pd.Series, table: Path) -> None:
+def _check_apart(root: Path, split: str, paths: pd.Series, table: Path) -> None:
     """Refuses a patient of ``train.csv`` in another table, whichever of them is read."""
-    others = [other for other in (("valid", "test") if part == "train" else ("train",)) if _has(root, other)]
+    others = [other for other in (("valid", "test") if split == "train" else ("train",)) if _has(root, other)]
     patients = {_study(p)[0] for p in paths} if others else set()
     for other in (find_table(root, *_TABLES[name]) for name in others):
         both = [p for p in read_table_file(other, ("Path",))["Path"] if _study(p)[0] in patients]
@@ -90,7 +90,7 @@ def _records(
     paths: np.ndarray,
     labels: tuple[str, ...],
     cells: np.ndarray,
-    part: str | np.ndarray,
+    split: str | np.ndarray,
 ) -> Records:
     """Makes rows of a table in CheXpert's column names."""
     lateral = np.fromiter((path.endswith(("lateral.jpg", "lateral.png")) for path in paths), bool)
@@ -107,7 +107,7 @@ def _records(
         ),
         sexes=map(normal_sex, table["Sex"]),
         ages=np.where(ages > 0, ages, np.nan),  # 0 stands for unknown
-        parts=part,
+        splits=split,
         root=str(root),
     )
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from ...utils.errors import InputError
 from ..image_io import is_hidden, is_image, list_images
-from ..records import PART_NAMES, Records
-from .reader import Source
+from ..records import SPLIT_NAMES, Records
+from .reader import CollectionReader
 
 __all__ = ["Folder"]
 
 
-class Folder(Source):
+class Folder(CollectionReader):
     """Images in ``FINDING/``, or in ``train/FINDING/``, ``val/FINDING/`` and ``test/FINDING/``.
 
     A folder may be named for several findings, ``Edema|Mass``. An image is positive for its folder's findings and
@@ -24,14 +24,16 @@ class Folder(Source):
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         root = Path(root)
-        parts = {
-            f: PART_NAMES[f.name.lower()] for f in sorted(root.iterdir()) if f.is_dir() and f.name.lower() in PART_NAMES
+        splits = {
+            f: SPLIT_NAMES[f.name.lower()]
+            for f in sorted(root.iterdir())
+            if f.is_dir() and f.name.lower() in SPLIT_NAMES
         }
         rows = [
-            (str(path.relative_to(root)), findings.name.split("|"), part)
-            for folder, part in (parts or {root: "train"}).items()
+            (str(path.relative_to(root)), findings.name.split("|"), split)
+            for folder, split in (splits or {root: "train"}).items()
             for findings in sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(Path(f.name)))
             for path in list_images(findings)
         ]
@@ -46,4 +48,4 @@ class Folder(Source):
         targets = np.array([[name in names for name in labels] for _, names, _ in rows], dtype=np.float32)
         paths = [path for path, _, _ in rows]
         warnings.warn(f"{root}: patients are unknown, so every image counts as one of its own", stacklevel=2)
-        return Records(tuple(labels), paths, targets, paths, parts=[part for _, _, part in rows], root=str(root))
+        return Records(tuple(labels), paths, targets, paths, splits=[split for _, _, split in rows], root=str(root))

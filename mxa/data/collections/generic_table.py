@@ -11,10 +11,10 @@ import pandas as pd
 
 from ...labels import canonical
 from ...utils.errors import InputError
-from ..records import PART_NAMES, Records, normal_sex, years
+from ..records import SPLIT_NAMES, Records, normal_sex, years
 from ..tables import label_cells, read_table_file
 from ..views import normal_view
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["COLUMNS", "Table", "find_columns", "parse_columns", "plain_text"]
 
@@ -30,7 +30,7 @@ COLUMNS = {
 }
 
 
-class Table(Source):
+class Table(CollectionReader):
     """A CSV or Parquet file: a column of paths, and one column a label with 1, 0, -1 (uncertain) or blank.
 
     Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
@@ -40,7 +40,7 @@ class Table(Source):
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         path = Path(root)
         if path.is_dir():
             raise InputError(f"{path} is a folder: --root must name the CSV or Parquet file of a table")
@@ -57,9 +57,9 @@ class Table(Source):
         paths = [_below(path.parent, name) for name in column("path")]
         if "" in paths:
             raise InputError(f"{path}: row {paths.index('') + 1} names no image ({names['path']!r} is blank)")
-        parts = [PART_NAMES.get(v.lower(), "?") if "split" in names else "train" for v in column("split")]
-        if "?" in parts:
-            row = parts.index("?") + 1
+        splits = [SPLIT_NAMES.get(v.lower(), "?") if "split" in names else "train" for v in column("split")]
+        if "?" in splits:
+            row = splits.index("?") + 1
             raise InputError(f"{path}: column {names['split']!r}, row {row}: a split is train, val or test")
         patients = column("patient")
         if missing := patients.count(""):
@@ -74,13 +74,13 @@ class Table(Source):
             views=[normal_view(v) for v in column("view")],
             sexes=[normal_sex(s) for s in column("sex")],
             ages=years(pd.Series(column("age"), dtype=object)),
-            parts=parts,
+            splits=splits,
             blank="ignore",
             root=str(path.parent),
         )
 
     def _cells(self, path: Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Reads every column that can be a label, so that parts and merges are the same whichever are wanted."""
+        """Reads every column that can be a label, so that splits and merges are the same whichever are wanted."""
         wanted = None if self.labels is None else {canonical(name) for name in self.labels}
         cells = {}
         for name in table:

@@ -12,14 +12,14 @@ from ...utils.errors import InputError
 from ..records import Records
 from ..tables import find_table, read_table_file
 from ..views import normal_view
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["Mimic", "MimicNegBio"]
 
-_PARTS = {"train": "train", "validate": "val", "test": "test"}
+_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
 
-class Mimic(Source):
+class Mimic(CollectionReader):
     """The folder with ``mimic-cxr-2.0.0-chexpert.csv.gz``, ``-metadata``, ``-split`` and ``files/``.
 
     Images lie in ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The official split is kept, ``"val"`` being its
@@ -29,18 +29,18 @@ class Mimic(Source):
     labeler: ClassVar[str] = "chexpert"
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         keys = ["subject_id", "study_id"]
         label_path = find_table(root, f"mimic-cxr-*-{self.labeler}.csv")
         split_path = find_table(root, "mimic-cxr-*-split.csv")
         labels = read_table_file(label_path, keys, CHEXPERT)
         images = read_table_file(find_table(root, "mimic-cxr-*-metadata.csv"), ("dicom_id", *keys, "ViewPosition"))
-        parts = read_table_file(split_path, ("dicom_id", "split"))
-        if unknown := set(parts["split"]) - set(_PARTS):
+        splits = read_table_file(split_path, ("dicom_id", "split"))
+        if unknown := set(splits["split"]) - set(_SPLITS):
             raise InputError(f"{split_path}: unknown split {', '.join(unknown)}")
         if labels.duplicated(keys).any():
             raise InputError(f"{label_path} has more than one row of a study")
-        images = images.merge(parts.drop_duplicates("dicom_id"), on="dicom_id", how="left").merge(labels, on=keys)
+        images = images.merge(splits.drop_duplicates("dicom_id"), on="dicom_id", how="left").merge(labels, on=keys)
         if images.empty:
             raise InputError(f"{label_path} and the metadata beside it have no study in common")
         subjects, studies = images["subject_id"].tolist(), images["study_id"].tolist()
@@ -54,7 +54,7 @@ class Mimic(Source):
             subjects,
             studies=studies,
             views=[normal_view(v) for v in images["ViewPosition"]],
-            parts=[_PARTS.get(p, "") if not pd.isna(p) else "" for p in images["split"]],
+            splits=[_SPLITS.get(p, "") if not pd.isna(p) else "" for p in images["split"]],
             root=str(root),
         )
 

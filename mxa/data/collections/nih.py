@@ -14,7 +14,7 @@ from ...utils.errors import InputError
 from ..records import Records, normal_sex, years
 from ..tables import find_table, read_table_file
 from ..views import normal_view
-from .reader import Source
+from .reader import CollectionReader
 from .xrv import shipped_table
 
 __all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
@@ -23,15 +23,15 @@ _OPTIONAL = ("Patient ID", "View Position", "Follow-up #", "Patient Age", "Patie
 _BOX = ("Bbox [x", "y", "w", "h]")
 
 
-class NIHChestXray14(Source):
+class NIHChestXray14(CollectionReader):
     """A folder with ``Data_Entry_2017.csv`` (or ``_v2020``) and ``images/``, or ``images_001/images/`` and so on.
 
-    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the parts, where present; an image in neither is
+    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the splits, where present; an image in neither is
     in none. Cells are 1 where the finding is named, else 0.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         path = find_table(root, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
         table = read_table_file(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), (), _OPTIONAL)
         index = {label: i for i, label in enumerate(NIH)}
@@ -42,23 +42,25 @@ class NIHChestXray14(Source):
                     raise InputError(f"{path}: unknown finding {finding!r} of {table['Image Index'].iloc[row]}")
                 targets[row, index[finding]] = 1
         names = table["Image Index"].astype(object)
-        lists = {part: Path(root) / name for part, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
-        parts = np.full(len(table), "train", dtype=object)
+        lists = {
+            split: Path(root) / name for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))
+        }
+        splits = np.full(len(table), "train", dtype=object)
         if any(file.is_file() for file in lists.values()):
-            parts[:] = "" if lists["train"].is_file() else "train"
-            for part, file in lists.items():
+            splits[:] = "" if lists["train"].is_file() else "train"
+            for split, file in lists.items():
                 listed = file.read_text().split() if file.is_file() else []
-                parts[inside := names.isin(listed)] = part
+                splits[inside := names.isin(listed)] = split
                 if listed and not inside.any():
                     warnings.warn(f"{file} names no image of {path.name}, such as {listed[0]}", stacklevel=2)
-        return _records(Path(root), table, NIH, targets, parts)
+        return _records(Path(root), table, NIH, targets, splits)
 
 
-class NIHGoogle(Source):
+class NIHGoogle(CollectionReader):
     """Google's expert labels of 4,376 NIH images (Majkowska et al., 2020), adjudicated by radiologists.
 
     The folder is NIH's; the tables ``four_findings_expert_labels_test_labels.csv`` and ``..._validation_labels.csv``
-    are read from it where they are, else from the copy that TorchXRayVision ships. There is no training part. Their
+    are read from it where they are, else from the copy that TorchXRayVision ships. There is no training split. Their
     "Nodule or mass" is neither NIH's Nodule nor its Mass: see ``mxa.labels.MERGES``.
     """
 
@@ -66,20 +68,20 @@ class NIHGoogle(Source):
     LABELS = ("Fracture", "Pneumothorax", "Lung Opacity", "Nodule/Mass")
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         tables = []
-        for part in ("test", "validation"):
-            own = Path(root) / f"four_findings_expert_labels_{part}_labels.csv"
+        for split in ("test", "validation"):
+            own = Path(root) / f"four_findings_expert_labels_{split}_labels.csv"
             path = own if own.is_file() else shipped_table("google2019_nih-chest-xray-labels.csv.gz")
             table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
-            name = "val" if part == "validation" else part
-            tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(part=name))
+            name = "val" if split == "validation" else split
+            tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(split=name))
         table = pd.concat(tables, ignore_index=True)
         answers = table[list(self.FINDINGS)].astype(object)
         if not answers.isin(("YES", "NO")).all(axis=None):
             raise InputError(f"{path}: a finding is neither YES nor NO")
         targets = (answers == "YES").to_numpy(np.float32)
-        return _records(Path(root), table, self.LABELS, targets, table["part"])
+        return _records(Path(root), table, self.LABELS, targets, table["split"])
 
 
 def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -104,7 +106,7 @@ def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _records(
-    root: Path, table: pd.DataFrame, labels: tuple[str, ...], targets: np.ndarray, parts: np.ndarray
+    root: Path, table: pd.DataFrame, labels: tuple[str, ...], targets: np.ndarray, splits: np.ndarray
 ) -> Records:
     names = list(table["Image Index"])
     patients = [p or str(int(n.partition("_")[0])) for p, n in zip(table["Patient ID"], names, strict=True)]
@@ -117,7 +119,7 @@ def _records(
         views=map(normal_view, table["View Position"]),
         sexes=map(normal_sex, table["Patient Gender"]),
         ages=years(table["Patient Age"]),
-        parts=parts,
+        splits=splits,
         root=str(root),
     )
 

@@ -12,7 +12,7 @@ from ...labels import PADCHEST, canonical
 from ..records import Records, normal_sex
 from ..tables import find_table, read_table_file
 from ..views import normal_view
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["FINDINGS", "PadChest"]
 
@@ -81,7 +81,7 @@ FINDINGS = {
 _SAYS_NOTHING = frozenset(("", "nan", "exclude", "suboptimal study", "unchanged"))
 
 
-class PadChest(Source):
+class PadChest(CollectionReader):
     """The folder with ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv`` and the images.
 
     Images lie in the folders ``0`` to ``54``; they may also lie flat, in the folder or in ``images/``. Beside
@@ -94,7 +94,7 @@ class PadChest(Source):
     cut_by = PADCHEST
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         root = Path(root)
         path = find_table(root, "PADCHEST*.csv", "padchest*.csv")
         columns = ("ImageID", "PatientID", "Projection", "Labels")

@@ -15,7 +15,7 @@ from PIL import Image
 from ...labels import CHEXPERT as LABELS
 from ..records import Records
 from .phantom_scene import OPACITIES, SceneParams, keyed_rng, render, sigmoid
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["Phantom", "PhantomRecords", "PhantomSample", "describe", "draw"]
 
@@ -124,13 +124,13 @@ class PhantomRecords(Records):
         return Image.fromarray(draw(int(self.paths[index].rpartition("-")[2]), SIZE).image)
 
 
-class Phantom(Source):
+class Phantom(CollectionReader):
     """``COUNT`` drawn phantoms; 20 % of the patients test, 10 % validate."""
 
     test_percent = 20
 
     def read(self, root: Path | None = None, split: str | None = None) -> PhantomRecords:
-        """See ``Source.read``; there is no file."""
+        """See ``CollectionReader.read``; there is no file."""
         rows = [describe(i) for i in range(COUNT)]
         return PhantomRecords(
             LABELS,

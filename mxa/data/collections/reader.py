@@ -9,20 +9,20 @@ from typing import ClassVar
 
 from ..records import Records
 
-__all__ = ["Source"]
+__all__ = ["CollectionReader"]
 
 
 @dataclass(frozen=True)
-class Source:
+class CollectionReader:
     """A collection: turns its tables into rows.
 
     Attributes:
-        labels: Names wanted, for a source whose tables may hold any; every label by default.
+        labels: Names wanted, for a collection whose tables may hold any; every label by default.
         columns: For a table: what its columns are called, by the name that they have here.
         splits: Parts that can be asked for.
         reads_urls: The root may be a URL.
-        test_percent: Share of the patients to cut for a test part where the collection names none.
-        cut_by: Labels that a cut is stratified by, for a source that can be asked for more; None is all of them.
+        test_percent: Share of the patients to cut for a test split where the collection names none.
+        cut_by: Labels that a cut is stratified by, for a collection that can be asked for more; None is all of them.
     """
 
     labels: Sequence[str] | None = None
@@ -34,11 +34,11 @@ class Source:
     reads_urls: ClassVar[bool] = False
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """Reads every row with its part, cells as they stand: 1, 0, -1 (uncertain), NaN (blank).
+        """Reads every row with its split, cells as they stand: 1, 0, -1 (uncertain), NaN (blank).
 
         Args:
             root: The collection's folder or file.
-            split: The part that is wanted, for a source that has a table for each; None is the test part.
+            split: The split that is wanted, for a collection that has a table for each; None is the test split.
 
         Raises:
             InputError: a missing file or column, or a cell that means nothing.
@@ -46,7 +46,7 @@ class Source:
         raise NotImplementedError
 
     def read_all(self, root: str | Path) -> Records:
-        """Reads every row of every table there is, official validation and test parts included.
+        """Reads every row of every table there is, official validation and test splits included.
 
         Raises:
             InputError: as ``read``.

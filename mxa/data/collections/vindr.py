@@ -11,12 +11,12 @@ from ...labels import VINDR, align, canonical
 from ...utils.errors import InputError
 from ..records import Records
 from ..tables import find_table, has_table, read_header, read_table_file
-from .reader import Source
+from .reader import CollectionReader
 
 __all__ = ["VinDr"]
 
 
-class VinDr(Source):
+class VinDr(CollectionReader):
     """The folder with ``annotations/image_labels_train.csv`` and ``..._test.csv``, or Kaggle's ``train.csv``.
 
     A training image was read by three radiologists: a label that most of them gave is positive, one that fewer gave is
@@ -26,19 +26,19 @@ class VinDr(Source):
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """See ``Source.read``."""
+        """See ``CollectionReader.read``."""
         root = Path(root)
         folder = root / "annotations" if (root / "annotations").is_dir() else root
-        names = {part: f"image_labels_{part}.csv" for part in ("train", "test")}
+        names = {split: f"image_labels_{split}.csv" for split in ("train", "test")}
         votes = {p: _physionet(find_table(folder, name)) for p, name in names.items() if has_table(folder, name)}
         if not votes:
             votes = {"train": _kaggle(find_table(root, "train.csv"))}
         cells = pd.concat(votes.values())
-        parts = [part for part, rows in votes.items() for _ in range(len(rows))]
-        suffix = {part: _suffix(root / part, rows.index[0]) for part, rows in votes.items()}
+        splits = [split for split, rows in votes.items() for _ in range(len(rows))]
+        suffix = {split: _suffix(root / split, rows.index[0]) for split, rows in votes.items()}
         names = cells.index.tolist()
-        paths = [f"{part}/{name}{suffix[part]}" for part, name in zip(parts, names, strict=True)]
-        return Records(tuple(cells.columns), paths, cells.to_numpy(np.float32), names, parts=parts, root=str(root))
+        paths = [f"{split}/{name}{suffix[split]}" for split, name in zip(splits, names, strict=True)]
+        return Records(tuple(cells.columns), paths, cells.to_numpy(np.float32), names, splits=splits, root=str(root))
 
 
 def _physionet(path: Path) -> pd.DataFrame:

@@ -84,11 +84,14 @@ def _grouping(
     result: dict[str, Any] = {"labels": [arm.labels[i] for i in labels], "groups": {}, "gaps": {}, "by_label": {}}
     values = {name: _rates_of(arm, chosen, rows, labels, weights, shares) for name, rows in scored.items()}
     for name, rows in groups.items():
-        about: dict[str, Any] = {"images": int(rows.sum()), "patients": arm.scored[0].cases["patient"][rows].nunique()}
+        numbers: dict[str, Any] = {
+            "images": int(rows.sum()),
+            "patients": arm.scored[0].cases["patient"][rows].nunique(),
+        }
         if name in values and len(labels):
             for metric, (point, drawn) in values[name].items():
-                about |= {metric: point.mean(), f"{metric}_interval": interval(drawn.mean(-1))}
-        result["groups"][name] = about
+                numbers |= {metric: point.mean(), f"{metric}_interval": interval(drawn.mean(-1))}
+        result["groups"][name] = numbers
     if len(scored) < 2 or not len(labels):
         return result
     reference = max(scored, key=lambda name: scored[name].sum())
@@ -98,9 +101,9 @@ def _grouping(
         result["gaps"][metric] = np.ptp(points.mean(-1))
         for name in set(values) - {reference}:
             (point, drawn), (point0, drawn0) = values[name][metric], values[reference][metric]
-            about = result["groups"][name]
-            about[f"{metric}_difference"] = point.mean() - point0.mean()
-            about[f"{metric}_difference_interval"] = interval((drawn - drawn0).mean(-1))
+            numbers = result["groups"][name]
+            numbers[f"{metric}_difference"] = point.mean() - point0.mean()
+            numbers[f"{metric}_difference_interval"] = interval((drawn - drawn0).mean(-1))
         for i, label in enumerate(labels):
             row = result["by_label"].setdefault(arm.labels[label], {})
             row[metric] = dict(zip(values, points[:, i], strict=True))

@@ -49,14 +49,14 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
     return figure
 
 
-def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str, part: str = "test") -> Figure:
+def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str, split: str = "test") -> Figure:
     """Final scores of every run, and the spread of validation scores by epoch (the paper's figures J.1b and Q.2).
 
     Args:
-        finals: For each metric the scores of each row on the part that is reported, ``(runs,)``.
+        finals: For each metric the scores of each row on the split that is reported, ``(runs,)``.
         spread: Validation scores of each row, ``(runs, epochs)``.
         metric: Name of the metric of ``spread``.
-        part: Name of the part that is reported.
+        split: Name of the split that is reported.
     """
     figure = require("matplotlib.figure", "train").Figure(figsize=(10.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
@@ -68,7 +68,7 @@ def boxes_figure(finals: Mapping[str, Curves], spread: Curves, metric: str, part
             left.plot(np.full(len(points), x), points, "os^"[m], color=COLOURS[m], markersize=4, fillstyle="none")
             left.plot((x - 0.1, x + 0.1), (points.mean(),) * 2, color=COLOURS[m], linewidth=2)
         left.plot([], [], "os^"[m], color=COLOURS[m], fillstyle="none", label=name)
-    left.set(xticks=range(len(names)), ylabel=f"{part} images")
+    left.set(xticks=range(len(names)), ylabel=f"{split} images")
     left.set_xticklabels(names, fontsize=8)
     left.set_title("Each run, and the mean", fontsize=9)
     left.legend(fontsize=8, frameon=False)

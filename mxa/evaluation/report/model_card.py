@@ -16,24 +16,24 @@ _PAPER = (
 )
 
 
-def model_card(source: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
+def model_card(name: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
     """Returns the card of a model: how it is loaded, what it is for, its data and terms, its numbers, its limits.
 
     Args:
-        source: What ``timm.create_model`` takes: ``hf-hub:organisation/architecture.tag``, or the last part alone.
+        name: What ``timm.create_model`` takes: ``hf-hub:organisation/architecture.tag``, or the last part alone.
         entry: The model's entry of the manifest.
         result: What ``mxa.evaluation.evaluate`` gave of the model and, after it, of any that stand beside it.
     """
     front = {"library_name": "timm", "license": entry["license"], "tags": ["mxa", "timm", "chest-x-ray", "multi-label"]}
     recipe = {k: v for k, v in entry["recipe"].items() if v is not None}
-    scored = {k: v for k, v in result["models"][0]["about"][0].items() if k in ("data", "part", "views")}
-    seen = ", every image, training images included" if scored.get("part") == "all" else ""
+    scored = {k: v for k, v in result["models"][0]["metadata"][0].items() if k in ("data", "split", "views")}
+    seen = ", every image, training images included" if scored.get("split") == "all" else ""
     _, height, width = entry["preprocessing"]["input_size"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f'```python\nimport mxa\nimport timm\n\nmodel = timm.create_model("{source}", pretrained=True).eval()\n'
+        f'```python\nimport mxa\nimport timm\n\nmodel = timm.create_model("{name}", pretrained=True).eval()\n'
         "mxa.label_names(model)   # one logit for each\n```\n",
-        f"# {source.rpartition('/')[2]}\n",
+        f"# {name.rpartition('/')[2]}\n",
         f"Findings: {', '.join(entry['labels'])}. The whole image, gray, {height} x {width} pixels "
         "(`mxa.data.create_transform(model)`).\n",
         "## Use\n",

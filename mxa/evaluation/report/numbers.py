@@ -91,11 +91,11 @@ def _checked(arm: Arm, first: Arm) -> Arm:
     """Puts the labels of an arm's seeds into one order, and refuses scores that cannot be compared."""
     for one in (*arm.scored, *arm.val):
         one.check()
-    arm = Arm(arm.name, *(tuple(_in_order(one, arm) for one in part) for part in (arm.scored, arm.val)))
+    arm = Arm(arm.name, *(tuple(_in_order(one, arm) for one in scores) for scores in (arm.scored, arm.val)))
     pairs = [(arm.name, one, arm.scored[0]) for one in arm.scored] + [(arm.name, v, arm.val[0]) for v in arm.val]
     for name, one, other in (*pairs, (f"{arm.name} and {first.name}", arm.scored[0], first.scored[0])):
         if one.cases["image"].tolist() != other.cases["image"].tolist():
-            raise InputError(f"{name}: scores of different images: score the same part")
+            raise InputError(f"{name}: scores of different images: score the same split")
         if one.cases["patient"].tolist() != other.cases["patient"].tolist():
             raise InputError(f"{name}: the same images are of different patients")
         for i, k in enumerate(align(other.labels, one.labels)):
@@ -104,7 +104,7 @@ def _checked(arm: Arm, first: Arm) -> Arm:
     both = set(arm.scored[0].cases["patient"]) & set(arm.val[0].cases["patient"] if arm.val else ())
     if both:
         raise InputError(
-            f"{arm.name}: {len(both)} patient(s) are in the validation part and in the part that is reported"
+            f"{arm.name}: {len(both)} patient(s) are in the validation split and in the split that is reported"
         )
     return arm
 
@@ -199,7 +199,7 @@ def _arm(
     cases, targets = arm.scored[0].cases, arm.targets
     result: dict[str, Any] = {
         "name": arm.name,
-        "about": [one.about for one in arm.scored],
+        "metadata": [one.metadata for one in arm.scored],
         "images": len(cases),
         "patients": cases["patient"].nunique(),
         "replicates": replicates,
@@ -222,7 +222,7 @@ def _arm(
         ]
     if arm.val:
         result["chosen_on"] = {
-            "part": "val",
+            "split": "val",
             "images": len(arm.val[0]),
             "patients": arm.val[0].cases["patient"].nunique(),
         }
@@ -242,10 +242,10 @@ def _label(
         row["val_pos"] = int((arm.val[0].targets[:, i] == 1).sum())
         row["operating_points"] = {}
         for name in OPERATING_POINTS:
-            about: dict[str, Any] = {"threshold": [sigmoid(c.thresholds[name][i]) for c in chosen]}
+            operating: dict[str, Any] = {"threshold": [sigmoid(c.thresholds[name][i]) for c in chosen]}
             for rate in ("sensitivity", "specificity", "ppv", "npv", "accuracy", "f1"):
-                about |= _with_interval(rate, point[f"{name}.{rate}"][i], drawn[f"{name}.{rate}"][:, i])
-            row["operating_points"][name] = about
+                operating |= _with_interval(rate, point[f"{name}.{rate}"][i], drawn[f"{name}.{rate}"][:, i])
+            row["operating_points"][name] = operating
     return row
 
 

@@ -103,5 +103,5 @@ def _table(table: Table, text: bool = False) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
 
 
-def _picture(figure: Any, about: str) -> str:
-    return f'<p><img alt="{escape(about)}" src="data:image/png;base64,{plots.encode(figure)}"></p>'
+def _picture(figure: Any, alt: str) -> str:
+    return f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{plots.encode(figure)}"></p>'

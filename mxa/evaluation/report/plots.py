@@ -147,15 +147,15 @@ def confusion_figure(model: dict[str, Any], point: str) -> Figure:
 
     def draw(ax: Axes, i: int) -> None:
         row = model["labels"][labels[i]]
-        about = row["operating_points"][point]
+        numbers = row["operating_points"][point]
         ax.set(xticks=(0, 1), yticks=(0, 1), xlim=(-0.5, 1.5), ylim=(1.5, -0.5), aspect="equal")
         ax.set_xticklabels(("called -", "called +"))
         ax.set_yticklabels(("is -", "is +"), rotation=90, va="center")
-        if about["sensitivity"] is None or about["specificity"] is None:
+        if numbers["sensitivity"] is None or numbers["specificity"] is None:
             ax.text(0.5, 0.5, "undefined", ha="center", va="center", fontsize=8)
             return
         shares = np.array(
-            [[about["specificity"], 1 - about["specificity"]], [1 - about["sensitivity"], about["sensitivity"]]]
+            [[numbers["specificity"], 1 - numbers["specificity"]], [1 - numbers["sensitivity"], numbers["sensitivity"]]]
         )
         ax.imshow(shares, cmap="Greys", vmin=0, vmax=1)
         for (y, x), share in np.ndenumerate(shares):
@@ -185,15 +185,15 @@ def groups_figure(result: dict[str, Any]) -> Figure | None:
     models, height, ends = result["models"], 0.8 / len(result["models"]), {0.5}
     for number, model in enumerate(models):
         for y, (by, name) in enumerate(names):
-            about = model["groups"].get(by, {}).get("groups", {}).get(name, {})
-            if about.get("auc") is None:
+            numbers = model["groups"].get(by, {}).get("groups", {}).get(name, {})
+            if numbers.get("auc") is None:
                 continue
-            low, high = about["auc_interval"]
+            low, high = numbers["auc_interval"]
             ends.update((low, high))
             at = y + (number - (len(models) - 1) / 2) * height
             shade = str(0.75 - 0.35 * number / max(1, len(models) - 1))
             style = {"color": shade, "edgecolor": "k", "hatch": HATCHES[number % 6], "linewidth": 0.6}
-            ax.barh(at, about["auc"] - 0.5, height, left=0.5, label=model["name"] if y == 0 else None, **style)
+            ax.barh(at, numbers["auc"] - 0.5, height, left=0.5, label=model["name"] if y == 0 else None, **style)
             ax.plot((low, high), (at, at), color="k", linewidth=1, marker="|", markersize=5)
     ax.set(yticks=range(len(names)), xlabel="macro AUC and 95 % interval, over the labels that every group has")
     ax.set_xlim(min(ends) - 0.02, max(ends) + 0.02)

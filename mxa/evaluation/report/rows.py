@@ -30,13 +30,13 @@ _MEANS = {
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def shown(about: dict[str, Any], name: str, digits: int = 3, signed: bool = False) -> str:
+def shown(numbers: dict[str, Any], name: str, digits: int = 3, signed: bool = False) -> str:
     """A value with its interval, ``0.712 (0.690 to 0.731)``; ``-`` where undefined."""
-    value = about.get(name)
+    value = numbers.get(name)
     if value is None:
         return "-"
     form = f"{{:{'+' if signed else ''}.{digits}f}}"
-    low, high = about.get(f"{name}_interval") or (None, None)
+    low, high = numbers.get(f"{name}_interval") or (None, None)
     ends = "" if low is None else f" ({form.format(low)} to {form.format(high)})"
     return form.format(value) + ends
 
@@ -87,10 +87,10 @@ def point_rows(model: dict[str, Any], point: str) -> Table:
     rates = ("sensitivity", "specificity", "ppv", "npv", "f1")
     rows = []
     for name, row in model["labels"].items():
-        about = row["operating_points"][point]
-        thresholds = [t for t in about["threshold"] if t is not None]
+        numbers = row["operating_points"][point]
+        thresholds = [t for t in numbers["threshold"] if t is not None]
         threshold = f"{sum(thresholds) / len(thresholds):.3f}" if thresholds else "-"
-        rows.append((name, str(row["val_pos"]), threshold, *(shown(about, rate) for rate in rates)))
+        rows.append((name, str(row["val_pos"]), threshold, *(shown(numbers, rate) for rate in rates)))
     return ("label", "n+ chosen on", "threshold", "sensitivity", "specificity", "PPV", "NPV", "F1"), rows
 
 
@@ -99,11 +99,11 @@ def group_rows(model: dict[str, Any]) -> Table:
     rows = []
     for by, grouping in model["groups"].items():
         of = f"{by} ({len(grouping['labels'])} labels)"
-        for name, about in grouping["groups"].items():
-            values = [shown(about, metric) for metric in ("auc", "tpr", "fpr")]
+        for name, numbers in grouping["groups"].items():
+            values = [shown(numbers, metric) for metric in ("auc", "tpr", "fpr")]
             mark = "reference" if name == grouping.get("reference") else None
-            values += [mark or shown(about, f"{m}_difference", signed=True) for m in ("auc", "tpr", "fpr")]
-            rows.append((of, name, str(about["images"]), *values))
+            values += [mark or shown(numbers, f"{m}_difference", signed=True) for m in ("auc", "tpr", "fpr")]
+            rows.append((of, name, str(numbers["images"]), *values))
         if grouping["gaps"]:
             gaps = [shown(grouping["gaps"], m) for m in ("auc", "tpr", "fpr")]
             rows.append((of, "largest gap", "", *gaps, "", "", ""))
@@ -123,14 +123,15 @@ def paired_rows(result: dict[str, Any]) -> Table:
 def provenance(model: dict[str, Any]) -> Table:
     """Where the numbers come from: one row a fact."""
     rows = [("images", f"{model['images']:,} of {model['patients']:,} patients")]
-    keys = [key for key in dict.fromkeys(key for about in model["about"] for key in about) if key != "run"]
+    keys = [key for key in dict.fromkeys(key for metadata in model["metadata"] for key in metadata) if key != "run"]
     for key in keys:
-        values = list(dict.fromkeys(_fact(about.get(key)) for about in model["about"]))
+        values = list(dict.fromkeys(_fact(metadata.get(key)) for metadata in model["metadata"]))
         rows.append((key.replace("_", " "), "; ".join(values)))
+    seeds = " and seeds" if len(model["metadata"]) > 1 else ""
     rows.append(
         (
             "intervals",
-            f"95 %, patients{' and seeds' if len(model['about']) > 1 else ''} resampled {model['replicates']:,} times",
+            f"95 %, patients{seeds} resampled {model['replicates']:,} times",
         )
     )
     if "chosen_on" in model:
@@ -183,9 +184,9 @@ def csv_text(result: dict[str, Any]) -> str:
     for model in result["models"]:
         for label, row in model["labels"].items():
             cells = [model["name"], label, row["n_pos"], row["n_neg"]]
-            for about, name in [(row, n) for n in names] + [
+            for numbers, name in [(row, n) for n in names] + [
                 (row.get("operating_points", {}).get(p, {}), r) for p in points for r in rates
             ]:
-                cells += [about.get(name), *(about.get(f"{name}_interval") or (None, None))]
+                cells += [numbers.get(name), *(numbers.get(f"{name}_interval") or (None, None))]
             writer.writerow(cells)
     return stream.getvalue()

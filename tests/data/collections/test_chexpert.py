@@ -53,12 +53,12 @@ def test_chexpert_paths_lose_their_published_prefix(made_chexpert):
 def test_chexpert_splits(made_chexpert):
     root = made_chexpert()
     sizes = {"train": 14, "val": 2, "valid": 4, "all": 16, None: 4}
-    parts = {split: create_dataset("chexpert", root, split) for split in sizes}
-    assert {split: len(part) for split, part in parts.items()} == sizes
-    assert set(parts["val"].records.patients) == {"patient00006"}
-    assert set(parts["train"].records.patients).isdisjoint(parts["val"].records.patients)
-    assert parts[None].filenames() == parts["valid"].filenames()
-    assert set(parts["valid"].records.patients) == {"patient64541", "patient64542"}
+    splits = {split: create_dataset("chexpert", root, split) for split in sizes}
+    assert {split: len(records) for split, records in splits.items()} == sizes
+    assert set(splits["val"].records.patients) == {"patient00006"}
+    assert set(splits["train"].records.patients).isdisjoint(splits["val"].records.patients)
+    assert splits[None].filenames() == splits["valid"].filenames()
+    assert set(splits["valid"].records.patients) == {"patient64541", "patient64542"}
     with pytest.raises(InputError, match=r"no table .*test\.csv"):
         create_dataset("chexpert", root, "test")
     shutil.copy(root / "valid.csv", root / "test.csv")
@@ -153,9 +153,9 @@ def plus(tmp_path) -> Path:
     """CheXpert Plus: its table, CheXbert's labels as lines of JSON, PNG images."""
     rows, lines = [], []
     for i in range(8):
-        part = "valid" if i == 7 else "train"
+        split = "valid" if i == 7 else "train"
         kind = ("frontal", "lateral")[i % 2]
-        inside = f"{part}/patient{i // 2:05d}/study1/view{i % 2 + 1}_{kind}"
+        inside = f"{split}/patient{i // 2:05d}/study1/view{i % 2 + 1}_{kind}"
         rows.append(
             (
                 f"{inside}.jpg",
@@ -168,7 +168,7 @@ def plus(tmp_path) -> Path:
                 61.0,
                 "Female",
                 "Other",
-                part,
+                split,
             )
         )
         cells = {name: (None, 0.0, -1.0, 1.0)[(i + j) % 4] for j, name in enumerate(sorted(CHEXPERT))}

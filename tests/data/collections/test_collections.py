@@ -54,7 +54,7 @@ def mimic(tmp_path) -> Path:
     ]
     rows = [f"{d},{p},{s},CHEST,{v},2000,2500,21800506,213014.5,,," for d, p, s, v, _ in images]
     write(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA, rows)
-    rows = [f"{d},{s},{p},{part}" for d, p, s, _, part in images]
+    rows = [f"{d},{s},{p},{split}" for d, p, s, _, split in images]
     write(root / "mimic-cxr-2.0.0-split.csv.gz", "dicom_id,study_id,subject_id,split", rows)
     header = ",".join(("subject_id", "study_id", *MIMIC_LABELS))
     for labeler, edema in (("chexpert", "-1.0"), ("negbio", "0.0")):
@@ -88,9 +88,9 @@ def test_mimic_rows(mimic):
 def test_mimic_keeps_the_official_split(mimic):
     sizes = {"train": 2, "val": 1, None: 1, "test": 1}
     views = {"train": "frontal", "val": "frontal", "test": "all", None: "all"}
-    parts = {s: create_dataset("mimic", mimic, s, views=views[s]).records for s in sizes}
-    assert {s: len(part) for s, part in parts.items()} == sizes
-    assert set(parts["val"].patients) == {"11000011"} and parts[None].split == "test"
+    splits = {s: create_dataset("mimic", mimic, s, views=views[s]).records for s in sizes}
+    assert {s: len(split) for s, split in splits.items()} == sizes
+    assert set(splits["val"].patients) == {"11000011"} and splits[None].split == "test"
 
 
 def test_mimics_two_labelers_differ(mimic):
@@ -208,11 +208,11 @@ def test_padchest_images_are_16_bit(tmp_path, nested):
 
 def test_padchest_has_a_test_part_of_whole_patients(tmp_path):
     root = padchest(tmp_path, ["['normal']"] * 80, nested=False)
-    parts = {s: create_dataset("padchest", root, s, views="all").records for s in ("train", "val", "test", None)}
-    assert [len(parts[s]) for s in ("train", "val", "test")] == [64, 8, 8]
-    patients = [set(parts[s].patients) for s in ("train", "val", "test")]
+    splits = {s: create_dataset("padchest", root, s, views="all").records for s in ("train", "val", "test", None)}
+    assert [len(splits[s]) for s in ("train", "val", "test")] == [64, 8, 8]
+    patients = [set(splits[s].patients) for s in ("train", "val", "test")]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 40
-    assert parts[None].split == "test"
+    assert splits[None].split == "test"
 
 
 # VinDr-CXR
@@ -274,7 +274,7 @@ def test_vindr_by_policy_is_any_reader_or_most(vindr):
         assert rows[0]["a1"] == [1, 1] and rows[1]["a1"] == [1, 0]
     everything = create_dataset("vindr", vindr, "all").records
     np.testing.assert_array_equal(everything.targets[0], [1, NAN])
-    with pytest.raises(InputError, match="no test part: use --split all"):
+    with pytest.raises(InputError, match="no test split: use --split all"):
         create_dataset("vindr", vindr, "test")
 
 
@@ -318,15 +318,15 @@ def test_a_folder_by_finding(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*patients are unknown")
 def test_a_folder_with_parts(tmp_path):
-    for part in ("train", "Val", "test"):
+    for split in ("train", "Val", "test"):
         for i, folder in enumerate(("NORMAL", "PNEUMONIA")):
-            draw(tmp_path / part / folder / f"{part}{i}.jpeg")
+            draw(tmp_path / split / folder / f"{split}{i}.jpeg")
     (tmp_path / ".cache").mkdir()
-    parts = {s: create_dataset("folder", tmp_path, s, labels="chexpert") for s in ("train", "val", "test", None)}
-    assert {s: len(d) for s, d in parts.items()} == {"train": 2, "val": 2, "test": 2, None: 2}
-    assert column(parts["train"], "Pneumonia").tolist() == [0, 1]
-    assert column(parts["train"], "No Finding").tolist() == [1, 0]
-    assert np.isnan(column(parts["train"], "Edema")).all()
+    splits = {s: create_dataset("folder", tmp_path, s, labels="chexpert") for s in ("train", "val", "test", None)}
+    assert {s: len(d) for s, d in splits.items()} == {"train": 2, "val": 2, "test": 2, None: 2}
+    assert column(splits["train"], "Pneumonia").tolist() == [0, 1]
+    assert column(splits["train"], "No Finding").tolist() == [1, 0]
+    assert np.isnan(column(splits["train"], "Edema")).all()
 
 
 def test_a_folder_without_findings_is_an_error(tmp_path):

@@ -31,12 +31,12 @@ def test_table_rows_are_the_tables(made_table):
 def test_table_split_column(made_table):
     path = made_table()
     sizes = {"train": 12, "val": 6, "test": 6, "all": 24, None: 6}
-    parts = {split: create_dataset("table", path, split, views="all") for split in sizes}
-    assert {split: len(part) for split, part in parts.items()} == sizes
-    assert set(parts["val"].records.patients) == {"p2", "p6", "p10"}
-    assert parts[None].filenames() == parts["test"].filenames()
-    assert np.isnan(column(parts["val"], "Effusion")).sum() == 3  # uncertain: masked in val, 1 in train
-    assert column(parts["train"], "Effusion").tolist() == [1] * 12
+    splits = {split: create_dataset("table", path, split, views="all") for split in sizes}
+    assert {split: len(records) for split, records in splits.items()} == sizes
+    assert set(splits["val"].records.patients) == {"p2", "p6", "p10"}
+    assert splits[None].filenames() == splits["test"].filenames()
+    assert np.isnan(column(splits["val"], "Effusion")).sum() == 3  # uncertain: masked in val, 1 in train
+    assert column(splits["train"], "Effusion").tolist() == [1] * 12
 
 
 def test_table_splits_in_other_spellings(made_table):
@@ -68,7 +68,7 @@ def test_table_without_split_column(made_table):
     assert len(train) == 20 and len(val) == 4
     assert len(create_dataset("table", path)) == 24
     assert set(train.records.views) == {""}
-    with pytest.raises(InputError, match=r"no test part: use --split all"):
+    with pytest.raises(InputError, match=r"no test split: use --split all"):
         create_dataset("table", path, "test")
 
 
@@ -163,7 +163,7 @@ def renamed(path, names: dict[str, str]):
 
 def same(one, other) -> None:
     assert one.labels == other.labels
-    for name in ("paths", "patients", "views", "parts"):
+    for name in ("paths", "patients", "views", "splits"):
         assert getattr(one.records, name).tolist() == getattr(other.records, name).tolist()
     np.testing.assert_array_equal(one.records.targets, other.records.targets)
 

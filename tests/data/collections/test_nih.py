@@ -33,17 +33,17 @@ def test_nih_splits_without_lists_are_by_patient(made_nih):
     assert set(val.records.patients) == {"3"}
     assert set(train.records.patients) == {"1", "2", "4", "5", "6", "7", "21"}
     assert len(train) + len(val) == 24
-    with pytest.raises(InputError, match=r"nih .*has no test part: use --split all"):
+    with pytest.raises(InputError, match=r"nih .*has no test split: use --split all"):
         create_dataset("nih", root, "test")
 
 
 def test_nih_lists_give_the_split(made_nih):
     root = made_nih(lists=True)
     sizes = {"train": 15, "val": 3, "test": 6, "all": 24, None: 6}
-    parts = {split: create_dataset("nih", root, split) for split in sizes}
-    assert {split: len(part) for split, part in parts.items()} == sizes
-    assert names(parts["test"]) == names(parts[None]) == set((root / "test_list.txt").read_text().split())
-    assert names(parts["train"]) | names(parts["val"]) == set((root / "train_val_list.txt").read_text().split())
+    splits = {split: create_dataset("nih", root, split) for split in sizes}
+    assert {split: len(records) for split, records in splits.items()} == sizes
+    assert names(splits["test"]) == names(splits[None]) == set((root / "test_list.txt").read_text().split())
+    assert names(splits["train"]) | names(splits["val"]) == set((root / "train_val_list.txt").read_text().split())
 
 
 def test_nih_as_downloaded_in_several_folders(made_nih):
@@ -94,26 +94,26 @@ def test_nih_8k(nih_8k):
     assert len(everything) == len(table) == 7992
     expected = table["Finding Labels"].str.split("|").explode().value_counts()
     assert counts(everything) == {name: int(n) for name, n in expected.items()}
-    parts = {split: create_dataset("nih", nih_8k, split) for split in ("train", "val", "test")}
-    lists = {part: set((nih_8k / f"{part}_list.txt").read_text().split()) for part in ("train_val", "test")}
-    assert names(parts["test"]) == lists["test"]
-    assert names(parts["train"]) | names(parts["val"]) == lists["train_val"]
-    assert sum(map(len, parts.values())) == 7992
-    patients = [set(part.records.patients) for part in parts.values()]
+    splits = {split: create_dataset("nih", nih_8k, split) for split in ("train", "val", "test")}
+    lists = {split: set((nih_8k / f"{split}_list.txt").read_text().split()) for split in ("train_val", "test")}
+    assert names(splits["test"]) == lists["test"]
+    assert names(splits["train"]) | names(splits["val"]) == lists["train_val"]
+    assert sum(map(len, splits.values())) == 7992
+    patients = [set(split.records.patients) for split in splits.values()]
     assert sum(map(len, patients)) == len(set().union(*patients)) == 2173
-    assert 0.05 < len(parts["val"]) / len(lists["train_val"]) < 0.15
-    for part in parts.values():
-        assert part[len(part) // 2][0].mode == "L"
-        part.check()
+    assert 0.05 < len(splits["val"]) / len(lists["train_val"]) < 0.15
+    for split in splits.values():
+        assert split[len(split) // 2][0].mode == "L"
+        split.check()
 
 
 def test_nih_sample_has_no_lists(nih_sample):
     dataset = create_dataset("nih", nih_sample)
     assert len(dataset) == 713 and len(set(dataset.records.patients)) == 488
     assert counts(dataset)["Pneumonia"] + counts(dataset)["No Finding"] == pytest.approx(713, abs=1)
-    parts = [create_dataset("nih", nih_sample, split).records for split in ("train", "val")]
-    assert sum(map(len, parts)) == 713
-    assert set(parts[0].patients).isdisjoint(parts[1].patients)
+    splits = [create_dataset("nih", nih_sample, split).records for split in ("train", "val")]
+    assert sum(map(len, splits)) == 713
+    assert set(splits[0].patients).isdisjoint(splits[1].patients)
     assert dataset[0][0].size == (320, 320)
 
 
@@ -135,8 +135,8 @@ def test_googles_published_tables_win_over_the_shipped_one(made_nih):
     root = made_nih()
     header = "Image Index,Patient ID,Fracture,Pneumothorax,Airspace opacity,Nodule or mass"
     tables = {"test": ["00000001_000.png,1,YES,NO,NO,YES"], "validation": ["00000002_001.png,2,NO,NO,YES,NO"]}
-    for part, rows in tables.items():
-        (root / f"four_findings_expert_labels_{part}_labels.csv").write_text("\n".join([header, *rows]))
+    for split, rows in tables.items():
+        (root / f"four_findings_expert_labels_{split}_labels.csv").write_text("\n".join([header, *rows]))
     dataset = create_dataset("nih-google", root)
     assert dataset.filenames() == [str(root / "images/00000001_000.png")]
     assert counts(dataset) == {"Fracture": 1, "Nodule/Mass": 1}

@@ -13,7 +13,7 @@ import pytest
 from mxa.data import create_dataset
 from mxa.data.collections.nih import read_boxes
 from mxa.data.collections.padchest import FINDINGS
-from mxa.data.create import read_source
+from mxa.data.create import read_collection
 from mxa.labels import CHEXPERT, NIH, PADCHEST
 
 TABLES = Path(find_spec("torchxrayvision").origin).parent / "data"
@@ -34,7 +34,7 @@ def kinds(records) -> dict[str, tuple[int, int, int, int]]:
 
 def test_chexpert(tmp_path):
     root = folder(tmp_path, "chexpert_train.csv.gz", "train.csv.gz")
-    records = read_source("chexpert", root, "train")
+    records = read_collection("chexpert", root, "train")
     table = pd.read_csv(TABLES / "chexpert_train.csv.gz")
     assert len(records) == len(table) == 223_414
     expected = {
@@ -53,9 +53,9 @@ def test_chexpert(tmp_path):
     assert (records.sexes == "F").sum() == (table["Sex"] == "Female").sum()
     assert np.isnan(records.ages).sum() == (table["Age"] == 0).sum()
     assert np.nanmean(records.ages) == pytest.approx(table["Age"][table["Age"] > 0].mean(), rel=1e-5)
-    parts = pd.DataFrame({"part": records.parts.astype(object), "patient": records.patients.astype(object)})
-    assert parts.drop_duplicates()["patient"].is_unique
-    assert parts.drop_duplicates()["part"].value_counts(normalize=True)["val"] == pytest.approx(0.1, abs=0.001)
+    splits = pd.DataFrame({"split": records.splits.astype(object), "patient": records.patients.astype(object)})
+    assert splits.drop_duplicates()["patient"].is_unique
+    assert splits.drop_duplicates()["split"].value_counts(normalize=True)["val"] == pytest.approx(0.1, abs=0.001)
 
 
 PUBLISHED = {  # Irvin et al., 2019, table 1: studies positive and uncertain
@@ -77,7 +77,7 @@ PUBLISHED = {  # Irvin et al., 2019, table 1: studies positive and uncertain
 
 
 def test_chexperts_studies_are_the_published_ones(tmp_path):
-    records = read_source("chexpert", folder(tmp_path, "chexpert_train.csv.gz", "train.csv.gz"), "train")
+    records = read_collection("chexpert", folder(tmp_path, "chexpert_train.csv.gz", "train.csv.gz"), "train")
     studies = records.subset(~pd.Series(records.studies.astype(object)).duplicated().to_numpy())
     assert len(studies) == 187_641
     found = {name: (row[0], row[2]) for name, row in kinds(studies).items()}
@@ -99,7 +99,7 @@ def test_chexperts_policies_give_the_known_prevalences(tmp_path):
 
 def test_nih(tmp_path):
     root = folder(tmp_path, "Data_Entry_2017_v2020.csv.gz", "Data_Entry_2017_v2020.csv.gz")
-    records = read_source("nih", root)
+    records = read_collection("nih", root)
     table = pd.read_csv(TABLES / "Data_Entry_2017_v2020.csv.gz")
     assert len(records) == len(table) == 112_120
     expected = table["Finding Labels"].str.split("|").explode().value_counts()
@@ -126,7 +126,7 @@ def test_nih_boxes_of_radiologists(tmp_path):
 
 def test_googles_expert_labels(tmp_path):
     (tmp_path / "images").mkdir()
-    records = read_source("nih-google", tmp_path)
+    records = read_collection("nih-google", tmp_path)
     table = pd.read_csv(TABLES / "google2019_nih-chest-xray-labels.csv.gz")
     assert len(records) == len(table) == 4_376
     columns = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
@@ -134,13 +134,13 @@ def test_googles_expert_labels(tmp_path):
     for label, name in zip(records.labels, columns, strict=True):
         yes = int((table[name] == "YES").sum())
         assert kinds(records)[label] == (yes, 4_376 - yes, 0, 0)
-    assert {part: int((records.parts == part).sum()) for part in ("test", "val")} == {"test": 1_962, "val": 2_414}
+    assert {split: int((records.splits == split).sum()) for split in ("test", "val")} == {"test": 1_962, "val": 2_414}
     assert len(create_dataset("nih-google", tmp_path, labels="chexpert")) == 1_962
 
 
 def test_padchest(tmp_path):
     name = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"
-    records = read_source("padchest", folder(tmp_path, name, name), labels=("scoliosis",))
+    records = read_collection("padchest", folder(tmp_path, name, name), labels=("scoliosis",))
     table = pd.read_csv(TABLES / name, usecols=["ImageID", "Projection", "Labels", "PatientID"], keep_default_na=False)
     assert len(records) == len(table) == 160_861
     lists = table["Labels"].map(lambda text: [] if text == "nan" else ast.literal_eval(text))
@@ -166,7 +166,7 @@ def test_padchest(tmp_path):
 
 
 def test_vindr(tmp_path):
-    records = read_source("vindr", folder(tmp_path, "vinbigdata-train.csv.gz", "train.csv.gz"))
+    records = read_collection("vindr", folder(tmp_path, "vinbigdata-train.csv.gz", "train.csv.gz"))
     table = pd.read_csv(TABLES / "vinbigdata-train.csv.gz")
     assert len(records) == table["image_id"].nunique() == 15_000
     assert (table.groupby("image_id")["rad_id"].nunique() == 3).all()

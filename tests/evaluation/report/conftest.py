@@ -16,7 +16,7 @@ NAN = float("nan")
 
 
 def predictions(
-    n: int = 240, seed: int = 0, cases_seed: int = 0, skill: float = 1.0, part: str = "test"
+    n: int = 240, seed: int = 0, cases_seed: int = 0, skill: float = 1.0, split: str = "test"
 ) -> Predictions:
     """Edema is well known, Mass has masked cells and few positives, Fracture no positive, Hernia no known cell.
 
@@ -30,18 +30,18 @@ def predictions(
     patients = np.arange(n) // 2
     cases = pd.DataFrame(
         {
-            "image": [f"{part}/{i}.png" for i in range(n)],
-            "patient": [f"{part}{p}" for p in patients],
+            "image": [f"{split}/{i}.png" for i in range(n)],
+            "patient": [f"{split}{p}" for p in patients],
             "study": [f"s{p}" for p in patients],
             "view": ["AP", "PA", "", "LATERAL"] * (n // 4),
             "sex": np.where(patients % 3 == 0, "F", "M"),
             "age": (20.0 + patients % 70),
-            "part": part,
+            "split": split,
         }
     )
     noise = np.random.default_rng(1000 + seed).normal(size=(n, 4))
     logits = noise + skill * np.nan_to_num(targets) - 0.8
-    return Predictions(LABELS, logits, targets, cases, {"model": f"m{seed}", "part": part})
+    return Predictions(LABELS, logits, targets, cases, {"model": f"m{seed}", "split": split})
 
 
 @pytest.fixture

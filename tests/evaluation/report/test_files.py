@@ -118,7 +118,7 @@ def test_the_page_without_validation_groups_or_pairs(made):
     from .conftest import predictions
 
     one = predictions()
-    one = type(one)(one.labels, one.logits, one.targets, one.cases.assign(view="", sex="", age=np.nan), one.about)
+    one = type(one)(one.labels, one.logits, one.targets, one.cases.assign(view="", sex="", age=np.nan), one.metadata)
     arms = [Arm("alone", (one,))]
     text = page(numbers(arms, 5), arms)
     assert "Operating point" not in text and "Groups" not in text and "Differences" not in text

@@ -52,19 +52,19 @@ def test_thresholds_and_temperatures_come_from_validation_and_are_only_applied(a
     for i, name in enumerate(("Edema", "Mass")):
         logits, truth = rows_of(one.scored[0], i)
         for point in ("youden", "specificity95", "f1"):
-            about = model["labels"][name]["operating_points"][point]
+            metadata = model["labels"][name]["operating_points"][point]
             threshold = choose_threshold(val.logits[:, i], val.targets[:, i], point)
-            assert about["threshold"] == pytest.approx([sigmoid(np.array(threshold))], abs=1e-6)
-            assert about["sensitivity"] == pytest.approx(recall_score(truth, logits >= threshold), abs=1e-6)
-            assert about["specificity"] == pytest.approx(
+            assert metadata["threshold"] == pytest.approx([sigmoid(np.array(threshold))], abs=1e-6)
+            assert metadata["sensitivity"] == pytest.approx(recall_score(truth, logits >= threshold), abs=1e-6)
+            assert metadata["specificity"] == pytest.approx(
                 recall_score(truth, logits >= threshold, pos_label=0), abs=1e-6
             )
         temperature = fit_temperatures(val.logits, val.targets)[i]
         assert model["labels"][name]["temperature"] == pytest.approx([temperature], abs=1e-6)
         scaled = brier_score_loss(truth, sigmoid(logits / temperature))
         assert model["labels"][name]["brier_scaled"] == pytest.approx(scaled, abs=1e-6)
-    assert model["chosen_on"] == {"part": "val", "images": 120, "patients": 60}
-    other = replace(one, scored=(replace(one.scored[0], targets=1 - one.targets),))  # the test part cannot move them
+    assert model["chosen_on"] == {"split": "val", "images": 120, "patients": 60}
+    other = replace(one, scored=(replace(one.scored[0], targets=1 - one.targets),))  # the test split cannot move them
     again = numbers([other], 5)["models"][0]["labels"]["Edema"]["operating_points"]["youden"]
     assert again["threshold"] == model["labels"]["Edema"]["operating_points"]["youden"]["threshold"]
     without = numbers([arm(val=False)], 5)["models"][0]
@@ -263,7 +263,7 @@ def test_a_patient_who_validates_and_is_reported_is_refused(arm):
     one = arm()
     val = replace(one.val[0], cases=one.val[0].cases.assign(patient=["test0"] * 2 + ["v"] * 118))
     with pytest.raises(
-        InputError, match=r"a: 1 patient\(s\) are in the validation part and in the part that is reported"
+        InputError, match=r"a: 1 patient\(s\) are in the validation split and in the split that is reported"
     ):
         numbers([replace(one, val=(val,))], 5)
 
