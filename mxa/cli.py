@@ -8,17 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
-
-import yaml
+from typing import Any
 
 from . import __version__
 from .commands import output
-from .utils.config import field_value, read_yaml, unknown_field
-from .utils.errors import InputError, require
+from .utils.config import parse
+from .utils.errors import InputError
 
 __all__ = ["main"]
 
@@ -93,55 +91,6 @@ def _usage() -> str:
     return "usage: mxa COMMAND --help\n" + "\n".join(lines)
 
 
-def _read_config(arguments: list[str], kind: type, recipes: bool) -> tuple[dict[str, Any], list[str]]:
-    """Takes ``--config FILE`` or ``--recipe NAME`` out of the arguments and reads its fields, as YAML."""
-    options = ("--config", "--recipe") if recipes else ("--config",)
-    arguments = [
-        p for a in arguments for p in (a.split("=", 1) if a.startswith(tuple(f"{o}=" for o in options)) else [a])
-    ]
-    given = [option for option in options if option in arguments]
-    if not given:
-        return {}, arguments
-    at = arguments.index(given[0])
-    if at + 1 == len(arguments) or len(given) > 1:
-        raise InputError("give one --config FILE.yaml or one --recipe NAME")
-    path = Path(arguments[at + 1])
-    if given == ["--recipe"]:
-        known = {p.stem: p for p in (Path(__file__).parent / "recipes").glob("*.yaml")}
-        if path.name not in known:
-            raise InputError(f"no recipe {path.name!r}: give one of {', '.join(sorted(known))}")
-        path = known[path.name]
-    try:
-        values = read_yaml(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        what = f"line {mark.line + 1}: {error.problem}" if mark else error
-        raise InputError(f"cannot read {path}: {what}") from None
-    hints = get_type_hints(kind)
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold lines of name: value, got {values!r}")
-    for name in values:
-        if name not in hints:
-            raise InputError(f"{path}: {unknown_field(name, hints)}")
-    values = {k: field_value(str(path), k, v, hints[k]) for k, v in values.items()}
-    return values, arguments[:at] + arguments[at + 2 :]
-
-
-def _parse(command: _Command, name: str, arguments: list[str]) -> Any:
-    """Parses a subcommand's arguments into its dataclass, over the values of ``--config`` where given."""
-    tyro = require("tyro", "train")
-    kind = getattr(_module(command), command.config)
-    values, arguments = _read_config(arguments, kind, command.recipes)
-    hints = get_type_hints(kind)
-    if command.positional:
-        kind.__annotations__[command.positional] = tyro.conf.Positional[hints[command.positional]]
-    default = None
-    if values:
-        required = [f.name for f in fields(kind) if f.default is MISSING]
-        default = kind(**{**dict.fromkeys(required, tyro.MISSING), **values})
-    return tyro.cli(kind, args=arguments, default=default, prog=f"mxa {name}", description=command.help)
-
-
 def _module(command: _Command) -> ModuleType:
     return importlib.import_module(f".{command.module}", __package__)
 
@@ -176,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _plain_warnings()
-            config = _parse(command, name, arguments[len(name.split()) :])
+            kind = getattr(_module(command), command.config)
+            recipes = Path(__file__).parent / "recipes" if command.recipes else None
+            rest = arguments[len(name.split()) :]
+            config = parse(kind, rest, f"mxa {name}", command.help, command.positional, recipes)
             result = getattr(_module(command), command.function)(config)
             getattr(output, command.show or command.function)(config, result)
     except InputError as error:

@@ -113,8 +113,8 @@ def test_a_warning_is_one_line_once(table, tmp_path, capsys):
 def test_missing_extra_is_named(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    with pytest.raises(SystemExit, match=r'tyro is not installed: run pip install "mxa\[train\]"'):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(SystemExit, match=r'jsonargparse is not installed: run pip install "mxa\[train\]"'):
         cli.main(["train", "--output", "x"])
 
 

@@ -66,7 +66,18 @@ def test_brings_nothing_that_timm_does_not(imported):
 
 @pytest.mark.parametrize(
     "module",
-    ["torchxrayvision", "pandas", "matplotlib", "pydicom", "tyro", "rich", "sklearn", "skimage", "scipy", "onnx"],
+    [
+        "torchxrayvision",
+        "pandas",
+        "matplotlib",
+        "pydicom",
+        "jsonargparse",
+        "rich",
+        "sklearn",
+        "skimage",
+        "scipy",
+        "onnx",
+    ],
 )
 def test_leaves_out(imported, module):
     assert module not in imported[1]["all"]
@@ -91,6 +102,7 @@ PUBLIC = {
     ],
     "mxa.data": [
         "CXRDataset",
+        "DataConfig",
         "Collection",
         "Records",
         "COLLECTIONS",

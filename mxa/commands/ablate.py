@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,6 @@ import torch
 import yaml
 
 from .. import __version__
-from ..data import create_dataset
 from ..evaluation.evaluate import score_images, separate_validation, weights_sha256, with_validation, write_report
 from ..evaluation.predictions import Arm, read_metadata, read_predictions, stack
 from ..evaluation.report.learning import boxes_figure, learning_figure
@@ -30,6 +29,7 @@ from ..models.load import load_model, named_outputs
 from ..training.config import TrainConfig, check_config, plain_config
 from ..training.loop import fit
 from ..training.start import build_model, start_weights
+from ..utils.config import group
 from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, digest, write_text
@@ -47,11 +47,12 @@ class AblateConfig(TrainConfig):
 
     output: Path
     """Folder: a run folder and a file of scores for each run, table.md, report.html, learning.png, boxes.png."""
+    _: KW_ONLY
     model: str = "efficientvit_ml_m0_mxa"
     """The model with MXA; the baseline is that without."""
     augment: Literal["crop", "paper", "better"] = "better"
     """As for mxa train; better is the paper's for this table."""
-    arms: tuple[str, ...] = ("baseline", "mxa", "mxa+kd")
+    arms: tuple[str | dict, ...] = ("baseline", "mxa", "mxa+kd")
     """What to train now: baseline, mxa, kd, mxa+kd, or one of your own as "NAME: {field: value}", the fields of the
     recipe that it changes; rows of other arms stay as they are."""
     split: Literal["test", "val"] = "test"
@@ -93,6 +94,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         InputError: bad input, or another table's folder.
     """
     with processes(config.device) as device:
+        config = config.resolved()
         arms = read_arms(config.arms)
         _check(config, arms)
         folder, writes = Path(config.output), rank() == 0
@@ -216,9 +218,8 @@ def _scores(folder: Path, run: _Run) -> Path:
 
 
 def _datasets(config: AblateConfig, run: _Run, *splits: str, labels: Sequence[str] | str | None) -> list:
-    options = {k: getattr(config, k) for k in ("uncertain", "blank", "views", "merge", "columns")}
     fold = None if run.fold is None else (run.fold, config.folds)
-    return [create_dataset(config.data, config.root, split, labels, fold=fold, **options) for split in splits]
+    return [replace(config, labels=labels).open(split, fold) for split in splits]
 
 
 def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> AblateConfig:
@@ -229,7 +230,7 @@ def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> Abl
 
 def _train(config: AblateConfig, run: _Run) -> str | None:
     train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
-    recipe = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    recipe = TrainConfig(**group(config, TrainConfig))
     return fit(recipe, train_set, val_set)["stopped"]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
-from ..training.config import TrainConfig
-from ..utils.config import field_value, read_named, read_yaml, unknown_field
+from ..training.config import ModelConfig, TrainConfig, model_arguments
+from ..utils.config import checked_fields, read_named
 from ..utils.errors import InputError
 
 __all__ = ["TABLE_2", "arm_fields", "read_arms", "same_arm"]
@@ -22,7 +22,6 @@ _SHARED = {
 
 
 _NAME = re.compile(r"[\w+%.()=:-](?:[\w +%.()=:-]*[\w+%.()=:-])?")
-_HINTS = {name: hint for name, hint in get_type_hints(TrainConfig).items() if name not in _SHARED}
 
 
 def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -48,23 +47,17 @@ def read_arms(arms: Sequence[str | Mapping[str, Any]]) -> dict[str, dict[str, An
             raise InputError(f"the arm {name!r} {what}: give NAME: {{field: value}} for one of your own")
         if changed is not None and name.casefold() in (row.casefold() for row in TABLE_2.values()):
             raise InputError(f"the arm {name!r} is what a row of the paper's is called: give another name")
-        found[name] = {field: _value(name, field, value) for field, value in (changed or {}).items()}
+        for field in set(changed or {}) & _SHARED:
+            raise InputError(f"the arm {name!r} cannot change {field}, which all arms share")
+        found[name] = checked_fields(TrainConfig, changed or {}, f"the arm {name!r}")
     return found
-
-
-def _value(arm: str, field: str, value: Any) -> Any:
-    if field in _SHARED:
-        raise InputError(f"the arm {arm!r} cannot change {field}, which all arms share")
-    if field not in _HINTS:
-        raise InputError(f"the arm {arm!r}: {unknown_field(field, _HINTS)}")
-    return field_value(f"the arm {arm!r}", field, value, _HINTS[field])
 
 
 def same_arm(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two arms change the same, however it was written."""
 
     def plain(changed: Mapping[str, Any]) -> Any:
-        arguments = read_yaml(changed["model_args"]) if changed.get("model_args") else None
+        arguments = model_arguments(ModelConfig(model_args=changed.get("model_args")))
         return {**{k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}, "model_args": arguments}
 
     return plain(first) == plain(second)

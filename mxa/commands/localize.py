@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..data import Records, create_transform, data_config
+from ..data import DataConfig, Records, create_transform, data_config
 from ..data.boxes import BoxedImage, read_boxed
 from ..evaluation.model_arguments import read_models
 from ..evaluation.report.localization import localization_markdown, write_csv
@@ -38,17 +38,15 @@ _OF_MODULES = {"roi": "predict_rois", "roi-map": "roi_heat_maps", "gate": "gate_
 
 
 @dataclass
-class LocalizeConfig:
+class LocalizeConfig(DataConfig):
     """Which models look for which boxes."""
+
+    unused = ("columns", "labels", "merge", "views", "uncertain", "blank")
 
     models: tuple[str, ...]
     """Run folders, or timm names with weights; A,B,C are the seeds of one model."""
     output: Path
     """Folder for localization.json, localization.csv and localization.md."""
-    data: Literal["nih", "phantom"] = "phantom"
-    """Collection with boxes: NIH's folder with BBox_List_2017.csv, or the drawn phantom."""
-    root: str | None = None
-    """Folder of the collection."""
     split: Literal["all", "train", "val", "test"] | None = None
     """The collection's test list where it has one, else every image, by default."""
     reduce: int | None = None
@@ -94,6 +92,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     if min(numbers) < 1:
         raise InputError("--batch-size, --steps and --reduce must be at least 1")
     arguments = {name: [*seeds] for name, seeds in read_models(config.models).items()}
+    config = config.resolved(*(argument for seeds in arguments.values() for argument in seeds))
     records, images = read_boxed(config.data, config.root, config.split)
     models = {name: [load_model(argument) for argument in seeds] for name, seeds in arguments.items()}
     findings = [label for label in records.labels if any(label in image.boxes for image in images)]

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from .. import __version__
-from ..data import Collection
+from ..data import DataConfig
 from ..data.create import read_collection
 from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
@@ -36,22 +36,14 @@ _PROGRESS = ".prepare"  # folder of what is done so far: a file a shard, the set
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(DataConfig):
     """What is written as shards."""
+
+    unused = ("merge", "uncertain", "blank")
 
     output: Path
     """Folder for the shards, rows.csv.gz and manifest.json; the same command goes on after an interruption, and
     mends a folder in which a file was lost or damaged."""
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    labels: str | None = None
-    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
     size: int = 256
     """Shorter side of the images written, in pixels; smaller images stay as they are."""
     format: Literal["jpg", "png"] = "jpg"
@@ -89,12 +81,13 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     if not (16 <= config.size <= 10_000 and config.shard_size >= 1 and (config.workers or 1) >= 1):
         raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
+    config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
     records = read_collection(config.data, config.root, "every", labels, config.columns)
     records = records if labels is None else records.with_labels(labels)
     records = records.subset(records.in_views(config.views))
     if len(records) == 0:
-        raise InputError(f"{config.data} {config.root or ''} has no image (views: {config.views})")
+        raise InputError(f"{config.where()} has no image (views: {config.views})")
     folder, settings = Path(config.output), _settings(config, records)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")

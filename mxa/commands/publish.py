@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from .. import __version__
-from ..data import Collection, create_dataset, create_transform, data_config
+from ..data import DataConfig, create_dataset, create_transform, data_config
 from ..data.collections.phantom import draw
 from ..evaluation.calibrate import NAME as CALIBRATION
 from ..evaluation.calibrate import read_calibration
@@ -54,8 +54,10 @@ _FREE = {"output", "root", "workers", "device", "tensorboard", "checkpoint_steps
 
 
 @dataclass
-class PublishConfig:
+class PublishConfig(DataConfig):
     """What is published where."""
+
+    unused = ("labels", "uncertain")
 
     run: str | None = None
     """Run folder."""
@@ -67,12 +69,6 @@ class PublishConfig:
     """Instead: a folder, organisation/name or architecture.tag whose weights, hash and stored output are checked."""
     output: Path | None = None
     """Folder to write; RUN/publish by default."""
-    data: Collection | None = None
-    """Collection to evaluate on; with root and columns, the run's own by default."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
     split: str | None = None
     """Split that is scored; the test split by default."""
     note: str | None = None
@@ -109,22 +105,16 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     trained_on = settings.get("data")
     terms, license = TERMS.get(trained_on, (None, None))
     terms, license = config.terms or terms, config.license or license
-    data = config.data or trained_on
+    data = config.resolved(run)
     if not terms or not license:
         raise InputError(f"say what is not known of {trained_on or 'its training data'}: --terms and --license")
-    if not data:
-        raise InputError(f"{run} has no config.yaml: give --data (and --root) to evaluate it on")
     output = Path(config.output or run / "publish")
     if output.resolve() == run.resolve():
         raise InputError(f"--output {output} is the run itself: give another folder")
     if output.exists() and (not output.is_dir() or {p.name for p in output.iterdir()} - set(_FILES)):
         raise InputError(f"--output {output} holds other files: give another folder")
 
-    options = {k: settings[k] for k in ("root", "columns", "views", "merge", "blank") if k in settings}
-    if config.data not in (None, trained_on):
-        options = {}
-    options |= {k: getattr(config, k) for k in ("root", "columns") if getattr(config, k)}
-    result = _evaluate(config, run, name, data, options)
+    result = _evaluate(data, run, name)
     entry = {
         "repo": config.repo,
         "revision": None,
@@ -146,7 +136,10 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
         _stage(staged, run, model, model_config, model_card(f"hf-hub:{config.repo}", entry, result))
-        collections = [(data, options), *([(trained_on, settings)] if trained_on not in (None, data) else [])]
+        collections = [
+            (data.data, vars(data)),
+            *([(trained_on, settings)] if trained_on not in (None, data.data) else []),
+        ]
         _refuse_private([model_config, result["notes"], config.note, terms, _read_texts(staged)], collections)
         output.mkdir(parents=True, exist_ok=True)
         for file in _FILES:
@@ -194,13 +187,13 @@ def _example(run: str) -> str:
     return f"{read_config(config).get('architecture')}.TAG" if config.is_file() else "efficientvit_ml_m0_mxa.TAG"
 
 
-def _evaluate(config: PublishConfig, run: Path, name: str, data: str, options: dict[str, Any]) -> dict[str, Any]:
+def _evaluate(config: PublishConfig, run: Path, name: str) -> dict[str, Any]:
     """Scores the run under the name that it is given."""
     scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
     with tempfile.TemporaryDirectory() as folder:
         named = Path(folder) / name
         named.symlink_to(run.resolve(), target_is_directory=True)
-        return evaluate(EvaluateConfig((str(named),), Path(folder) / "out", data=data, **options, **scored))
+        return evaluate(EvaluateConfig((str(named),), Path(folder) / "out", **config.data_fields(), **scored))
 
 
 def _stage(folder: Path, run: Path, model: nn.Module, model_config: dict[str, Any], card: str) -> None:

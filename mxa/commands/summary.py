@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..data import Collection, Records
+from ..data import DataConfig, Records
 from ..data.create import read_collection
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write, write_text
@@ -24,15 +24,11 @@ _NUMBERS = 20  # labels up to which the cells of the heat map hold numbers
 
 
 @dataclass
-class SummaryConfig:
+class SummaryConfig(DataConfig):
     """What is summarised."""
 
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
+    unused = ("labels", "merge", "uncertain", "blank")
+
     split: Literal["all", "train", "val", "valid", "test"] = "all"
     """Split of the collection; "all" of CheXpert is its train.csv."""
     views: str = "all"
@@ -60,11 +56,11 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     if config.output is not None:  # before the work, not after it
         require("matplotlib", "explain")
         Path(config.output).mkdir(parents=True, exist_ok=True)
+    config = config.resolved()
     records = read_collection(config.data, config.root, config.split, columns=config.columns)
     records = records.subset(records.in_split(config.split) & records.in_views(config.views))
     if len(records) == 0:
-        where = f"{config.data} {config.root}" if config.root else config.data
-        raise InputError(f"{where}: split {config.split} has no image (views: {config.views}): give another")
+        raise InputError(f"{config.where()}: split {config.split} has no image (views: {config.views}): give another")
     asked = {"data": config.data, "split": config.split, "view_filter": config.views}
     summary = {**asked, **_count(records)}
     if config.output is not None:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from ..data import Collection, create_dataset, create_transform, make_loader
+from ..data import DataConfig, create_transform, make_loader
 from ..evaluation.inference import predict_logits
 from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
@@ -29,25 +29,15 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TeachConfig:
+class TeachConfig(DataConfig):
     """Which teacher looks at what."""
+
+    unused = ("uncertain", "blank")
 
     teacher: str
     """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder."""
     output: Path
     """The file, .parquet: for mxa train --teacher."""
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    labels: str | None = None
-    """The student's labels, as for mxa train; the collection's own by default."""
-    merge: bool = False
-    """As for mxa train."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
     split: Literal["all", "train", "val", "valid", "test"] = "train"
     """Split of the collection."""
     teacher_sha256: str | None = None
@@ -101,8 +91,7 @@ def teach(config: TeachConfig) -> Predictions:
         raise InputError(f"--output {path} must end in .parquet")
     if config.batch_size < 1 or config.workers < 0:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
-    options = {k: getattr(config, k) for k in ("views", "merge", "columns")}
-    dataset = create_dataset(config.data, config.root, config.split, config.labels, **options)
+    dataset = config.resolved(config.teacher).open(config.split)
     teacher = gray_teacher(config.teacher, dataset.labels, config.teacher_sha256)
     dataset.on_bad = "mask"
     transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})

@@ -1,5 +1,6 @@
 """Chest X-ray collections: an image and its labels become a sample ``(image, target)``."""
 
+from .config import DataConfig
 from .create import COLLECTIONS, Collection, create_dataset, from_xrv
 from .dataset import CXRDataset
 from .loader import make_loader
@@ -9,6 +10,7 @@ from .transforms import create_transform, data_config
 __all__ = [
     "Collection",
     "CXRDataset",
+    "DataConfig",
     "Records",
     "COLLECTIONS",
     "create_dataset",

@@ -27,7 +27,7 @@ from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, is_url
 from .splits import check_disjoint, check_unique, divide, fold_splits
 
-__all__ = ["Collection", "COLLECTIONS", "create_dataset", "from_xrv", "read_collection"]
+__all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
 
 #: Names of the collections, for a command line.
 Collection = Literal[
@@ -51,6 +51,10 @@ COLLECTIONS: dict[str, type[CollectionReader]] = dict(
     )
 )
 _logger = logging.getLogger(__name__)
+
+
+class EmptySplit(InputError):
+    """A split has no image."""
 
 
 def create_dataset(
@@ -195,7 +199,7 @@ def _keep(records: Records, split: str, views: str | Sequence[str], where: str) 
     views = views if isinstance(views, str) else ", ".join(views)
     kept = replace(records.subset(inside & shown), split=split)
     if len(kept) == 0:
-        raise InputError(
+        raise EmptySplit(
             f"{where}: split {split} has no image (views: {views}). "
             "Validation is 10 % of the patients; a table may say it in a column split"
         )

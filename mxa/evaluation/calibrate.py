@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Collection
+from ..data import DataConfig
 from ..metrics.operating import OPERATING_POINTS, TEMPERATURES, choose_thresholds, fit_temperatures, sigmoid
 from ..utils.errors import InputError
 from ..utils.files import write_text
@@ -23,23 +24,15 @@ LEAST = 5  # validation positives under which a label is left as it is
 
 
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(DataConfig):
     """What is calibrated on what."""
+
+    unused = ("labels", "uncertain")
 
     model: str
     """Run folder; calibration.json is written into it."""
-    data: Collection = "phantom"
-    """Collection; its validation patients are scored, and no other."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    merge: bool = False
-    """Make labels that the collection lacks from others (docs/data.md)."""
-    blank: str | None = None
-    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
+    overwrite: bool = False
+    """Replace a calibration that was made on other images."""
     batch_size: int = 64
     workers: int = 2
     device: str | None = None
@@ -73,12 +66,17 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     not the call, of one that no temperature fits. Both are said.
 
     Raises:
-        InputError: bad input, no run folder, or no label with enough validation cases.
+        InputError: bad input, no run folder, a calibration that was made on other images (without ``overwrite``), or no
+            label with enough validation cases.
     """
     run = Path(config.model)
     if not (run / "model.safetensors").is_file():
         raise InputError(f"{run} is no run folder: calibration.json lies beside model.safetensors")
-    shared = {k: v for k, v in vars(config).items() if k != "model"}
+    config = config.resolved(run)
+    names = sorted(config.open("val").records.paths.tolist())
+    images = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    _keep_another(run / NAME, config, images)
+    shared = {k: getattr(config, k) for k in ("batch_size", "workers", "device")} | config.data_fields()
     found = score(EvaluateConfig((config.model,), run, split="val", validation=False, **shared), config.model)
     found.check()
     temperatures = fit_temperatures(found.logits, found.targets).round(6)  # as the file has them
@@ -100,6 +98,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         {
             **found.metadata,
             "images": len(found),
+            "images_sha256": images,
             "patients": int(found.cases["patient"].nunique()),
             "positives_and_negatives": counts,
             "not_calibrated": [n for i, n in enumerate(found.labels) if i not in kept],
@@ -110,6 +109,21 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     text = json.dumps(vars(result), indent=1) + "\n"
     write_text(run / NAME, text)
     return result
+
+
+def _keep_another(path: Path, config: CalibrateConfig, images: str) -> None:
+    """Refuses to replace a calibration that was made on other images."""
+    if config.overwrite or not path.is_file():
+        return
+    try:
+        made = json.loads(path.read_text())["provenance"]
+    except (ValueError, KeyError, TypeError):
+        return  # it is damaged: nothing is lost
+    if (made.get("data"), made.get("images_sha256")) != (config.data, images):
+        raise InputError(
+            f"{path} was made on {made.get('images')} images of {made.get('data')}, not on these of {config.where()}: "
+            "add --overwrite to replace it"
+        )
 
 
 def read_calibration(run: str | Path) -> Calibration:

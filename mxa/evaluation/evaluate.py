@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..data import Collection, CXRDataset, create_dataset, create_transform, make_loader
+from ..data import CXRDataset, DataConfig, create_transform, make_loader
 from ..data.collections.generic_table import find_columns
+from ..data.create import EmptySplit
 from ..data.records import SPLIT_NAMES
-from ..data.tables import read_table_file
+from ..data.tables import read_header, read_table_file
+from ..labels import MERGES, canonical
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
@@ -57,27 +59,17 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(DataConfig):
     """What is scored on what."""
+
+    unused = ("labels", "uncertain")
 
     models: tuple[str, ...]
     """Run folders, timm names with weights, or Parquet or CSV files of scores; A,B,C are the seeds of one model."""
     output: Path
     """Folder for report.html, metrics.json, metrics.csv, model_card.md and predictions/."""
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    merge: bool = False
-    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
-    blank: str | None = None
-    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
     split: Literal["all", "train", "val", "valid", "test"] | None = None
     """The collection's test list where it has one, else every image, by default."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
     level: Literal["image", "study-mean", "study-max"] = "image"
     """Score images, or studies by the mean or the maximum of their images' probabilities."""
     validation: bool = True
@@ -124,6 +116,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
     models = read_models(config.models)
+    config = config.resolved(*(argument for seeds in models.values() for argument in seeds))
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     of_files = any(Path(argument).suffix in SUFFIXES for seeds in models.values() for argument in seeds)
     columns = _group_columns(config, by or (), of_files)
@@ -181,7 +174,8 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
         path = Path(name)
         if has_targets(path):
             return _file_splits(config, read_predictions(path), path)
-        return _each_split(config, lambda dataset: read_predictions(path, dataset.records), None)
+        labels = _scored_labels(config, path) if config.merge else None
+        return _each_split(config, lambda dataset: read_predictions(path, dataset.records), labels)
     model = load_model(name)
     labels = named_outputs(model)
     known = {"model": Path(name).name, "weights_sha256": weights_sha256(name, model), "mxa": __version__}
@@ -214,6 +208,13 @@ def score_images(
     return of_records(dataset.records.subset(good), logits[good], metadata)
 
 
+def _scored_labels(config: EvaluateConfig, path: Path) -> tuple[str, ...]:
+    """The labels that a file of scores has and the collection has or can make from others."""
+    known = {*map(canonical, config.open("all").labels), *map(canonical, MERGES)}
+    names = [column.removeprefix("logit:").removeprefix("probability:") for column in read_header(path)]
+    return tuple(name for name in names if canonical(name) in known)
+
+
 def _file_splits(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
     """Keeps, of a file with targets and splits, the split asked for (the test split) and the validation rows."""
     _logger.info("%s has its own targets: --data, --views, --merge and --blank do not apply", path)
@@ -238,8 +239,8 @@ def _each_split(
     config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None
 ) -> Predictions:
     """Scores the split asked for and, where it is another one, the validation split."""
-    options = {k: getattr(config, k) for k in ("views", "columns", "blank")} | {"merge": config.merge and bool(labels)}
-    dataset = create_dataset(config.data, config.root, config.split, labels, "U-Ignore", **options)
+    data = replace(config, labels=labels, uncertain="U-Ignore")
+    dataset = data.open(config.split)
     split = dataset.records.split
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     scored = run(dataset)
@@ -257,8 +258,8 @@ def _each_split(
     val = None
     if config.validation and split in ("test", "valid"):
         try:
-            val = run(create_dataset(config.data, config.root, "val", labels, "U-Ignore", **options))
-        except MissingScores as error:
+            val = run(data.open("val"))
+        except (EmptySplit, MissingScores) as error:
             _logger.warning("%s: no threshold or temperature is chosen", error)
     return with_validation(replace(scored, metadata=metadata), split, val)
 

@@ -12,47 +12,56 @@ import yaml
 from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.optim import list_optimizers
 
-from ..data import Collection
+from ..data import DataConfig
+from ..data.config import absolute_root
 from ..utils.config import read_yaml
 from ..utils.distributed import world_size
 from ..utils.errors import InputError
 
-__all__ = ["AMP_TYPES", "TrainConfig", "check_config", "check_same_run", "model_arguments", "plain_config"]
+__all__ = [
+    "AMP_TYPES",
+    "AugmentConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunningConfig",
+    "TrainConfig",
+    "check_config",
+    "check_same_run",
+    "model_arguments",
+    "plain_config",
+]
 
 AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class TrainConfig:
-    """What defines a training run; a YAML file for ``--config`` holds what differs from these defaults."""
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which network, and what it starts from."""
 
-    output: Path
-    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json, summary.json."""
     model: str = "efficientvit_ml_m0_mxa"
     """Any timm model name."""
-    model_args: str | None = None
+    model_args: str | dict | None = None
     """Arguments of the model, as YAML: "mxa_roi_head: mean, mxa_init_values: 0.0"."""
-    data: Collection = "phantom"
-    """Collection."""
-    root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
-    columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
-    labels: str | None = None
-    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
-    merge: bool = False
-    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
-    views: str = "frontal"
-    """frontal, lateral, all, AP or PA."""
-    uncertain: str = "U-Ones"
-    """What an uncertain label becomes in training: U-Ones, U-Zeros, U-Ignore or LSR; or "U-Ones: Edema; U-Zeros"."""
-    blank: str | None = None
-    """What a blank label becomes: negative or ignore, by label as above; the collection's habit by default."""
+    img_size: int | None = None
+    """Side of the input, in pixels; the model's own by default."""
     init: str | None = None
     """Start from these weights: a timm name with weights, a run folder, a file, or, for --model densenet121 (or
     resnet50), TorchXRayVision's as xrv:NAME or xrv:FILE."""
     freeze: Literal["backbone"] | None = None
     """Train only what --init did not fill, and the head."""
+    drop_rate: float = 0.0
+    """Dropout before the head."""
+    drop_path_rate: float | None = None
+    """Stochastic depth, for models that have it."""
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """What it learns from: the loss of the labels, and a teacher."""
+
+    loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
+    """The labels' loss, by timm's names; masked labels count in none."""
     teacher: str | None = None
     """Distil from it: xrv:NAME or xrv:FILE (TorchXRayVision), a timm name, a run folder, or what mxa teach wrote."""
     teacher_sha256: str | None = None
@@ -61,50 +70,38 @@ class TrainConfig:
     """Weight of the teacher's loss beside that of the labels, with --teacher."""
     temperature: float = 1.0
     """Of teacher and student in the teacher's loss."""
-    loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
-    """The labels' loss, by timm's names; masked labels count in none."""
-    img_size: int | None = None
-    """Side of the input, in pixels; the model's own by default."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """How its weights change."""
+
     epochs: int = 20
+    """Passes over the training split."""
     patience: int | None = None
     """Stop when the validation score has not risen for so many epochs."""
     batch_size: int = 32
     """Images of one step, over all its micro-batches and processes."""
     grad_accum: int = 1
     """Micro-batches of a step, one after the other, where its images do not fit into memory at once."""
+    opt: str = "adamw"
+    """Any timm optimizer."""
     lr: float = 1e-3
     """Peak learning rate; a linear warm-up leads to it, a cosine to min_lr follows."""
     min_lr: float = 1e-5
+    """Learning rate at the end."""
     warmup_epochs: int = 1
+    """First epochs, in which the learning rate rises."""
     cooldown_epochs: int = 0
     """Last epochs, at min_lr."""
     weight_decay: float = 0.05
+    """Of the optimizer; not of biases and norms."""
     layer_decay: float | None = None
     """Factor on the learning rate from each layer to the one below."""
-    opt: str = "adamw"
-    """Any timm optimizer."""
     agc: float | None = None
     """Adaptive gradient clipping: the largest share of a weight's norm that its gradient may have; not in the head."""
     ema: float | None = None
     """Decay of an average of the weights, which is what is validated and kept; it warms up."""
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = None
-    """Stochastic depth, for models that have it."""
-    augment: Literal["crop", "paper", "better"] = "crop"
-    """crop, what the four below say; or a set of the paper's, for which they do not count (docs/training.md)."""
-    scale: tuple[float, float] = (0.8, 1.0)
-    """Range of the area that the random crop keeps."""
-    ratio: tuple[float, float] = (0.9, 1.1)
-    """Range of the crop's change of aspect ratio."""
-    rotation: float = 10.0
-    """Largest random rotation, in degrees."""
-    hflip: float = 0.0
-    """Probability of a horizontal flip; it mirrors the heart."""
-    seed: int = 0
-    workers: int = 2
-    """Worker processes of the loader."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
     amp: Literal["bf16", "fp16"] | None = None
     """Autocast; fp16 scales the loss."""
     compile: bool = False
@@ -115,6 +112,34 @@ class TrainConfig:
     """Keep fewer activations and compute them again, for models that can."""
     sync_bn: bool = False
     """Batch norms take their statistics of all processes (CUDA)."""
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """How the images of training vary."""
+
+    augment: Literal["crop", "paper", "better"] = "crop"
+    """crop, what the four below say; or a set of the paper's, for which they do not count (docs/training.md)."""
+    scale: tuple[float, float] = (0.8, 1.0)
+    """Range of the area that the random crop keeps."""
+    ratio: tuple[float, float] = (0.9, 1.1)
+    """Range of the crop's change of aspect ratio."""
+    rotation: float = 10.0
+    """Largest random rotation, in degrees."""
+    hflip: float = 0.0
+    """Probability of a horizontal flip; it mirrors the heart."""
+
+
+@dataclass(kw_only=True)
+class RunningConfig:
+    """Where it runs, and how a run goes on."""
+
+    seed: int = 0
+    """Of the first weights, the order, augmentation and dropout."""
+    workers: int = 2
+    """Worker processes of the loader."""
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""
     deterministic: bool = False
     """Only operations that give the same bits every time; on the CPU they do anyhow."""
     tensorboard: bool = False
@@ -123,6 +148,17 @@ class TrainConfig:
     """Write a checkpoint after every so many steps of an epoch, not only at its end."""
     resume: Literal["auto"] | None = None
     """auto: go on from the checkpoint in output, start where there is none, do nothing where the run is finished."""
+
+
+@dataclass
+class TrainConfig(ModelConfig, DataConfig, LossConfig, OptimConfig, AugmentConfig, RunningConfig):
+    """What defines a training run; a YAML file for ``--config`` holds what differs from the defaults.
+
+    The fields are those of its groups; a function that needs one group is annotated with it.
+    """
+
+    output: Path
+    """Run folder: config.yaml, log.csv, checkpoint.pt, model.safetensors, config.json, summary.json."""
 
 
 _NOT_ARGUMENTS = (
@@ -193,17 +229,18 @@ def check_config(config: TrainConfig) -> None:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
 
 
-def model_arguments(config: TrainConfig) -> dict[str, Any]:
+def model_arguments(config: ModelConfig) -> dict[str, Any]:
     """The model's arguments as a dict.
 
     Raises:
-        InputError: they are no YAML mapping.
+        InputError: they are not a YAML mapping.
     """
-    text = (config.model_args or "").strip()
-    try:
-        found = read_yaml(text if text.startswith("{") else f"{{{text}}}")
-    except yaml.YAMLError:
-        found = None
+    found = config.model_args or {}
+    if isinstance(found, str):
+        try:
+            found = read_yaml(found if found.strip().startswith("{") else f"{{{found}}}")
+        except yaml.YAMLError:
+            found = None
     if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
         raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
     if taken := set(_NOT_ARGUMENTS) & set(found):
@@ -212,10 +249,11 @@ def model_arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as YAML and JSON have it."""
+    """The configuration as YAML and JSON have it; its root means the same from every folder."""
+    values = {**dataclasses.asdict(config), "root": absolute_root(config.root)}
     return {
         k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for k, v in dataclasses.asdict(config).items()
+        for k, v in values.items()
         if k != "resume"
     }
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..task import MultiLabelTask
 from ..utils.distributed import world_size
 from ..utils.errors import InputError
-from .config import AMP_TYPES, TrainConfig
+from .config import AMP_TYPES, OptimConfig
 
 __all__ = ["Engine", "deterministic", "prepare_model"]
 
@@ -41,7 +41,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def prepare_model(config: TrainConfig, model: nn.Module, device: torch.device) -> nn.Module:
+def prepare_model(config: OptimConfig, model: nn.Module, device: torch.device) -> nn.Module:
     """Puts a model on its device, in the form that the configuration asks for.
 
     Raises:
@@ -51,7 +51,7 @@ def prepare_model(config: TrainConfig, model: nn.Module, device: torch.device) -
         try:
             model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError):
-            raise InputError(f"--grad-checkpointing: {config.model} has none") from None
+            raise InputError(f"--grad-checkpointing: {type(model).__name__} has none") from None
     if config.sync_bn and (device.type != "cuda" or world_size() == 1):
         raise InputError("--sync-bn needs several processes on CUDA devices")
     if config.sync_bn:
@@ -75,7 +75,7 @@ class Engine:
         eval_model: What is validated and kept: the average of the weights where there is one, else the model.
     """
 
-    def __init__(self, config: TrainConfig, task: MultiLabelTask, steps: int, frozen: Sequence[nn.Module] = ()):
+    def __init__(self, config: OptimConfig, task: MultiLabelTask, steps: int, frozen: Sequence[nn.Module] = ()):
         self.config, self.task, self.steps, self.frozen = config, task, steps, frozen
         self.device, self.model = task.device, task.trainable_module
         self.eval_model = task.setup_ema(config.ema, use_warmup=True).module if config.ema else self.model
@@ -147,7 +147,7 @@ class Engine:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _optimizer(config: TrainConfig, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
+def _optimizer(config: OptimConfig, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Scheduler]:
     optimizer = create_optimizer_v2(model, config.opt, config.lr, config.weight_decay, layer_decay=config.layer_decay)
     falling = config.epochs - config.cooldown_epochs
     warm_up = min(config.warmup_epochs, falling - 1)

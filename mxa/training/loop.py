@@ -26,18 +26,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import __version__
-from ..data import CXRDataset, create_dataset, create_transform, data_config, make_loader
+from ..data import CXRDataset, create_transform, data_config, make_loader
 from ..data.dataset import derive_seed
 from ..evaluation.inference import predict_logits
 from ..metrics import macro_auroc, micro_auroc
 from ..models.weights import label_names, save_pretrained
 from ..task import masked_bce_with_logits
+from ..utils.config import group
 from ..utils.distributed import all_gather, all_reduce, any_process, barrier, processes, rank, world_size
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, whole_or_not_at_all, write_text
 from .checkpoint import load_checkpoint, save_checkpoint
 from .checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
-from .config import AMP_TYPES, TrainConfig, check_config, check_same_run, plain_config
+from .config import AMP_TYPES, AugmentConfig, RunningConfig, TrainConfig, check_config, check_same_run, plain_config
 from .engine import Engine, deterministic, prepare_model
 from .progress import TrainProgress
 from .start import build_model, create_task, start_weights
@@ -60,10 +61,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     with processes(config.device):
         check_config(config)
-        options = {k: getattr(config, k) for k in ("labels", "uncertain", "blank", "views", "merge", "columns")}
-        train_set = create_dataset(config.data, config.root, "train", **options)
-        val_set = create_dataset(config.data, config.root, "val", **options)
-        return fit(config, train_set, val_set)
+        config = config.resolved()
+        return fit(config, config.open("train"), config.open("val"))
 
 
 def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None = None) -> dict[str, Any]:
@@ -105,8 +104,7 @@ def _fit(
     task, train_set, teacher_metadata = create_task(config, model, train_set, preprocessing)
 
     train_set.seed, train_set.on_bad = config.seed, "replace"
-    augment = {k: getattr(config, k) for k in ("scale", "ratio", "rotation", "hflip", "augment")}
-    transform = create_transform(preprocessing, is_training=True, **augment)
+    transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
     micro_batch = min(config.batch_size, len(train_set)) // share
     loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True)
     val_loader = None
@@ -295,7 +293,7 @@ class _Terminated:
             signal.signal(signal.SIGTERM, self.before)
 
 
-def _board(config: TrainConfig, run: Path, first: int) -> Any:
+def _board(config: RunningConfig, run: Path, first: int) -> Any:
     """A writer for TensorBoard, where one is asked for."""
     if not config.tensorboard:
         return None

@@ -20,14 +20,14 @@ from ..models.weights import set_label_names
 from ..task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
 from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
-from .config import TrainConfig, model_arguments
+from .config import LossConfig, ModelConfig, model_arguments
 
 __all__ = ["build_model", "create_task", "start_weights"]
 
 _logger = logging.getLogger(__name__)
 
 
-def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
+def build_model(config: ModelConfig, labels: tuple[str, ...]) -> nn.Module:
     """Builds a run's model with named outputs; one that is not ours is told to see whole images too, of this size.
 
     One that starts from TorchXRayVision's weights sees what these are for: one channel in [-1024, 1024].
@@ -45,7 +45,7 @@ def build_model(config: TrainConfig, labels: tuple[str, ...]) -> nn.Module:
     return model
 
 
-def start_weights(config: TrainConfig, model: nn.Module) -> set[str]:
+def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
     """Fills the model with ``--init``'s weights; returns the keys that were filled, the head's not among them."""
     if config.init is None:
         return set()
@@ -56,7 +56,7 @@ def start_weights(config: TrainConfig, model: nn.Module) -> set[str]:
 
 
 def create_task(
-    config: TrainConfig, model: nn.Module, dataset: CXRDataset, preprocessing: Mapping[str, Any]
+    config: LossConfig, model: nn.Module, dataset: CXRDataset, preprocessing: Mapping[str, Any]
 ) -> tuple[MultiLabelTask, CXRDataset, dict[str, Any]]:
     """Creates the task of a run.
 

@@ -51,7 +51,7 @@ def samples(folder: Path) -> list[tuple[dict, Image.Image]]:
 
 def test_shards_rows_and_manifest(made_nih, tmp_path):
     root, output = made_nih(lists=True), tmp_path / "out"
-    manifest = prepare(PrepareConfig(output, "nih", str(root), size=32, shard_size=10, workers=2))
+    manifest = prepare(PrepareConfig(output, data="nih", root=str(root), size=32, shard_size=10, workers=2))
     assert {path.name for path in output.iterdir()} == {
         *(".prepare", "manifest.json", "_info.json", "rows.csv.gz"),
         *("train-000000.tar", "train-000001.tar", "val-000000.tar", "test-000000.tar"),
@@ -73,7 +73,7 @@ def test_shards_rows_and_manifest(made_nih, tmp_path):
 
 
 def test_training_images_are_mixed_and_the_others_are_not(made_nih, tmp_path):
-    prepare(PrepareConfig(tmp_path / "out", "nih", str(made_nih(lists=True)), shard_size=100))
+    prepare(PrepareConfig(tmp_path / "out", data="nih", root=str(made_nih(lists=True)), shard_size=100))
     files = {"train": [], "val": [], "test": []}
     for metadata, _ in samples(tmp_path / "out"):
         files[metadata["split"]].append(metadata["file"])
@@ -82,7 +82,7 @@ def test_training_images_are_mixed_and_the_others_are_not(made_nih, tmp_path):
 
 def test_cells_are_kept_as_they_stand(made_chexpert, tmp_path):
     root = made_chexpert()
-    prepare(PrepareConfig(tmp_path / "out", "chexpert", str(root), views="all"))
+    prepare(PrepareConfig(tmp_path / "out", data="chexpert", root=str(root), views="all"))
     found = {metadata["study"]: metadata["labels"] for metadata, _ in samples(tmp_path / "out")}
     assert list(found["patient00001/study1"].values())[:4] == [None, 0, -1, 1]
 
@@ -96,7 +96,7 @@ def test_sizes_and_formats(tmp_path):
         deep = name == "deep.png"
         Image.fromarray((pixels * 257).astype(np.uint16) if deep else pixels.astype(np.uint8)).save(tmp_path / name)
     (tmp_path / "t.csv").write_text("path,patient,Edema\n" + "".join(f"{name},{name},1\n" for name in images))
-    prepare(PrepareConfig(tmp_path / "png", "table", str(tmp_path / "t.csv"), size=64, format="png"))
+    prepare(PrepareConfig(tmp_path / "png", data="table", root=str(tmp_path / "t.csv"), size=64, format="png"))
     written = {metadata["file"]: image for metadata, image in samples(tmp_path / "png")}
     assert {name: image.size for name, image in written.items()} == {
         "wide.png": (192, 64),
@@ -107,7 +107,7 @@ def test_sizes_and_formats(tmp_path):
     expected = Image.fromarray(scene[:128, :128].astype(np.float32)).resize((64, 64), Image.Resampling.BICUBIC)
     np.testing.assert_allclose(np.asarray(written["deep.png"], float), np.asarray(expected), atol=1)
     assert {image.format for image in written.values()} == {"PNG"}
-    prepare(PrepareConfig(tmp_path / "jpg", "table", str(tmp_path / "t.csv"), size=64))
+    prepare(PrepareConfig(tmp_path / "jpg", data="table", root=str(tmp_path / "t.csv"), size=64))
     lossy = {metadata["file"]: image for metadata, image in samples(tmp_path / "jpg")}
     for name, image in lossy.items():
         assert np.abs(np.asarray(image, float) - np.asarray(written[name], float)).mean() < 1.5
@@ -115,8 +115,8 @@ def test_sizes_and_formats(tmp_path):
 
 def test_the_same_bytes_whatever_the_workers(made_nih, tmp_path):
     root = str(made_nih())
-    prepare(PrepareConfig(tmp_path / "one", "nih", root, shard_size=5, workers=1))
-    prepare(PrepareConfig(tmp_path / "three", "nih", root, shard_size=5, workers=3))
+    prepare(PrepareConfig(tmp_path / "one", data="nih", root=root, shard_size=5, workers=1))
+    prepare(PrepareConfig(tmp_path / "three", data="nih", root=root, shard_size=5, workers=3))
     assert digest(tmp_path / "one") == digest(tmp_path / "three")
 
 
@@ -147,7 +147,7 @@ def start_held(images: int, go: Path, out: Path, root: Path) -> subprocess.Popen
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path):
     root, out = str(made_nih()), tmp_path / "out"
-    config = PrepareConfig(out, "nih", root, shard_size=5, workers=1)
+    config = PrepareConfig(out, data="nih", root=root, shard_size=5, workers=1)
     process = start_held(12, tmp_path / "never", out, root)
     wait_until(lambda: len(list(out.glob(".prepare/*.tar.json"))) == 2, process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path
     prepare(config)
     kept = [path for path, at in before.items() if path.stat().st_mtime_ns == at]
     assert len(kept) == len(before) - 1 and first not in kept
-    prepare(PrepareConfig(tmp_path / "whole", "nih", root, shard_size=5, workers=1))
+    prepare(PrepareConfig(tmp_path / "whole", data="nih", root=root, shard_size=5, workers=1))
     for path in out.glob(".*.tmp"):
         path.unlink()
     assert digest(out) == digest(tmp_path / "whole")
@@ -172,7 +172,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made_nih, tmp_path
 
 @pytest.mark.parametrize("lost", ["train-000001.tar", "rows.csv.gz", "manifest.json"])
 def test_a_finished_folder_is_checked_and_mended(made_nih, tmp_path, lost):
-    config = PrepareConfig(tmp_path / "out", "nih", str(made_nih()), shard_size=5, workers=1)
+    config = PrepareConfig(tmp_path / "out", data="nih", root=str(made_nih()), shard_size=5, workers=1)
     manifest = prepare(config)
     whole = digest(tmp_path / "out")
     (tmp_path / "out" / lost).write_bytes(b"damaged")
@@ -184,7 +184,7 @@ def test_a_finished_folder_is_checked_and_mended(made_nih, tmp_path, lost):
 def test_two_at_once_are_an_error(made_nih, tmp_path):
     (tmp_path / "out" / ".prepare").mkdir(parents=True)
     with FileLock(tmp_path / "out" / ".prepare" / "lock"), pytest.raises(InputError, match="another `mxa prepare` is"):
-        prepare(PrepareConfig(tmp_path / "out", "nih", str(made_nih()), workers=1))
+        prepare(PrepareConfig(tmp_path / "out", data="nih", root=str(made_nih()), workers=1))
 
 
 def test_an_interrupt_says_so_in_one_line(made_nih, tmp_path):
@@ -197,7 +197,7 @@ def test_an_interrupt_says_so_in_one_line(made_nih, tmp_path):
 
 def test_labels_are_chosen_by_name(made_chexpert, tmp_path):
     config = PrepareConfig(
-        tmp_path / "out", "chexpert", str(made_chexpert()), labels="Pleural Effusion,Edema", workers=1
+        tmp_path / "out", data="chexpert", root=str(made_chexpert()), labels="Pleural Effusion,Edema", workers=1
     )
     assert prepare(config)["labels"] == ["Pleural Effusion", "Edema"]
 
@@ -216,10 +216,10 @@ def test_bad_images_are_listed(made_nih, tmp_path, capsys):
 
 def test_errors(made_nih, tmp_path):
     root = made_nih()
-    config = PrepareConfig(tmp_path / "out", "nih", str(root), shard_size=5)
+    config = PrepareConfig(tmp_path / "out", data="nih", root=str(root), shard_size=5)
     prepare(config)
     with pytest.raises(InputError, match=r"holds shards of something else \(size was 256\): give another --output"):
-        prepare(PrepareConfig(tmp_path / "out", "nih", str(root), shard_size=5, size=128))
+        prepare(PrepareConfig(tmp_path / "out", data="nih", root=str(root), shard_size=5, size=128))
     table = root / "Data_Entry_2017.csv"
     table.write_text(table.read_text().replace("Edema", "Mass"))
     with pytest.raises(InputError, match="the table has changed"):
@@ -227,26 +227,26 @@ def test_errors(made_nih, tmp_path):
     with pytest.raises(InputError, match="--size must be between"):
         prepare(PrepareConfig(tmp_path / "x", size=4))
     with pytest.raises(InputError, match=r"has no image .views: lateral"):
-        prepare(PrepareConfig(tmp_path / "x", "nih", str(root), views="lateral"))
+        prepare(PrepareConfig(tmp_path / "x", data="nih", root=str(root), views="lateral"))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file: give a folder"):
-        prepare(PrepareConfig(tmp_path / "file", "nih", str(root)))
+        prepare(PrepareConfig(tmp_path / "file", data="nih", root=str(root)))
     for path in (root / "images").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the 24 images reads, such as .*does not decode"):
-        prepare(PrepareConfig(tmp_path / "y", "nih", str(root)))
+        prepare(PrepareConfig(tmp_path / "y", data="nih", root=str(root)))
 
 
 def test_training_and_evaluation_from_shards(table, tmp_path):
     shards = tmp_path / "shards"
-    prepare(PrepareConfig(shards, "table", str(table), format="png", shard_size=6, size=64))
+    prepare(PrepareConfig(shards, data="table", root=str(table), format="png", shard_size=6, size=64))
     small = {"img_size": 64, "epochs": 6, "batch_size": 8, "model": "efficientvit_ml_m0_mxa"}
     summary = train(TrainConfig(tmp_path / "run", data="shards", root=str(shards), workers=2, **small))
     assert not summary["bad_images"]
     scores = [
         evaluate(
             EvaluateConfig(
-                (str(tmp_path / "run"),), tmp_path / name, name, root, replicates=20, batch_size=5, workers=2
+                (str(tmp_path / "run"),), tmp_path / name, data=name, root=root, replicates=20, batch_size=5, workers=2
             )
         )["models"][0]
         for name, root in (("table", str(table)), ("shards", str(shards)))
@@ -259,7 +259,7 @@ def test_training_and_evaluation_from_shards(table, tmp_path):
 
 def test_a_resumed_run_from_shards_ends_with_the_same_weights(table, tmp_path, monkeypatch):
     shards = tmp_path / "shards"
-    prepare(PrepareConfig(shards, "table", str(table), shard_size=6))
+    prepare(PrepareConfig(shards, data="table", root=str(table), shard_size=6))
     small = {"img_size": 64, "batch_size": 4, "model": "resnet10t", "workers": 2, "data": "shards", "root": str(shards)}
     train(TrainConfig(tmp_path / "whole", epochs=3, **small))
     save, saved = job.save_checkpoint, []

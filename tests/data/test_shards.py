@@ -29,7 +29,11 @@ CFG = {"input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25,)}
 def shards(made_chexpert, tmp_path) -> Path:
     """24 training and 6 official validation images in shards of 4, without loss."""
     output = tmp_path / "shards"
-    prepare(PrepareConfig(output, "chexpert", str(made_chexpert()), views="all", format="png", shard_size=4, workers=1))
+    prepare(
+        PrepareConfig(
+            output, data="chexpert", root=str(made_chexpert()), views="all", format="png", shard_size=4, workers=1
+        )
+    )
     return output
 
 

@@ -37,12 +37,14 @@ def calibrated(run, noisy, tmp_path):
     for key in ("head.linear.weight", "head.linear.bias"):
         tensors[key] *= 300  # of one that was trained for longer
     save_file(tensors, folder / "model.safetensors")
-    return folder, calibrate(CalibrateConfig(str(folder), "table", str(noisy), workers=0))
+    return folder, calibrate(CalibrateConfig(str(folder), data="table", root=str(noisy), workers=0))
 
 
 def test_it_is_what_evaluation_fits_on_the_same_patients(calibrated, noisy, tmp_path):
     folder, found = calibrated
-    result = evaluate(EvaluateConfig((str(folder),), tmp_path / "out", "table", str(noisy), workers=0, replicates=5))
+    result = evaluate(
+        EvaluateConfig((str(folder),), tmp_path / "out", data="table", root=str(noisy), workers=0, replicates=5)
+    )
     row = result["models"][0]["labels"]["Bright"]
     assert found.temperatures["Bright"] == pytest.approx(row["temperature"][0], abs=1e-5)
     raw = row["operating_points"]["youden"]["threshold"][0]
@@ -64,7 +66,7 @@ def test_its_provenance_says_on_what(calibrated):
 
 def test_a_probability_that_no_temperature_fits_is_left_as_it_is(run, table, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
-    found = calibrate(CalibrateConfig(str(folder), "table", str(table), workers=0))
+    found = calibrate(CalibrateConfig(str(folder), data="table", root=str(table), workers=0))
     assert found.provenance["temperature_at_its_end"] == ["Bright"] and found.temperatures == {}
     image = (table.parent / "0.png",)
     (plain,), (told,) = (predict(PredictConfig(image, str(folder), calibrated=point)) for point in (None, "f1"))
@@ -100,7 +102,7 @@ def test_what_is_refused(calibrated, run, table, tmp_path):
     with pytest.raises(InputError, match=r"has no calibration\.json: write it with mxa calibrate"):
         read_calibration(run)
     with pytest.raises(InputError, match="is no run folder"):
-        calibrate(CalibrateConfig(str(tmp_path / "none"), "table", str(table)))
+        calibrate(CalibrateConfig(str(tmp_path / "none"), data="table", root=str(table)))
     content = json.loads((folder / "calibration.json").read_text())
     content["provenance"]["weights_sha256"] = "0" * 64
     (folder / "calibration.json").write_text(json.dumps(content))
@@ -115,4 +117,4 @@ def test_what_is_refused(calibrated, run, table, tmp_path):
     few = shutil.copytree(table.parent, tmp_path / "few") / "table.csv"
     few.write_text("\n".join(lines))
     with pytest.raises(InputError, match="no label has 5 positives and 5 negatives among the"):
-        calibrate(CalibrateConfig(str(folder), "table", str(few), workers=0))
+        calibrate(CalibrateConfig(str(folder), data="table", root=str(few), workers=0))

@@ -69,7 +69,7 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
         raise InputError(f"--images must be at least {_BATCH}")
     with tempfile.TemporaryDirectory() as scratch:
         root = _subset(config, Path(scratch) / "chexpert")
-        prepare(PrepareConfig(Path(scratch) / "shards", "chexpert", str(root), views="all", shard_size=128))
+        prepare(PrepareConfig(Path(scratch) / "shards", data="chexpert", root=str(root), views="all", shard_size=128))
         loaders = {
             "torchxrayvision": _xrv_loader(root, config.img_size),
             "mxa, files": _our_loader("chexpert", root, config.img_size),

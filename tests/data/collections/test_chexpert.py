@@ -211,4 +211,6 @@ def test_a_folder_with_the_official_validation_only(made_chexpert, tmp_path):
     root = made_chexpert()
     (root / "train.csv").unlink()
     assert len(create_dataset("chexpert", root, views="all")) == 6
-    assert prepare(PrepareConfig(tmp_path / "out", "chexpert", str(root), views="all", workers=1))["images"] == 6
+    assert (
+        prepare(PrepareConfig(tmp_path / "out", data="chexpert", root=str(root), views="all", workers=1))["images"] == 6
+    )

@@ -1,0 +1,113 @@
+"""What is read from where: the fields that every command on a collection shares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..utils.config import group, read_yaml_file
+from ..utils.errors import InputError
+from .create import Collection, create_dataset
+from .dataset import CXRDataset
+from .shards import is_url
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DataConfig", "absolute_root"]
+
+_logger = logging.getLogger(__name__)
+_DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
+_OF_ONE_COLLECTION = ("data", "root", "columns", "blank")  # another collection does not take these from a run
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which images and labels: what is not said is as the run was trained, where there is one."""
+
+    data: Collection | None = None
+    """Collection; the drawn chest phantom where no run says another."""
+    root: str | None = None
+    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
+    columns: str | None = None
+    """What a table's columns are called: path=file,patient=MRN."""
+    labels: str | tuple[str, ...] | None = None
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
+    merge: bool | None = None
+    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
+    views: str | None = None
+    """frontal (the default), lateral, all, AP or PA."""
+    uncertain: str | None = None
+    """What an uncertain label becomes in training: U-Ones (the default), U-Zeros, U-Ignore or LSR; or by label,
+    "U-Ones: Edema; U-Zeros"."""
+    blank: str | None = None
+    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
+
+    unused: ClassVar[tuple[str, ...]] = ()  # the fields above that mean nothing to a command
+
+    def resolved(self, *runs: str | Path) -> Self:
+        """Fills what is not said from the ``config.yaml`` of run folders, then with defaults.
+
+        Another collection than theirs takes no ``root``, ``columns`` or ``blank`` from them. What is not a folder (a
+        timm name, a file of scores) says nothing.
+
+        Args:
+            runs: What a command was given as models.
+
+        Raises:
+            InputError: a field that the command does not use, runs that were trained on different data, or a run folder
+                that does not say what it was trained on.
+        """
+        if given := [name for name in self.unused if getattr(self, name) is not None]:
+            raise InputError(f"{type(self).__name__} does not use {', '.join(given)}: leave it out")
+        free = [k for k in self.data_fields() if getattr(self, k) is None and k not in self.unused]
+        found = _shared({str(run): _trained_on(Path(run), self.data) for run in runs if Path(run).is_dir()}, free)
+        taken = {k: found[k] for k in free if found.get(k) is not None}
+        if "data" in taken:
+            said = ", ".join(f"{k} {v}" for k, v in taken.items() if v is not False)
+            _logger.info("data as %s was trained on: %s", runs[0], said)
+        defaults = {k: v for k, v in _DEFAULTS.items() if k in free}
+        return replace(self, **{**defaults, **taken})
+
+    def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
+        """Opens a split of resolved data: ``create_dataset`` with these fields."""
+        said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root") and v is not None}
+        return create_dataset(self.data, self.root, split, fold=fold, **said)
+
+    def data_fields(self) -> dict[str, Any]:
+        """The fields of this class by name, for another command on the same data."""
+        return group(self, DataConfig)
+
+    def where(self) -> str:
+        """The collection and its root, for a message."""
+        return f"{self.data} {self.root}" if self.root else str(self.data)
+
+
+def absolute_root(root: str | Path | None) -> str | None:
+    """A root that means the same from every folder; a URL as it is."""
+    return None if root is None else str(root) if is_url(root) else str(Path(root).resolve())
+
+
+def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
+    """The data fields of a run's ``config.yaml``; those of one collection only where ``data`` is not another."""
+    path = run / "config.yaml"
+    settings = read_yaml_file(path) if path.is_file() else {}
+    found = {field.name: settings.get(field.name) for field in fields(DataConfig)}
+    if data is None and found["data"] is None:
+        raise InputError(f"{run} does not say what it was trained on: give --data (and --root)")
+    if data not in (None, found["data"]):
+        found = {k: v for k, v in found.items() if k not in _OF_ONE_COLLECTION}
+    return found
+
+
+def _shared(said: Mapping[str, dict[str, Any]], free: list[str]) -> dict[str, Any]:
+    """What runs say alike; they may differ in what an option says, and in what is not where the images are."""
+    (first, found), *others = said.items() if said else [("", {})]
+    for name, other in others:
+        if differ := [k for k in ("data", "root") if k in free and other.get(k) != found.get(k)]:
+            told = ", ".join(f"{k} {found.get(k)} and {other.get(k)}" for k in differ)
+            raise InputError(f"{first} and {name} were trained on different data ({told}): give --data and --root")
+    return {k: v for k, v in found.items() if all(other.get(k) == v for _, other in others)}
