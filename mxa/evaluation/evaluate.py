@@ -210,7 +210,7 @@ def score_images(
 
 def _scored_labels(config: EvaluateConfig, path: Path) -> tuple[str, ...]:
     """The labels that a file of scores has and the collection has or can make from others."""
-    known = {*map(canonical, config.open("all").labels), *map(canonical, MERGES)}
+    known = {*map(canonical, replace(config, merge=False).open("all").labels), *map(canonical, MERGES)}
     names = [column.removeprefix("logit:").removeprefix("probability:") for column in read_header(path)]
     return tuple(name for name in names if canonical(name) in known)
 

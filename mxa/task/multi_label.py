@@ -41,4 +41,6 @@ class MultiLabelTask(MultiLabelClassificationTask):
 
     def create_evaluator(self, **kwargs) -> None:
         """Refuses: timm's evaluator counts masked labels as negative."""
-        raise NotImplementedError("timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.report")
+        raise NotImplementedError(
+            "timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.evaluation.report"
+        )

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from mxa import explain
-from mxa.cli import _Command, _parse
 from mxa.commands.localize import LocalizeConfig, localize
 from mxa.data import create_transform
 from mxa.data.boxes import read_boxed
 from mxa.metrics.localization_table import MACRO, METRICS
 from mxa.models.load import create, load_model
 from mxa.models.weights import save_pretrained, set_label_names
+from mxa.utils.config import parse
 from mxa.utils.errors import InputError
 
 LABELS = ("Effusion", "Mass", "Edema", "Support Devices")  # the phantom calls the first Pleural Effusion, has no Mass
@@ -223,8 +223,7 @@ def test_wrong_configurations_are_named(config, run, tmp_path):
 
 
 def test_the_command_line_builds_the_configuration():
-    command = _Command("mxa.commands.localize", "LocalizeConfig", print, "", "models")
     line = ["a", "b", "--output", "out", "--reduce", "128", "--methods", "roi", "grad-cam", "--no-shuffled"]
-    config = _parse(command, "localize", line)
+    config = parse(LocalizeConfig, line, "mxa localize", positional="models")
     assert config.models == ("a", "b") and config.reduce == 128 and config.methods == ("roi", "grad-cam")
     assert config.layers == () and not config.shuffled
