@@ -93,7 +93,7 @@ class Engine:
             module.eval()
 
     def step(self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
-        """Trains on the splits of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
+        """Trains on the micro-batches of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
 
         Returns:
             This process's mean loss, detached; the mean over processes is that of the global batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass, fields
 
@@ -121,5 +122,5 @@ def test_no_configuration_repeats_its_fields():
     for kind in (*kinds, LocalizeConfig, PublishConfig):
         assert issubclass(kind, DataConfig)
         for base in kind.__mro__[: kind.__mro__.index(DataConfig)]:
-            again = shared & set(base.__dict__.get("__annotations__", {}))
+            again = shared & set(inspect.get_annotations(base))
             assert again <= ({"views"} if kind is SummaryConfig else set()), f"{base.__name__} repeats {again}"
