@@ -15,7 +15,7 @@ from typing import Any
 
 from . import __version__
 from .commands import output
-from .utils.config import parse
+from .utils.command_line import parse
 from .utils.errors import InputError
 
 __all__ = ["main"]

@@ -17,7 +17,7 @@ from mxa.data.boxes import read_boxed
 from mxa.metrics.localization_table import MACRO, METRICS
 from mxa.models.load import create, load_model
 from mxa.models.weights import save_pretrained, set_label_names
-from mxa.utils.config import parse
+from mxa.utils.command_line import parse
 from mxa.utils.errors import InputError
 
 LABELS = ("Effusion", "Mass", "Edema", "Support Devices")  # the phantom calls the first Pleural Effusion, has no Mass
