@@ -17,10 +17,10 @@ class MultiLabelTask(MultiLabelClassificationTask):
     """Multi-label classification where NaN targets are masked.
 
     Args:
-        model: ``(B, C, H, W)`` to logits ``(B, L)``.
-        pos_weight: ``(L,)``, weight of the positive term of each label.
+        model: Maps images ``(B, C, H, W)`` to logits ``(B, L)``.
+        pos_weight: ``(L,)``, weights of the positive term.
         device: Device of the task's tensors.
-        criterion: Called with logits, target, mask and pos_weight: ``masked_bce_with_logits`` or a ``MaskedLoss``.
+        criterion: ``masked_bce_with_logits``, a ``MaskedLoss``, or what takes the same arguments.
     """
 
     def __init__(
@@ -35,10 +35,15 @@ class MultiLabelTask(MultiLabelClassificationTask):
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Gives ``{"loss": scalar, "output": logits (B, L)}`` of images and targets ``(B, L)``, NaN where masked."""
+        """Returns ``{"loss": scalar, "output": logits (B, L)}``.
+
+        Args:
+            input: Images ``(B, C, H, W)``.
+            target: ``(B, L)`` in [0, 1], NaN where a label is masked.
+        """
         output = self.trainable_module(input)
         return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}
 
     def create_evaluator(self, **kwargs) -> None:
-        """Refuses: timm's evaluator counts masked labels as negative."""
+        """Raises ``NotImplementedError``: timm's evaluator counts masked labels as negative."""
         raise NotImplementedError("timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.report")

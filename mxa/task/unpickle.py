@@ -1,8 +1,8 @@
 """Reads TorchXRayVision's weight files without running what they say.
 
 Its seven DenseNet-121 files need this: ``all``, ``rsna``, ``nih``, ``pc``, ``chex``, ``mimic_nb`` and ``mimic_ch`` of
-its ``model_urls``. They are whole modules in torch's legacy format: its training script calls ``torch.save(model)``, the
-files are from March 2020, and torch writes the zip format since release 1.6 of July 2020.
+its ``model_urls``. They are whole modules in torch's legacy format: its training script calls ``torch.save(model)``,
+the files are from March 2020, and torch writes the zip format since release 1.6 of July 2020.
 ``torch.load(weights_only=True)`` opens no module in the legacy format, whichever classes
 ``torch.serialization.safe_globals`` allows, because the format holds the source of the classes. The ResNet-50 file, of
 2021, is a state dict; it is read by the same function.
