@@ -197,6 +197,17 @@ def test_private_words_are_refused(config, note, out, monkeypatch):
     assert not out.exists()
 
 
+def test_private_words_in_a_file_are_refused(config, run, tmp_path, out, monkeypatch):
+    """What the weights' file says of itself is uploaded with it."""
+    without_numbers(monkeypatch)
+    clone = tmp_path / "clone"
+    shutil.copytree(run, clone)
+    save_file(load_file(run / "model.safetensors"), clone / "model.safetensors", {"from": "/home/someone/run"})
+    with pytest.raises(InputError, match="a path of this machine would be"):
+        publish(config(run=str(clone), dry_run=True))
+    assert not (clone / "publish").exists()
+
+
 @pytest.mark.parametrize(
     "note", ["AP/PA and 1/2", "views: frontal", "4,586,686 bytes, 12 of 24", "https://a.org/b/c", "Nodule/Mass"]
 )
@@ -217,7 +228,7 @@ def test_the_terms_are_those_of_the_training_data(config, made_nih, out):
 
 def test_a_model_with_arguments_of_its_own(hub, config, run, tmp_path):
     clone = tmp_path / "clone"
-    shutil.copytree(run, clone, ignore=shutil.ignore_patterns("publish"))
+    shutil.copytree(run, clone)
     model = timm.create_model("efficientvit_ml_m0_mxa", num_classes=2, img_size=64, mxa_roi_head="mean")
     mxa.set_label_names(model, ("Edema", "Mass"))
     save_pretrained(model, clone)

@@ -34,7 +34,7 @@ def test_they_need_no_network_and_are_checked(monkeypatch):
 def test_the_manifest_says_what_they_are():
     entry, file = manifest()[SHIPPED], packaged(manifest()[SHIPPED])
     assert file.stat().st_size == entry["size"] < 5e6 and weights.digest(file) == entry["sha256"]
-    assert entry["metrics"]["images"] == 2442 and entry["metrics"]["part"] == "test"
+    assert entry["metrics"]["images"] == 2442 and entry["metrics"]["split"] == "test"
     assert timm.get_pretrained_cfg(SHIPPED.partition(".")[0]).tag == "chexpert"  # they are never the default
     assert SHIPPED in timm.list_pretrained("efficientvit_ml*")
 
