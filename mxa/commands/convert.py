@@ -1,16 +1,15 @@
-"""Checkpoints of other programs as a folder of ours."""
+"""Checkpoints of other programs, made into a folder that timm loads."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..labels import CHEXPERT, LABEL_SPACES
+from ..labels import CHEXPERT, resolve_labels
 from ..models.efficientvit_ml import VARIANTS
 from ..models.load import create, read_checkpoint
 from ..models.weights import check_keys, save_pretrained, set_label_names
@@ -22,16 +21,15 @@ __all__ = ["ConvertConfig", "convert"]
 
 @dataclass
 class ConvertConfig:
-    """Which checkpoint becomes what."""
+    """Which checkpoint is converted, and where the result goes."""
 
     checkpoint: Path
-    """A .pth, .pt or .safetensors file of the paper's published code, of Microsoft's EfficientViT, of timm's or of
-    ours."""
+    """A .pth, .pt or .safetensors file of an EfficientViT by the paper's published code, Microsoft, timm or mxa."""
     output: Path
     """Folder for model.safetensors and config.json."""
     labels: str | None = None
-    """Names of the outputs: "chexpert", "nih", ... or names separated by commas; by default what the file or the
-    config.json beside it says, and CheXpert's for 14 outputs of the published code."""
+    """Names of the outputs: "chexpert", "nih", ... or names separated by commas. By default those in the file or in the
+    config.json beside it, else CheXpert's for 14 outputs of the published code or Microsoft's."""
     img_size: int = 224
     """Side of the input that the checkpoint was trained at, in pixels."""
 
@@ -39,14 +37,14 @@ class ConvertConfig:
 def convert(config: ConvertConfig) -> list[str]:
     """Writes a folder that ``timm.create_model("local-dir:OUTPUT", pretrained=True)`` loads.
 
-    A pickle is opened with ``weights_only=True``, and of classes only ``argparse.Namespace`` (the published code keeps
-    its arguments there).
+    A pickle is opened with ``weights_only=True``. Of classes it may hold ``argparse.Namespace`` alone, in which the
+    published code keeps its arguments.
 
     Returns:
-        What was done, and what could not be carried over exactly, in sentences.
+        Sentences that say what was converted, and what differs from the original.
 
     Raises:
-        InputError: the file is none of these, or the output is in use.
+        InputError: the file is not such a checkpoint, or the output folder is not empty.
     """
     path, output = Path(config.checkpoint), Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -57,7 +55,7 @@ def convert(config: ConvertConfig) -> list[str]:
     if any(key.startswith("blocks1.") for key in state):
         state, names = _renamed(state, notes), names or CHEXPERT
     if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
-        raise InputError(f"{path} is no EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
+        raise InputError(f"{path} is not an EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
     name, arguments = _architecture(state, path)
     head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
     if head is None or head.ndim != 2:
@@ -65,7 +63,11 @@ def convert(config: ConvertConfig) -> list[str]:
     if channels not in (1, 3):
         raise InputError(f"{path} takes {channels} channels; an X-ray gives 1 or 3")
     outputs = head.shape[0]
-    labels = _labels(config.labels, names, outputs)
+    labels = tuple(names) if names and len(names) == outputs else None
+    if config.labels is not None:
+        labels = resolve_labels(config.labels)
+        if len(labels) != outputs:
+            raise InputError(f"--labels has {len(labels)} names for {outputs} outputs")
     model = create(name, config.img_size, num_classes=outputs, in_chans=channels, **arguments)
     if "mxa_roi_head" in arguments:  # the published MXA has no gate and one bias less
         own = model.state_dict()
@@ -95,7 +97,7 @@ _PUBLISHED_MXA = {
 
 
 def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
-    """Microsoft's and the published code's names as timm's."""
+    """Renames the keys of Microsoft's and of the published code to timm's, and adds to the notes what differs."""
     renamed = {_name(key): value for key, value in state.items()}
     if any(".mxa." in key for key in renamed):
         notes.append(
@@ -110,6 +112,7 @@ def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torc
 
 
 def _name(key: str) -> str:
+    """Returns timm's name of a parameter of Microsoft's or of the published code."""
     key = re.sub(r"\.c\.", ".conv.", re.sub(r"\.l\.", ".linear.", key))
     if found := re.match(r"patch_embed\.(\d+)\.(.+)", key):
         return f"patch_embed.conv{int(found[1]) // 2 + 1}.{found[2]}"
@@ -126,7 +129,10 @@ def _name(key: str) -> str:
 
 
 def _fold_heads(state: dict[str, torch.Tensor]) -> None:
-    """One linear layer that gives the mean of two heads, each a batch norm and a linear layer, in eval mode."""
+    """Replaces two heads by one linear layer that gives the mean of both in eval mode.
+
+    Each head is a batch norm and a linear layer. The batch norm of the new head is the identity.
+    """
     weight, bias, eps = 0.0, 0.0, 1e-5
     for head in ("head", "head_dist"):
         bn = {k: state.pop(f"{head}.bn.{k}").double() for k in ("weight", "bias", "running_mean", "running_var")}
@@ -143,11 +149,11 @@ def _fold_heads(state: dict[str, torch.Tensor]) -> None:
 
 
 def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, object]]:
-    """The name of a checkpoint's model, and the arguments in which it differs from it."""
+    """Returns the name of a checkpoint's architecture, and the arguments in which the checkpoint differs from it."""
     widths = tuple(state.get(f"stages.{i}.blocks.0.dw0.m.conv.weight", torch.empty(0)).shape[0] for i in range(3))
     found = [size for size, variant in VARIANTS.items() if variant["embed_dim"] == widths]
     if not found:
-        raise InputError(f"{path} has widths {widths}, which no EfficientViT M0 to M5 has")
+        raise InputError(f"{path} has widths {widths}, unlike EfficientViT M0 to M5")
     with_mxa = any(".mxa." in key for key in state)
     arguments: dict[str, object] = {}
     if any("mxa.roi.head.conv1" in key for key in state):
@@ -157,12 +163,3 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict
     if kernels != VARIANTS[found[0]]["kernels"][: len(kernels)]:
         arguments["kernels"] = (*kernels, *VARIANTS[found[0]]["kernels"][len(kernels) :])
     return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
-
-
-def _labels(given: str | None, known: Sequence[str] | None, outputs: int) -> tuple[str, ...] | None:
-    if given is None:
-        return tuple(known) if known and outputs == len(known) else None
-    names = LABEL_SPACES.get(given) or tuple(name.strip() for name in given.split(","))
-    if len(names) != outputs:
-        raise InputError(f"--labels has {len(names)} names for {outputs} outputs")
-    return names

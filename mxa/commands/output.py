@@ -201,8 +201,6 @@ def publish(config: Any, result: Any) -> None:
     if result["entry"]:
         print("its entry for mxa/models/weights.json:", file=sys.stderr)
         print(json.dumps({result["name"]: result["entry"]}, indent=1))
-    elif result["arguments"]:
-        print(f"it needs {result['arguments']}, so it loads as hf-hub:{config.repo} alone", file=sys.stderr)
 
 
 def bench(config: Any, rows: Any) -> None:

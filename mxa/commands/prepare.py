@@ -28,7 +28,7 @@ from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
 from ..labels import resolve_labels
 from ..utils.errors import InputError, require
-from ..utils.files import atomic_write, write_text
+from ..utils.files import atomic_write, digest, write_text
 
 __all__ = ["PrepareConfig", "prepare"]
 
@@ -120,11 +120,11 @@ def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: di
 
 def _settings(config: PrepareConfig, records: Records) -> dict[str, Any]:
     names = ("data", "views", "size", "format", "shard_size")
-    digest = hashlib.sha256(records.targets.tobytes())
-    digest.update(records.ages.tobytes())
+    rows = hashlib.sha256(records.targets.tobytes())
+    rows.update(records.ages.tobytes())
     for column in (records.paths, records.patients, records.studies, records.views, records.sexes, records.splits):
-        digest.update("\n".join(column).encode())
-    table = {"images": len(records), "labels": list(records.labels), "rows": digest.hexdigest()}
+        rows.update("\n".join(column).encode())
+    table = {"images": len(records), "labels": list(records.labels), "rows": rows.hexdigest()}
     return {name: value for name, value in asdict(config).items() if name in names} | table
 
 
@@ -179,7 +179,7 @@ def _finished(folder: Path, name: str) -> dict[str, Any] | None:
     """What was written of a shard before, if it is whole."""
     try:
         result = json.loads((folder / _PROGRESS / f"{name}.json").read_text())
-        return result if _sha256(folder / name) == result["sha256"] else None
+        return result if digest(folder / name) == result["sha256"] else None
     except (OSError, ValueError):
         return None
 
@@ -205,7 +205,7 @@ def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
                 result["keys"].append(key)
 
     atomic_write(folder / shard.name, write)
-    result |= {"sha256": _sha256(folder / shard.name), "bytes": (folder / shard.name).stat().st_size}
+    result |= {"sha256": digest(folder / shard.name), "bytes": (folder / shard.name).stat().st_size}
     _write_json(folder / _PROGRESS / f"{shard.name}.json", result)
     return result
 
@@ -251,7 +251,7 @@ def _write_rows(folder: Path, shards: list[_Shard], results: dict[str, dict[str,
                 )
     data = gzip.compress(text.getvalue().encode(), mtime=0)
     atomic_write(folder / ROWS, lambda path: path.write_bytes(data))
-    return hashlib.sha256(data).hexdigest()
+    return digest(folder / ROWS)
 
 
 def _manifest(
@@ -303,7 +303,3 @@ def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

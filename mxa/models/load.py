@@ -17,7 +17,7 @@ from torch import nn
 
 from ..labels import align
 from ..utils.errors import InputError
-from .hub import read_weights, stored_hash
+from .hub import read_weights
 from .weights import check_keys, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs", "read_checkpoint"]
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
         if path.suffix == ".safetensors":
             config = path.with_name("config.json")
             names = json.loads(config.read_text()).get("label_names") if config.is_file() else None
-            return read_weights(path, stored_hash(path)), names
+            return read_weights(path), names
         with torch.serialization.safe_globals(list(allowed)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them

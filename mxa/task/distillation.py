@@ -1,4 +1,4 @@
-"""A frozen teacher beside the labels."""
+"""Training on labels and on the logits of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ __all__ = ["MultiLabelDistillationTask"]
 class MultiLabelDistillationTask(MultiLabelTask):
     """Multi-label classification with soft distillation, ``(1 - alpha) BCE + alpha KD`` (paper, section 2.1).
 
-    The teacher stays in eval mode, takes no gradient and is in no checkpoint.
+    The teacher stays in eval mode, gets no gradient and is not saved in checkpoints.
 
     Args:
         model: The student: ``(B, C, H, W)`` to logits ``(B, L)``.
-        teacher: Gives logits ``(B, L)`` in the student's labels and a mask of those it knows, for the student's batch.
-            None where its logits are known beforehand: they follow the targets, then ``(B, 2 L)``, NaN where unknown.
+        teacher: Maps the student's batch to logits ``(B, L)`` of the student's labels and a mask of the labels that the
+            teacher knows, such as ``mxa.task.Teacher``. None where the logits were computed beforehand: targets are
+            then ``(B, 2 L)``, the labels followed by the teacher's logits, NaN where it knows none.
         alpha: Weight of the distillation, in [0, 1].
-        temperature: Of student and teacher alike.
+        temperature: Divides the logits of both student and teacher; above 0.
         pos_weight: ``(L,)``, weight of the positive term of each label.
         device: Device of the task's tensors.
-        criterion: As of ``MultiLabelTask``.
+        criterion: Loss of the labels, as for ``MultiLabelTask``.
 
     Raises:
-        ValueError: alpha or temperature out of range.
+        ValueError: ``alpha`` or ``temperature`` is out of range.
     """
 
     def __init__(
@@ -49,14 +50,19 @@ class MultiLabelDistillationTask(MultiLabelTask):
         self.alpha, self.temperature = alpha, temperature
 
     def train(self, mode: bool = True) -> MultiLabelDistillationTask:
-        """Sets the student's mode; the teacher's is eval."""
+        """Sets the student's mode; the teacher stays in eval mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
         return self
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Gives ``loss``, its parts ``task_loss`` and ``kd_loss``, and ``output``, the student's logits ``(B, L)``."""
+        """Returns ``loss``, the ``task_loss`` and ``kd_loss`` that it mixes, and the student's logits ``(B, L)``.
+
+        Args:
+            input: Images ``(B, C, H, W)``.
+            target: ``(B, L)``, or ``(B, 2 L)`` where there is no ``teacher``; NaN where a label is masked.
+        """
         if self.teacher is None:
             target, logits = target.chunk(2, dim=1)
             mask = ~logits.isnan()

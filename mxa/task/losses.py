@@ -1,4 +1,4 @@
-"""Losses on multi-label logits; under data-parallel training, of the global batch."""
+"""Losses of multi-label logits. Under data-parallel training they are losses of the global batch."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def masked_bce_with_logits(
 ) -> torch.Tensor:
     """Binary cross-entropy of the labels that are present (paper, appendix C).
 
-    The mean over an image's present labels, then over the images that have any. Masked labels count nowhere, in the
-    value and in the gradient, whatever their target; with no label present the loss is 0.
+    It is the mean over the present labels of an image, then over the images with a present label. Masked labels count
+    neither in the value nor in the gradient, whatever their target. Where no label is present the loss is 0.
 
     Args:
         logits: ``(B, L)``.
         target: ``(B, L)`` in [0, 1].
         mask: ``(B, L)``, True where the label is present; by default where the target is not NaN.
-        pos_weight: ``(L,)``, weight of the positive term.
+        pos_weight: ``(L,)``, weights of the positive term.
 
     Returns:
         A scalar.
@@ -54,22 +54,22 @@ def soft_distillation_loss(
 ) -> torch.Tensor:
     """Soft multi-label distillation with dynamic label weights (paper, appendix H).
 
-    ``mean_j w_j BCE(o_j / T, p_j)`` with the teacher's probabilities ``p = sigmoid(teacher / T)`` and weights
-    ``w_j = 1 - mean_i p_ij`` over the images of the *global* batch for which the label is present. The mean is over an
-    image's present labels, so that with all C present it is the paper's 1/C, then over the images that have any. There
-    is no factor T squared: the paper has none.
+    The loss is ``mean_j w_j BCE(o_j / T, p_j)`` with the teacher's probabilities ``p = sigmoid(teacher / T)``. The
+    weights are ``w_j = 1 - mean_i p_ij`` over the images of the *global* batch for which label j is present. The mean
+    is taken over the present labels of an image, then over the images with a present label. Where all C labels are
+    present that is the paper's 1/C. As in the paper, the loss is not multiplied by T squared.
 
     Args:
         student_logits: ``(B, L)``.
-        teacher_logits: ``(B, L)``; no gradient goes there.
+        teacher_logits: ``(B, L)``; they get no gradient.
         mask: ``(B, L)`` or ``(L,)``, True where the teacher knows the label; by default where its logit is not NaN.
         temperature: T, above 0.
 
     Returns:
-        A scalar; 0 where no label is present.
+        A scalar, 0 where no label is present.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: ``temperature`` is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -85,25 +85,26 @@ def soft_distillation_loss(
 
 
 def distillation_mix(supervised: torch.Tensor, soft: torch.Tensor, alpha: float) -> torch.Tensor:
-    """``(1 - alpha) supervised + alpha soft`` (paper, section 2.1); alpha in [0, 1]."""
+    """Returns ``(1 - alpha) supervised + alpha soft`` (paper, section 2.1) for ``alpha`` in [0, 1]."""
     return (1 - alpha) * supervised + alpha * soft
 
 
 class MaskedLoss(nn.Module):
-    """timm's multi-label losses by name, with masked labels: these count nowhere, in the value and in the gradient.
+    """timm's multi-label losses by name, where masked labels count neither in the value nor in the gradient.
 
-    Those of one label at a time (``"bce"``, ``"asl"``, ``"poly"``, ``"db"``) are averaged as ``masked_bce_with_logits``
-    is, over an image's present labels and then over images, so that their scale does not depend on the number of
-    labels. ``"zlpr"`` compares the present labels of an image, and is averaged over images; ``"twoway"`` compares the
-    images of a batch too, under data-parallel training those of each process.
+    - ``"bce"``, ``"asl"``, ``"poly"`` and ``"db"`` are losses of one label at a time. They are averaged over the
+      present labels of an image, then over images, as ``masked_bce_with_logits`` is. Their scale does not depend on the
+      number of labels.
+    - ``"zlpr"`` compares the present labels of an image with each other. It is averaged over images.
+    - ``"twoway"`` compares the images of a batch as well. Under data-parallel training it compares those of a process.
 
     Args:
         name: One of ``timm.loss.MULTI_LABEL_LOSS_TYPES``.
-        class_counts: For ``"db"``, the positives of each label in ``num_samples`` images, ``(L,)``.
-        num_samples: For ``"db"``.
+        class_counts: Number of positives of each label in ``num_samples`` images, ``(L,)``; for ``"db"``.
+        num_samples: Number of images; for ``"db"``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: ``name`` is unknown.
     """
 
     def __init__(self, name: str, class_counts: torch.Tensor | None = None, num_samples: int | None = None):
@@ -126,7 +127,17 @@ class MaskedLoss(nn.Module):
         mask: torch.Tensor | None = None,
         pos_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Gives a scalar; arguments as of ``masked_bce_with_logits``, which alone takes ``pos_weight``."""
+        """Returns a scalar.
+
+        Args:
+            logits: ``(B, L)``.
+            target: ``(B, L)`` in [0, 1].
+            mask: ``(B, L)``, True where the label is present; by default where the target is not NaN.
+            pos_weight: ``(L,)``, weights of the positive term; for ``"bce"`` alone.
+
+        Raises:
+            ValueError: ``pos_weight`` is given with another loss.
+        """
         if self.name == "bce":
             return masked_bce_with_logits(logits, target, mask, pos_weight)
         if pos_weight is not None:
@@ -137,26 +148,27 @@ class MaskedLoss(nn.Module):
             return _mean_of_present(self.loss(logits, target), mask)
         rows = mask.any(1)
         kept = logits.float().masked_fill(~mask, _OUT)[rows]
-        value = self.loss(kept, target[rows]) if len(kept) else kept.sum()  # float32 in every process
+        value = self.loss(kept, target[rows]) if len(kept) else kept.sum()  # the sum is 0, of the loss's dtype
         if self.name == "twoway":
             return value
         return value * rows.sum() / _share_of_images(rows, value.dtype)
 
 
-_OUT = -1e4  # logit of a masked negative: its exponential is 0
+_OUT = -1e4  # logit of a masked label: its exponential is 0
 
 
 def _mean_of_present(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over an image's present labels, then over the images that have any: ``(B, L)`` to a scalar."""
+    """Mean over an image's present labels, then over images with a present label: ``(B, L)`` to a scalar."""
     present = mask.sum(1)  # (B,)
     per_image = loss.masked_fill(~mask, 0.0).sum(1) / present.clamp(min=1)
     return per_image.sum() / _share_of_images(present > 0, loss.dtype)
 
 
 def _share_of_images(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a sum over a process's images ``rows`` is divided by; 1 where no process has any.
+    """Returns the divisor of a sum over the images of a process for which ``rows`` ``(B,)`` is True.
 
-    Data-parallel training averages the gradients of P processes, so each divides by a P-th of the images of all.
+    Data-parallel training averages the gradients of P processes, so each process divides its sum by a P-th of the
+    images of all processes. The divisor is 1 where no process has an image.
     """
     images = all_reduce(rows.sum().to(dtype)) / world_size()
     return torch.where(images > 0, images, torch.ones_like(images))

@@ -40,7 +40,7 @@ class MultiLabelTask(MultiLabelClassificationTask):
         return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}
 
     def create_evaluator(self, **kwargs) -> None:
-        """Refuses: timm's evaluator counts masked labels as negative."""
+        """Raises ``NotImplementedError``: timm's evaluator counts masked labels as negative."""
         raise NotImplementedError(
             "timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.evaluation.report"
         )

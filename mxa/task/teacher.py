@@ -1,8 +1,8 @@
-"""A frozen teacher for a student's batches: from TorchXRayVision, timm, a run of ours, or any module.
+"""A frozen teacher for a student's batches: from TorchXRayVision, timm, a run folder, or any module.
 
-The logits are raw. With weights loaded, TorchXRayVision's own ``forward`` gives probabilities warped by ``op_threshs``,
-and 0.5 for an untrained output (``op_norm`` of https://github.com/mlmed/torchxrayvision, ``models.py``); here its
-networks are built without thresholds.
+The teacher's logits are raw. TorchXRayVision's own ``forward`` does not return them: with weights loaded it returns
+probabilities that ``op_threshs`` warps, and 0.5 for an untrained output (``op_norm`` in ``models.py`` of
+https://github.com/mlmed/torchxrayvision). Here its networks are built without thresholds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ XRV_RANGE = {"mean": (0.5,), "std": (1 / 2048,)}  # [0, 1] to [-1024, 1024], as 
 
 
 class _Found(NamedTuple):
-    """A teacher's model, the names of its outputs, its input (None: the student's own), its file's SHA-256."""
+    """A teacher's model, the names of its outputs, its input configuration, and the SHA-256 of its file.
+
+    Without a configuration the teacher takes the student's input.
+    """
 
     model: nn.Module
     names: tuple[str, ...]
@@ -44,37 +47,41 @@ class _Found(NamedTuple):
 
 
 class Teacher(DistillationTeacher):
-    """Gives a frozen model's raw logits in a student's labels, for the student's batch.
+    """A frozen model that maps a student's batch to raw logits of the student's labels.
 
-    The batch is mapped to the teacher's input: un-normalised to [0, 1], made gray by the mean of the channels,
-    resized (bilinear, antialiased; the whole image, so that another aspect ratio is squashed) where the size differs,
-    and brought to the teacher's channels and range. For a gray image already at TorchXRayVision's size that is its
-    ``datasets.normalize(image, 255)``; its crop and resize are not repeated, since the student's crop is what both see.
+    The batch is first mapped to the teacher's input. It is un-normalised to [0, 1], made gray by the mean of the
+    channels, and resized where the size differs (bilinear, antialiased). The whole image is resized, so another aspect
+    ratio is squashed. It is then brought to the teacher's channels and range. For a gray image of TorchXRayVision's
+    size this is its ``datasets.normalize(image, 255)``. TorchXRayVision's crop and resize are not repeated: teacher and
+    student see the same crop.
 
-    It is always in eval mode, takes no gradient, and is in no checkpoint of a task that holds it as ``teacher``. A
-    module that is given is frozen in place (one of TorchXRayVision's is copied).
+    The teacher is always in eval mode, gets no gradient, and is not saved in checkpoints of a task that holds it as
+    ``teacher``. A module that is given is frozen in place; one of TorchXRayVision's is copied.
 
     Args:
-        teacher: ``"xrv:NAME"``, weights of TorchXRayVision in its cache folder (nothing is downloaded);
-            ``"xrv:FILE"``, a file of its DenseNet-121 or ResNet-50; a timm name; a run folder; or a module that gives
-            raw logits ``(B, T)``.
+        teacher: One of these:
+
+            - ``"xrv:NAME"``: weights of TorchXRayVision in its cache folder; nothing is downloaded;
+            - ``"xrv:FILE"``: a file of TorchXRayVision's DenseNet-121 or ResNet-50;
+            - a timm name, or a run folder;
+            - a module that maps images to raw logits ``(B, T)``.
         labels: Names of the student's L outputs.
-        student_cfg: The student, or its ``mean``, ``std`` and ``input_size``.
-        checkpoint: Weights for a timm name, of as many outputs as ``names``.
-        names: Names of the T outputs, ``""`` for an untrained one, where the teacher does not tell.
-        sha256: Refuse another file than that of this digest (of the ``xrv:`` file, the checkpoint, or the run's
-            ``model.safetensors``), before anything of it is read.
-        no_finding: How No Finding is made where the teacher has none (see ``KDAdapter``).
-        device: Where to put it; a task moves it with itself.
+        student_cfg: The student, or a mapping with its ``mean``, ``std`` and ``input_size``.
+        checkpoint: File of weights for a timm name, with as many outputs as ``names``.
+        names: Names of the T outputs where the teacher itself has none, ``""`` for an untrained output.
+        sha256: SHA-256 that the file of the weights must have: the file of ``xrv:``, the checkpoint, or the run's
+            ``model.safetensors``. It is compared before anything is loaded from the file.
+        no_finding: How No Finding is made where the teacher has none; see ``KDAdapter``.
+        device: Device of the teacher; a task moves it with itself.
 
     Attributes:
-        sha256: Digest of the file that was read, or None. TorchXRayVision publishes none to compare with.
+        sha256: SHA-256 of the file of the weights, or None. TorchXRayVision publishes none to compare with.
 
-    Shape: normalised images ``(B, C, H, W)`` to ``(logits (B, L), mask (L,))``; the mask is True where the teacher
-        knows the label, and the logits are 0 elsewhere.
+    Shape: normalised images ``(B, C, H, W)`` to ``(logits (B, L), mask (L,))``. The mask is True where the teacher
+        knows the label; elsewhere the logits are 0.
 
     Raises:
-        InputError: no such teacher or file, another digest, a file that holds more than a network, weights that do not
+        InputError: no such teacher or file, another SHA-256, a file that holds more than a network, weights that do not
             fit, outputs without names, or no label in common.
     """
 
@@ -107,7 +114,7 @@ class Teacher(DistillationTeacher):
         self.requires_grad_(False).eval().to(device)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode."""
+        """Keeps eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     def normalize_input(
@@ -116,12 +123,15 @@ class Teacher(DistillationTeacher):
         student_mean: torch.Tensor | None = None,
         student_std: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps the student's batch ``(B, C, H, W)`` to the teacher's input; ``forward`` does so itself.
+        """Maps the student's batch to the teacher's input; ``forward`` calls it.
 
         Args:
-            input: Normalised images.
-            student_mean: ``(1, C, 1, 1)``; by default as configured.
-            student_std: ``(1, C, 1, 1)``; by default as configured.
+            input: Normalised images ``(B, C, H, W)``.
+            student_mean: ``(1, C, 1, 1)``; that of ``student_cfg`` by default.
+            student_std: ``(1, C, 1, 1)``; that of ``student_cfg`` by default.
+
+        Returns:
+            Images ``(B, C, H, W)`` of the teacher's channels, size and range.
         """
         parameter = next(self.model.parameters(), input)
         if self.same and student_mean is None and student_std is None and input.shape[1:] == self.input_size:
@@ -135,18 +145,22 @@ class Teacher(DistillationTeacher):
 
     @torch.no_grad()
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives raw logits ``(B, L)`` in the student's labels, and the mask ``(L,)`` of those the teacher knows."""
+        """Returns raw logits ``(B, L)`` of the student's labels, and a mask ``(L,)``, True for labels it knows."""
         return self.adapter(self.model(self.normalize_input(input)))
 
 
 def _column(values: Sequence[float], channels: int | None = None) -> torch.Tensor:
-    """``(1, C, 1, 1)`` of one value a channel, or of one for all."""
+    """Shapes values to ``(1, C, 1, 1)``; one value is repeated for all channels."""
     column = torch.tensor(tuple(values), dtype=torch.float32).view(1, -1, 1, 1)
     return column if channels is None else column.expand(1, channels, 1, 1).clone()
 
 
 def _read(path: Path, sha256: str | None) -> tuple[bytes, str]:
-    """Reads a file and its digest, and refuses another digest than the one pinned."""
+    """Reads a file once, so that what is used is what was hashed; returns its bytes and its SHA-256.
+
+    Raises:
+        InputError: the file does not read, or its SHA-256 is not ``sha256``.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -161,7 +175,7 @@ def _read(path: Path, sha256: str | None) -> tuple[bytes, str]:
 def _find(
     teacher: str | Path | nn.Module, checkpoint: str | Path | None, names: tuple[str, ...] | None, sha256: str | None
 ) -> _Found:
-    """Finds a teacher's model, however it is named."""
+    """Loads a teacher by any of its names."""
     is_module = isinstance(teacher, nn.Module)
     if checkpoint is not None and (is_module or str(teacher).startswith("xrv:")):
         raise InputError("a checkpoint goes with a timm name; give a file of TorchXRayVision's as xrv:FILE")
@@ -187,7 +201,7 @@ def _find(
 
 
 def _from_module(model: nn.Module, names: tuple[str, ...] | None) -> _Found:
-    """A module; without a configuration its input is the student's."""
+    """Takes a module as the teacher."""
     if type(model).__module__ == "torchxrayvision.models":
         entry = {"labels": model.targets, "input_resolution": getattr(model, "input_resolution", None)}
         return _found_xrv(model.state_dict(), entry, names, type(model).__name__)
@@ -196,14 +210,14 @@ def _from_module(model: nn.Module, names: tuple[str, ...] | None) -> _Found:
 
 
 def _xrv_models() -> ModuleType:
-    """Imports ``torchxrayvision.models``; that silences every warning of the process, which is undone."""
+    """Imports ``torchxrayvision.models``. Its import silences all warnings of the process; that is undone."""
     with warnings.catch_warnings():
         import torchxrayvision.models as models
     return models
 
 
 def _xrv_file(what: str, registry: Mapping[str, Mapping[str, Any]]) -> tuple[Path, Mapping[str, Any]]:
-    """Finds a file and its entry in TorchXRayVision's registry, empty for a file that is not of it."""
+    """Finds a file and its entry in TorchXRayVision's registry; the entry of a file that is not there is empty."""
     if what in registry:
         url = registry[what]["weights_url"]
         path = Path(XRV_CACHE).expanduser() / url.rpartition("/")[2]
@@ -217,7 +231,7 @@ def _xrv_file(what: str, registry: Mapping[str, Mapping[str, Any]]) -> tuple[Pat
 
 
 def _xrv_content(what: str, sha256: str | None) -> tuple[Path, dict[str, torch.Tensor], Mapping[str, Any], str]:
-    """Path, tensors, entry and digest of a file of TorchXRayVision's, by its name or path."""
+    """Reads a file of TorchXRayVision's by name or path; returns its path, tensors, entry and SHA-256."""
     path, entry = _xrv_file(what, _xrv_models().model_urls)
     data, digest = _read(path, sha256)
     content = read_content(data, str(path))
@@ -232,17 +246,17 @@ def _from_xrv(what: str, names: tuple[str, ...] | None, sha256: str | None) -> _
 
 
 def read_xrv_weights(what: str, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
-    """Reads TorchXRayVision's weights to start a timm ``densenet121`` or ``resnet50`` of one channel from.
+    """Reads TorchXRayVision's weights, as a start for a timm ``densenet121`` or ``resnet50`` of one channel.
 
     Args:
-        what: Its name for the weights, or a file.
-        sha256: As of ``Teacher``.
+        what: TorchXRayVision's name of the weights, or a file.
+        sha256: SHA-256 that the file must have.
 
     Returns:
-        Tensors by timm's names, and the names of the outputs (None where unknown).
+        Tensors by timm's names, and the names of the outputs, None where they are unknown.
 
     Raises:
-        InputError: as ``Teacher``.
+        InputError: no such weights or file, another SHA-256, or a file that holds more than a network.
     """
     _, state, entry, _ = _xrv_content(what, sha256)
     names = entry.get("labels")
@@ -250,14 +264,14 @@ def read_xrv_weights(what: str, sha256: str | None = None) -> tuple[dict[str, to
 
 
 def _xrv_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the wrapper's name, and without the thresholds that warp its scores."""
+    """Takes the wrapper's prefix off the keys, and leaves out the thresholds that warp the scores."""
     return {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
 
 
 def _found_xrv(
     state: Mapping[str, torch.Tensor], entry: Mapping[str, Any], names: tuple[str, ...] | None, origin: str
 ) -> _Found:
-    """Builds TorchXRayVision's DenseNet-121 or ResNet-50 of a state; its ``forward`` gives raw logits."""
+    """Builds TorchXRayVision's DenseNet-121 or ResNet-50 from a state dict; its ``forward`` returns raw logits."""
     models = _xrv_models()
     state = _xrv_state(state)
     dense = "classifier.weight" in state
@@ -278,7 +292,7 @@ def _found_xrv(
 
 
 def _checked(names: Any, outputs: int, origin: str) -> tuple[str, ...]:
-    """Refuses names that are not one text for each output."""
+    """Returns names as a tuple; refuses any that are not one text for each output."""
     names = tuple(names) if isinstance(names, (list, tuple)) else ()
     if len(names) != outputs or not all(isinstance(name, str) for name in names):
         raise InputError(f"{origin} has {outputs} outputs and {len(names)} names: give names, one for each output")

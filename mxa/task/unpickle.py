@@ -1,10 +1,16 @@
-"""Tensors of a pickled TorchXRayVision module, without running what the file says.
+"""Reads TorchXRayVision's weight files without running what they say.
 
-TorchXRayVision publishes whole modules, some in torch's legacy format, which ``torch.load(weights_only=True)`` does
-not open. Here only the names that such files hold are found, and none is the real one: module classes become
-``PickledModule``, which only keeps state (``DenseNet(weights=..., cache_dir=...)`` itself would unpickle another file
-without limits), and torch's functions become objects that cannot be changed. The module serves ``torch.load`` as its
-``pickle_module``.
+Its seven DenseNet-121 files need this: ``all``, ``rsna``, ``nih``, ``pc``, ``chex``, ``mimic_nb`` and ``mimic_ch`` of
+its ``model_urls``. They are whole modules in torch's legacy format: its training script calls ``torch.save(model)``,
+the files are from March 2020, and torch writes the zip format since release 1.6 of July 2020.
+``torch.load(weights_only=True)`` opens no module in the legacy format, whichever classes
+``torch.serialization.safe_globals`` allows, because the format holds the source of the classes. The ResNet-50 file, of
+2021, is a state dict; it is read by the same function.
+
+``read_content`` finds only the names that such files hold, and none of them is the real one. The class of a module
+becomes ``PickledModule``, which only keeps state: the real ``DenseNet(weights=..., cache_dir=...)`` would unpickle
+another file without limits. Torch's functions become objects that a file cannot change. This Python module is the
+``pickle_module`` of ``torch.load``.
 """
 
 from __future__ import annotations
@@ -27,9 +33,9 @@ MAX_ITEMS = 10_000  # modules and tensors; DenseNet-121 has 1,161
 
 
 class PickledModule:
-    """A module of a file: its attributes, none of its code."""
+    """Holds the attributes of a module in a file, and none of its code."""
 
-    dump_patches = False  # torch asks for it where a legacy file holds the classes' source
+    dump_patches = False  # torch reads this attribute of a class whose source a legacy file holds
     attributes: Mapping[str, Any] = {}
 
     def __setstate__(self, state: dict[str, Any]):
@@ -52,7 +58,7 @@ class _RebuildTensor(_Fixed):
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: int, size: tuple, stride: tuple, *unused: Any) -> torch.Tensor:
-        """Makes a tensor of a storage, without gradient and hooks."""
+        """Builds a tensor on a storage, without a gradient and without hooks."""
         return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, collections.OrderedDict())
 
 
@@ -60,7 +66,7 @@ class _RebuildParameter(_Fixed):
     __slots__ = ()
 
     def __call__(self, data: torch.Tensor, *unused: Any) -> torch.Tensor:
-        """Gives the tensor itself."""
+        """Returns the tensor of a parameter."""
         return data
 
 
@@ -68,7 +74,7 @@ class _HistoricBackend(_Fixed):
     __slots__ = ()
 
     def __call__(self) -> None:
-        """Gives what torch gives for it today."""
+        """Returns None, as torch's own function does today."""
 
 
 _MODULES = {
@@ -91,13 +97,13 @@ _ALLOWED = {(module, name): PickledModule for module, names in _MODULES.items() 
 
 
 class Unpickler(pickle.Unpickler):
-    """Finds the allowed names; torch adds its storage types, which are data."""
+    """Unpickles what consists of allowed names; ``torch.load`` adds its storage types, which are data."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Finds one name.
+        """Returns what stands for a name of the file.
 
         Raises:
-            InputError: it is not allowed; the message says which.
+            InputError: the name is not allowed; the message says which.
         """
         if (module, name) not in _ALLOWED:
             raise InputError(f"it refers to {module}.{name}, which no file of TorchXRayVision's holds")
@@ -117,38 +123,40 @@ def read_content(data: bytes, origin: str) -> Any:
     """Reads what ``torch.save`` wrote, in the zip or the legacy format.
 
     Args:
-        data: The file's bytes: what is read is what was digested, and torch does not take bytes for its tar format.
+        data: The file's bytes, so that what is read is what was hashed. From bytes, torch does not read its oldest
+            format, tar.
         origin: Name of the file, for errors.
 
     Returns:
         A ``PickledModule``, or the containers and tensors that the file holds.
 
     Raises:
-        InputError: a name that is not allowed (the message has it), a TorchScript archive, or no such file.
+        InputError: the file holds a name that is not allowed, which the message says, is a TorchScript archive, or was
+            not written by ``torch.save``.
     """
     try:
         if _is_torchscript(data):
             raise InputError("it is a TorchScript archive")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a legacy file holds its classes' source, which differs
+            warnings.simplefilter("ignore")  # torch warns that the source in a legacy file is not today's
             return torch.load(
                 io.BytesIO(data), "cpu", pickle_module=sys.modules[__name__], weights_only=False, mmap=False
             )
     except InputError as error:
         raise InputError(f"{origin} is not loaded: {error}") from None
     except Exception as error:  # torch and pickle have no common class for a damaged file
-        raise InputError(f"{origin} is no file of torch.save, or a damaged one: {error}") from None
+        raise InputError(f"{origin} was not written by torch.save, or is damaged: {error}") from None
 
 
 def tensors(content: Any, origin: str) -> dict[str, torch.Tensor]:
     """Collects the tensors of a module or a state dict, by their names in ``state_dict()``.
 
     Args:
-        content: What ``read_content`` gave.
+        content: What ``read_content`` returned.
         origin: Name of the file, for errors.
 
     Raises:
-        InputError: it is neither, or has more modules than such a network.
+        InputError: the content is neither, or has more than ``MAX_ITEMS`` modules and tensors.
     """
     found: dict[str, Any] = {}
     try:

@@ -134,6 +134,11 @@ def test_names_are_those_of_the_file(tmp_path):
     assert mxa.label_names(ours) is None and "not named" in notes[0]
 
 
+def test_a_label_space_is_named_as_everywhere(tmp_path):
+    ours, _ = run({f"_orig_mod.{k}": v for k, v in build().state_dict().items()}, tmp_path, labels="CheXpert")
+    assert mxa.label_names(ours) == CHEXPERT
+
+
 def test_an_empty_file(tmp_path):
     (tmp_path / "c.pth").touch()
     with pytest.raises(InputError, match="nothing else is opened"):
@@ -154,9 +159,10 @@ def test_nothing_is_executed(tmp_path):
     ("change", "options", "message"),
     [
         (lambda s: {k: v for k, v in s.items() if "blocks2.4" not in k}, {}, r"missing: stages\.1\.blocks\.1"),
-        (lambda s: {"layer1.0.conv1.weight": torch.zeros(1)}, {}, "is no EfficientViT's: it begins with layer1"),
+        (lambda s: {"layer1.0.conv1.weight": torch.zeros(1)}, {}, "is not an EfficientViT's: it begins with layer1"),
         (lambda s: {**s, "blocks1.0.dw0.m.c.weight": torch.zeros(70, 1, 3, 3)}, {}, r"widths \(70, 128, 192\)"),
         (lambda s: s, {"labels": "Edema,Mass"}, "2 names for 14 outputs"),
+        (lambda s: s, {"labels": "Effusion," * 13 + "Pleural Effusion"}, "mean the same"),
         (lambda s: {k: v for k, v in s.items() if "head" not in k}, {}, "has no head"),
         (lambda s: {**s, "patch_embed.0.c.weight": torch.zeros(8, 2, 3, 3)}, {}, "takes 2 channels"),
         (lambda s: s, {"img_size": 512}, "another --img-size"),

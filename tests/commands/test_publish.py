@@ -60,9 +60,16 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def config(run, tmp_path):
+def out(run):
+    """The folder that is uploaded, not there before."""
+    shutil.rmtree(run / "publish", ignore_errors=True)
+    return run / "publish"
+
+
+@pytest.fixture
+def config(run, out):
     def build(**fields):
-        options = {"run": str(run), "repo": REPO, "output": tmp_path / "out", "replicates": 20, "workers": 0}
+        options = {"run": str(run), "repo": REPO, "replicates": 20, "workers": 0}
         terms = {"terms": "of the lab", "license": "other", "split": "all"}
         return PublishConfig(**{**options, **terms, **fields})
 
@@ -70,11 +77,13 @@ def config(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_path):
+def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run):
     run, own = phantom_run, {"run": str(phantom_run), "terms": None, "license": None, "split": None}
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
     result = publish(config(dry_run=True, **own))
-    out = tmp_path / "out"
-    assert not hub.asked and result["commit"] is None
+    out = run / "publish"
+    assert not hub.asked and result["commit"] is None and result["folder"] == out
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors",
         "config.json",
@@ -94,7 +103,8 @@ def test_a_dry_run_leaves_the_folder_to_look_at(hub, config, phantom_run, tmp_pa
     for words in ("not for diagnosis", "drawn phantoms, no patient", "macro AUC", " to ", "cite", "epochs: 1"):
         assert words in rest, words
     assert check(str(out))["difference"] < 1e-4
-    publish(config(dry_run=True))  # the same folder again
+    (run / "calibration.json").unlink()
+    publish(config(dry_run=True, **own))  # the same folder again
     assert not (out / "calibration.json").exists()
 
 
@@ -105,56 +115,55 @@ def test_published_and_loaded_back_to_the_bit(hub, config, run, monkeypatch):
     state = load_file(run / "model.safetensors")
     assert holds(timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True), state)
     assert check(REPO)["sha256"] == result["entry"]["sha256"]
-    name = REPO.partition("/")[2]
-    monkeypatch.setitem(weights.manifest(), name, result["entry"])  # the entry to commit
-    assert check(name)["sha256"] == result["entry"]["sha256"]
-    monkeypatch.setitem(weights.manifest()[name], "sha256", "0" * 64)
-    with pytest.raises(InputError, match=r"weights\.json says 0000"):
-        check(name)
+    monkeypatch.setitem(weights.manifest(), result["name"], result["entry"])  # the entry to commit
+    assert holds(timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True), state)
+    monkeypatch.setitem(weights.manifest()[result["name"]], "sha256", "0" * 64)
+    with pytest.raises(WeightsError, match="that of these weights is 0000"):
+        timm.create_model(f"hf-hub:{REPO}@{commit}", pretrained=True)
 
 
-def test_no_right_to_write_loses_nothing(hub, config, tmp_path):
+def test_no_right_to_write_loses_nothing(hub, config, out):
     hub.statuses[("POST", "/api/repos/create")] = [403]
-    with pytest.raises(WeightsError, match="is complete: no right to write there: set HF_TOKEN"):
+    with pytest.raises(WeightsError, match=r"is complete: .*your token.*HF_TOKEN"):
         publish(config())
-    assert check(str(tmp_path / "out"))
+    assert check(str(out))
 
 
-def test_check_finds_other_weights_and_another_output(config, tmp_path):
+def test_check_finds_other_weights_and_another_output(config, out):
     publish(config(dry_run=True))
-    out = tmp_path / "out"
     stored = load_file(out / "check.safetensors")
     save_file({**stored, "logits": stored["logits"] + 1}, out / "check.safetensors")
-    with pytest.raises(InputError, match="logits that differ by 1 from the stored ones"):
+    with pytest.raises(InputError, match="logits for the stored input differ by 1 from the stored ones"):
         check(str(out))
     state = load_file(out / "model.safetensors")
     state["head.linear.bias"] += 1
     save_file(state, out / "model.safetensors")
-    with pytest.raises(InputError, match=r"config\.json says"):
+    with pytest.raises(InputError, match="is damaged or was replaced"):
         check(str(out))
-    (out / "check.safetensors").unlink()
+    save_file({"input": stored["input"]}, out / "check.safetensors")
     with pytest.raises(InputError, match="was not written by mxa publish"):
         check(str(out))
-    with pytest.raises(InputError, match="is not published"):
-        check("efficientvit_ml_m5.chexpert")
+    (out / "check.safetensors").unlink()
+    with pytest.raises(InputError, match=r"there is no .*check\.safetensors"):
+        check(str(out))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"repo": None}, "give a run folder and --repo"),
-        ({"repo": "name"}, "must be organisation/architecture.tag, such as lab/efficientvit_ml_m0_mxa.TAG"),
-        ({"repo": "lab/efficientvit_ml_m0_mxa.a--b"}, "--repo lab/efficientvit_ml_m0_mxa.a--b: "),
+        ({"repo": None}, "and --repo organisation/architecture.tag"),
+        ({"repo": "name"}, "--repo name must be organisation/efficientvit_ml_m0_mxa.TAG"),
+        ({"repo": "lab/efficientvit_ml_m0_mxa.a--b"}, "must be organisation/efficientvit_ml_m0_mxa.TAG"),
         ({"repo": "lab/efficientvit_ml_m0_mxa.chexpert"}, "efficientvit_ml_m0_mxa.chexpert is of other labels than"),
-        ({"repo": "lab/efficientvit_ml_m5.test"}, "names another architecture"),
-        ({"run": "nowhere"}, "nowhere is no run folder"),
+        ({"repo": "lab/efficientvit_ml_m5.test"}, "must be organisation/efficientvit_ml_m0_mxa.TAG"),
+        ({"run": "nowhere"}, "give a run folder, not nowhere,"),
         ({"terms": None}, "say what is not known of table: --terms and --license"),
     ],
 )
-def test_what_is_not_published(hub, config, fields, message, tmp_path):
+def test_what_is_not_published(hub, config, fields, message, out):
     with pytest.raises(InputError, match=re.escape(message)):
         publish(config(**fields))
-    assert not hub.asked and not (tmp_path / "out").exists()
+    assert not hub.asked and not out.exists()
 
 
 PATHS = (
@@ -180,12 +189,23 @@ def without_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize("note", PATHS + PEOPLE)
-def test_private_words_are_refused(config, note, tmp_path, monkeypatch):
+def test_private_words_are_refused(config, note, out, monkeypatch):
     without_numbers(monkeypatch)
     message = "a path of this machine would be" if note in PATHS else "a patient or an image would be named"
     with pytest.raises(InputError, match=message):
         publish(config(dry_run=True, note=note))
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
+
+
+def test_private_words_in_a_file_are_refused(config, run, tmp_path, out, monkeypatch):
+    """What the weights' file says of itself is uploaded with it."""
+    without_numbers(monkeypatch)
+    clone = tmp_path / "clone"
+    shutil.copytree(run, clone)
+    save_file(load_file(run / "model.safetensors"), clone / "model.safetensors", {"from": "/home/someone/run"})
+    with pytest.raises(InputError, match="a path of this machine would be"):
+        publish(config(run=str(clone), dry_run=True))
+    assert not (clone / "publish").exists()
 
 
 @pytest.mark.parametrize(
@@ -196,35 +216,33 @@ def test_honest_words_are_not(config, note, monkeypatch):
     publish(config(dry_run=True, note=note))
 
 
-def test_the_run_itself_is_no_output(config, run):
-    before = {p.name for p in run.iterdir()}
-    with pytest.raises(InputError, match="is the run itself"):
-        publish(config(output=run))
-    assert {p.name for p in run.iterdir()} == before
-
-
-def test_the_terms_are_those_of_the_training_data(config, run, made_nih, tmp_path, monkeypatch):
+def test_the_terms_are_those_of_the_training_data(config, made_nih, out):
     """Evaluated on another collection, it is still what it was trained on; both collections' names are looked for."""
     other = {"data": "nih", "root": str(made_nih(lists=True)), "split": None}
     publish(config(dry_run=True, **other))
-    metadata = json.loads((tmp_path / "out" / "config.json").read_text())
+    metadata = json.loads((out / "config.json").read_text())
     assert metadata["data"] == "table" and metadata["terms"] == "of the lab"
     with pytest.raises(InputError, match="a patient or an image would be named"):
         publish(config(dry_run=True, note="see scan12.png", **other))
 
 
-def test_a_model_with_arguments_has_no_entry(hub, config, run, tmp_path, capsys):
+def test_a_model_with_arguments_of_its_own(hub, config, run, tmp_path):
     clone = tmp_path / "clone"
-    shutil.copytree(run, clone, ignore=shutil.ignore_patterns("publish"))
+    shutil.copytree(run, clone)
     model = timm.create_model("efficientvit_ml_m0_mxa", num_classes=2, img_size=64, mxa_roi_head="mean")
     mxa.set_label_names(model, ("Edema", "Mass"))
     save_pretrained(model, clone)
-    result = publish(config(run=str(clone)))
-    assert result["entry"] is None and result["arguments"] == {"mxa_roi_head": "mean"}
+    publish(config(run=str(clone)))
     assert check(REPO)
-    hub.repos[REPO].commit({"pytorch_model.bin": b"old"})
+
+
+def test_nothing_else_is_uploaded_or_left_there(hub, config, out):
     publish(config())
-    assert "pytorch_model.bin" not in hub.repos[REPO].commits[hub.repos[REPO].head]
+    hub.repos[REPO].commit({"pytorch_model.bin": b"old"})
+    shutil.copy(__file__, out / "xray.png")
+    publish(config())
+    files = ["README.md", "check.safetensors", "config.json", "model.safetensors"]
+    assert sorted(hub.repos[REPO].commits[hub.repos[REPO].head]) == files
 
 
 def test_recipes_lose_their_folders():
@@ -242,42 +260,40 @@ def test_recipes_lose_their_folders():
         assert _without_folders(value) == left
 
 
-def test_the_command_says_errors_in_one_line(hub, config, run, tmp_path):
+def test_the_command_says_errors_in_one_line(hub, config, out):
     from mxa.cli import main
 
-    for arguments, message in (
-        (["--check", "lab/nothing"], "no such repository"),
-        (["--check", "nothing"], "is no folder, no name of the manifest"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            main(["publish", *arguments])
+    for name, message in (("lab/nothing", "^mxa publish: .*Repository Not Found"), ("a/b/c", "Repo id must be")):
+        with pytest.raises(SystemExit, match=message) as error:
+            main(["publish", "--check", name])
+        assert "\n" not in str(error.value)
     publish(config(dry_run=True))
-    (tmp_path / "out" / "check.safetensors").write_bytes(b"damaged")
-    with pytest.raises(SystemExit, match="is no whole safetensors file"):
-        main(["publish", "--check", str(tmp_path / "out")])
+    (out / "check.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match="is not a whole safetensors file"):
+        main(["publish", "--check", str(out)])
 
 
-def test_where_it_was_trained_is_not_told(config, run, tmp_path):
+def test_where_it_was_trained_is_not_told(config, run, out):
     publish(config(dry_run=True))
     root = yaml.safe_load((run / "config.yaml").read_text())["root"]
-    for path in (tmp_path / "out").iterdir():
+    for path in out.iterdir():
         data = path.read_bytes()
         assert root.encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name
-    assert "training images included" in (tmp_path / "out" / "README.md").read_text()
+    assert "training images included" in (out / "README.md").read_text()
 
 
-def test_from_the_command_line(run, tmp_path, capsys):
+def test_from_the_command_line(run, out, capsys):
     from mxa.cli import main
 
-    arguments = [run, "--repo", REPO, "--dry-run", "--output", tmp_path / "out", "--replicates", 20, "--workers", 0]
+    arguments = [run, "--repo", REPO, "--dry-run", "--replicates", 20, "--workers", 0]
     arguments += ["--terms", "of the lab", "--license", "apache-2.0", "--split", "all"]
     main(["publish", *map(str, arguments)])
     assert "nothing was uploaded" in capsys.readouterr().err
-    main(["publish", "--check", str(tmp_path / "out")])
+    main(["publish", "--check", str(out)])
     assert "as published" in capsys.readouterr().out
 
 
-def test_the_stored_input_is_a_phantom(config, tmp_path):
+def test_the_stored_input_is_a_phantom(config, out):
     publish(config(dry_run=True))
     from PIL import Image
 
@@ -285,14 +301,7 @@ def test_the_stored_input_is_a_phantom(config, tmp_path):
     from mxa.data.collections.phantom import draw
     from mxa.models.load import load_model
 
-    model = load_model(tmp_path / "out")
-    stored = load_file(tmp_path / "out" / "check.safetensors")
+    model = load_model(out)
+    stored = load_file(out / "check.safetensors")
     assert torch.equal(stored["input"][0], create_transform(model)(Image.fromarray(draw(0).image)))
     assert mxa.label_names(model) is not None
-
-
-def test_an_image_in_the_folder(config, tmp_path):
-    (tmp_path / "out").mkdir()
-    shutil.copy(__file__, tmp_path / "out" / "xray.png")
-    with pytest.raises(InputError, match="holds other files"):
-        publish(config(dry_run=True))
