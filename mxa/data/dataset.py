@@ -48,7 +48,6 @@ class CXRDataset(ImageDataset):
         self.records = records
         self.seed = seed
         self.on_bad = on_bad
-        self.as_planes = False  # while a loader of ours goes through it: gray planes, normalised by the loader
         self.bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -93,7 +92,7 @@ class CXRDataset(ImageDataset):
             image = image.convert("L").convert(self.input_img_mode)
         if self.transform is not None:
             with seeded(self.seed, int(self._epoch), index):
-                image = self.transform.plane(image) if self.as_planes else self.transform(image)
+                image = self.transform(image)
         return image, target
 
     def _image(self, index: int, read: Callable | None = None) -> Image.Image | None:
