@@ -72,20 +72,35 @@ def stack_losses(losses: list, device: torch.device) -> torch.Tensor:
     return torch.stack([torch.as_tensor(x, device=device) for x in losses])
 
 
-def check_losses(losses: list, epoch: int, loader: DataLoader, grad_accum: int, device: torch.device) -> None:
-    """Ends the training at the first loss that is not finite in any process, before anything of it is saved."""
+def check_losses(
+    losses: list, first: int, epoch: int, loader: DataLoader, grad_accum: int, device: torch.device
+) -> None:
+    """Ends the training at the first loss that is not finite in any process, before anything of it is saved.
+
+    Args:
+        losses: Of the steps since the last check.
+        first: Step of the first of them, from 0.
+        epoch: From 0.
+        loader: Of the training.
+        grad_accum: Batches of the loader in a step.
+        device: Where the processes meet.
+
+    Raises:
+        InputError: a loss is not finite; it names the step and, where the order is known, the images.
+    """
     values = stack_losses(losses, device).cpu()
     if not any_process(not values.isfinite().all(), device):
         return
     if values.isfinite().all():
         raise InputError(f"the loss is not finite in another process, in epoch {epoch + 1}: it says where")
-    at = int((~values.isfinite()).int().argmax())
+    bad = int((~values.isfinite()).int().argmax())
+    at = first + bad
     images = ""
     if hasattr(loader.sampler, "rows"):
         rows = np.concatenate([loader.sampler.rows(at * grad_accum + i) for i in range(grad_accum)])
         names = [loader.dataset.records.path(int(row)) for row in rows]
         images = f" (its images: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     raise InputError(
-        f"the loss became {float(values[at])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start again; "
-        "the checkpoint before it is kept"
+        f"the loss became {float(values[bad])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start "
+        "again; the checkpoint before it is kept"
     )

@@ -108,21 +108,6 @@ def test_epochs_and_bad_images_are_shared(made_nih, workers):
 # What goes to the device
 
 
-@pytest.fixture
-def crossings(monkeypatch) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Device, type and shape of every batch of images that ``Tensor.to`` has moved."""
-    seen, to = [], torch.Tensor.to
-
-    def watched(tensor, *args, **kwargs):
-        moved = to(tensor, *args, **kwargs)
-        if tensor.ndim == 4 and tensor.dtype == moved.dtype and tensor.shape[0] > 1:
-            seen.append((moved.device.type, tensor.dtype, tuple(tensor.shape)))
-        return moved
-
-    monkeypatch.setattr(torch.Tensor, "to", watched)
-    return seen
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("is_training", [False, True])
 def test_planes_go_to_the_device_and_are_normalised_there(made_nih, crossings, workers, is_training):
