@@ -1,4 +1,4 @@
-"""The loaders of training and of everything else."""
+"""Loaders: batches of a dataset, in order, or at random for training."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["TrainSampler", "make_loader"]
 class TrainSampler(Sampler[int]):
     """Rows of a training dataset in a random order, whole batches only.
 
-    The order is a function of the dataset's seed and epoch, and a global batch holds the same rows however many
-    processes share it.
+    The order is a function of the dataset's seed and epoch. A global batch holds the same rows however many processes
+    share it.
 
     Args:
-        dataset: Its seed must be set where several processes train.
+        dataset: Where several processes train, its seed must be set.
         batch_size: Images of one batch of one process.
     """
 
     def __init__(self, dataset: CXRDataset, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
-        self.start = 0  # batches to leave out, of a run that is resumed
+        self.start = 0  # batches to leave out: a resumed run has seen them
         if dataset.seed is None and world_size() > 1:
             raise InputError("set dataset.seed: several processes need one order")
 
@@ -105,7 +105,7 @@ class _Loader:
 
 
 def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacks planes and targets; where one plane is deeper than 8 bits all become float32."""
+    """Stacks planes and targets. Where one plane is deeper than 8 bits, all become float32."""
     planes, targets = zip(*samples, strict=True)
     if len({plane.dtype for plane in planes}) > 1:
         planes = [plane.float() for plane in planes]
@@ -113,9 +113,10 @@ def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torc
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Makes a worker end at SIGTERM from its own main process alone.
+    """Makes a worker ignore SIGTERM, unless its own main process sends it.
 
-    A scheduler warns every process of a job; a worker that died of it would raise an error in the middle of a step.
+    A scheduler sends SIGTERM to every process of a job. A worker that died of it would raise an error in the middle of
+    a step, before the main process could write its checkpoint.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         return

@@ -42,13 +42,13 @@ def check_files(dataset: CXRDataset) -> None:
 
 
 def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What must be the same for a run to go on, by the name that an error gives it."""
+    """Returns what must be the same for a run to go on; an error names what differs by its key."""
     digest = hashlib.sha256("\n".join(train_set.records.paths.tolist()).encode())
     digest.update(np.ascontiguousarray(train_set.records.targets).tobytes())
     names = {"images, labels or logits of the teacher": digest.hexdigest(), "label names": list(train_set.labels)}
     if teacher_metadata:
         names["weights of the teacher (its SHA-256)"] = teacher_metadata["sha256"]
-    if isinstance(train_set, ShardDataset):  # it is dealt to processes and workers
+    if isinstance(train_set, ShardDataset):  # shards are dealt to processes and workers
         names["number of processes or --workers, with shards"] = [world_size(), workers]
     return names
 
@@ -56,7 +56,7 @@ def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers
 def check_bad(dataset: CXRDataset, processes: int) -> None:
     """Ends a training in which more than 1 % of the images do not read: something is wrong with all of them.
 
-    Each process sees its share; they put them together when they save.
+    Each process counts those of its share of the images; a checkpoint puts the counts together.
     """
     bad = int(dataset.bad.sum())
     if bad > max(0.01 * len(dataset) / processes, 1 if processes > 1 else 0):
@@ -68,7 +68,7 @@ def check_bad(dataset: CXRDataset, processes: int) -> None:
 
 
 def stack_losses(losses: list, device: torch.device) -> torch.Tensor:
-    """Losses of this epoch's steps; those before a resume are numbers."""
+    """Stacks losses, ``(N,)``: tensors, and numbers where a checkpoint held them."""
     return torch.stack([torch.as_tensor(x, device=device) for x in losses])
 
 

@@ -60,13 +60,13 @@ def prepare_model(config: TrainConfig, model: nn.Module, device: torch.device) -
 
 
 class Engine:
-    """A task with what trains it.
+    """A task and what trains it: optimizer, schedule, loss scale, average of the weights.
 
     Every random choice of a step is a function of (seed, epoch, step, process).
 
     Args:
         config: The run's.
-        task: Its model on the device already.
+        task: Its model is on the device already.
         steps: Steps of an epoch.
         frozen: Modules that stay in eval mode.
 

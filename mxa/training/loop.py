@@ -71,7 +71,8 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     """Trains on one dataset; without a validation set the last epoch's weights are kept.
 
     Every random choice is a function of (seed, epoch, step or index), so that a run that was killed and resumed ends
-    with the weights of one that was not. SIGTERM writes a checkpoint and ends the training.
+    with the weights of one that was not. SIGTERM writes a checkpoint and ends the training. The datasets keep their own
+    settings.
 
     Returns:
         What ``summary.json`` holds: ``epoch`` and ``macro_auc`` of the weights that are kept, ``epochs`` done,
@@ -285,7 +286,7 @@ class _Training:
 
 
 class _Terminated:
-    """Notes a SIGTERM inside the block instead of dying of it; in the main thread, where signals arrive."""
+    """Notes a SIGTERM inside the block, of which the process would die; only in the main thread, which gets signals."""
 
     now = False
 
