@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from mxa.data import CXRDataset, create_dataset, create_transform, make_loader
-from mxa.evaluation.inference import pick_device, predict_logits
+from mxa.evaluation.inference import predict_logits
 from mxa.metrics import auroc, patient_weights
 from mxa.models.load import load_model
 from mxa.train import TrainConfig, fit
+from mxa.utils.distributed import pick_device
 
 LABELS = ("No Finding", "Pneumonia", "Infiltration", "Atelectasis", "Edema", "Effusion")
 FOLDS, SEED, REPLICATES = 5, 0, 1000
@@ -44,8 +45,9 @@ def run_fold(model: str, records, folds: np.ndarray, fold: int, output: Path, ep
             resume=(saved.parent / "config.yaml").exists(),
         )
         fit(config, CXRDataset(records.subset(folds != fold)))
-        trained = load_model(saved.parent).to(pick_device(None))
-        loader = make_loader(CXRDataset(records.subset(folds == fold)), create_transform(trained), 64, workers)
+        device = pick_device(None)
+        trained, held_out = load_model(saved.parent).to(device), CXRDataset(records.subset(folds == fold))
+        loader = make_loader(held_out, create_transform(trained), 64, workers, device=device)
         np.save(saved, predict_logits(trained, loader))
     return np.load(saved)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from huggingface_hub import constants
 from PIL import Image
 
@@ -202,6 +203,21 @@ def run(table, tmp_path_factory):
     small = {"data": "table", "root": table, "img_size": 64, "batch_size": 8, "workers": 0}
     train(TrainConfig(model="efficientvit_ml_m0_mxa", epochs=6, output=output, **small))
     return output
+
+
+@pytest.fixture
+def crossings(monkeypatch) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Device, type and shape of all images that ``Tensor.to`` has moved."""
+    seen, to = [], torch.Tensor.to
+
+    def watched(tensor, *args, **kwargs):
+        moved = to(tensor, *args, **kwargs)
+        if tensor.ndim == 4 and tensor.shape[-1] > 16:  # neither weights nor statistics
+            seen.append((moved.device.type, tensor.dtype, tuple(tensor.shape)))
+        return moved
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    return seen
 
 
 HUB_NAME = "efficientvit_ml_m0_mxa.chexpert"

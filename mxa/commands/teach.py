@@ -95,9 +95,10 @@ def teach(config: TeachConfig) -> Predictions:
     teacher = gray_teacher(config.teacher, dataset.labels, config.teacher_sha256)
     dataset.on_bad = "mask"
     transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})
-    loader = make_loader(dataset, transform, config.batch_size, config.workers)
+    device = pick_device(config.device)
+    loader = make_loader(dataset, transform, config.batch_size, config.workers, device=device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = _Logits(teacher).to(pick_device(config.device))
+    model = _Logits(teacher).to(device)
     logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
     logits[dataset.bad.numpy()] = np.nan
     bad = dataset.bad_paths()

@@ -23,17 +23,18 @@ __all__ = ["CXRDataset"]
 class CXRDataset(ImageDataset):
     """Samples ``(image, target)`` of a collection: the transform's output, and float32 ``(L,)`` with NaN where masked.
 
-    An image that does not read is an InputError, unless ``on_bad`` says otherwise; it is remembered in ``bad`` (shared
-    with worker processes) in any case.
+    An image that does not read raises an InputError, unless ``on_bad`` says otherwise. In any case it is remembered in
+    ``bad``, ``(N,)`` bool. Worker processes and copies of the dataset share ``bad`` and the epoch.
 
     Args:
         records: The rows.
         transform: From ``create_transform``.
         seed: With a seed the transform's randomness is a function of (seed, epoch, index) alone; call ``set_epoch``.
-        on_bad: ``"raise"``; ``"replace"``, the next readable image stands in (training); or ``"mask"``, a black image
-            with every label masked, which is for who looks at ``bad`` afterwards.
-        input_img_mode: Mode of the images given to the transform: gray as they are read (``"L"``, ``"F"`` where the
-            file is deeper), or ``"RGB"`` for timm's own transforms and its prefetcher.
+        on_bad: What becomes of an image that does not read. ``"raise"``: an InputError. ``"replace"``: the next
+            readable image stands in, for training. ``"mask"``: a black image with every label masked; the caller looks
+            at ``bad`` afterwards.
+        input_img_mode: Mode of the images that the transform is given. ``""``: gray as they are read, ``"L"``, or
+            ``"F"`` where the file is deeper than 8 bits. ``"RGB"``: for timm's own transforms and its prefetcher.
     """
 
     def __init__(
@@ -48,7 +49,6 @@ class CXRDataset(ImageDataset):
         self.records = records
         self.seed = seed
         self.on_bad = on_bad
-        self.as_planes = False  # while a loader of ours goes through it: gray planes, normalised by the loader
         self.bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -85,7 +85,7 @@ class CXRDataset(ImageDataset):
         return self._sample(index, image)
 
     def _sample(self, index: int, image: Image.Image | None) -> tuple:
-        """Transforms an image, None standing for one that does not read, and adds its target."""
+        """Transforms an image and adds its target; None stands for an image that does not read."""
         target = torch.from_numpy(self.records.targets[index].copy())
         if image is None:
             image, target = Image.new("L", (64, 64)), torch.full_like(target, torch.nan)
@@ -93,11 +93,15 @@ class CXRDataset(ImageDataset):
             image = image.convert("L").convert(self.input_img_mode)
         if self.transform is not None:
             with seeded(self.seed, int(self._epoch), index):
-                image = self.transform.plane(image) if self.as_planes else self.transform(image)
+                image = self.transform(image)
         return image, target
 
     def _image(self, index: int, read: Callable | None = None) -> Image.Image | None:
-        """Reads an image, with ``records.image`` or as it; remembers one that does not read, or raises."""
+        """Reads an image, with ``read`` where it is given. Of one that does not read, ``bad`` is set and None returned.
+
+        Raises:
+            InputError: the image does not read and ``on_bad`` is ``"raise"``.
+        """
         try:
             return (read or self.records.image)(index, getattr(self.transform, "decode_size", None))
         except InputError:

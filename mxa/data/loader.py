@@ -1,25 +1,24 @@
-"""The loaders of training and of everything else."""
+"""Loaders: batches of a dataset, in order, or at random for training."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_loader
 from torch.utils.data import DataLoader, Sampler
 
 from ..utils.distributed import rank, world_size
 from ..utils.errors import InputError
 from .dataset import CXRDataset
 from .shards import ShardDataset
-from .transforms import ToXrayTensor, XrayTransform
+from .transforms import XrayTransform
 
 __all__ = ["TrainSampler", "make_loader"]
 
@@ -27,17 +26,17 @@ __all__ = ["TrainSampler", "make_loader"]
 class TrainSampler(Sampler[int]):
     """Rows of a training dataset in a random order, whole batches only.
 
-    The order is a function of the dataset's seed and epoch, and a global batch holds the same rows however many
-    processes share it.
+    The order is a function of the dataset's seed and epoch. A global batch holds the same rows however many processes
+    share it.
 
     Args:
-        dataset: Its seed must be set where several processes train.
+        dataset: Where several processes train, its seed must be set.
         batch_size: Images of one batch of one process.
     """
 
     def __init__(self, dataset: CXRDataset, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
-        self.start = 0  # batches to leave out, of a run that is resumed
+        self.start = 0  # batches to leave out: a resumed run has seen them
         if dataset.seed is None and world_size() > 1:
             raise InputError("set dataset.seed: several processes need one order")
 
@@ -62,15 +61,25 @@ class TrainSampler(Sampler[int]):
 
 
 class _Loader:
-    """The loader it holds, but that planes are normalised here, that a worker's bad input is one line, and ``skip``.
+    """A ``DataLoader`` that moves each batch to a device and normalises it there.
 
-    A worker sends gray planes, a twelfth of what the model takes.
+    Worker processes and the copy to the device carry gray planes: as uint8 a twelfth of a normalised batch of three
+    channels. Bad input in a worker is one line, not the worker's traceback. Other attributes are the ``DataLoader``'s.
+
+    Args:
+        loader: Gives planes, or finished images where there is nothing to normalise.
+        device: Where the batches go.
+        normalize: Planes ``(B, 1, H, W)`` on the device to images ``(B, C, H, W)``; None where they are finished.
+
+    Attributes:
+        skip: Batches to leave out at the start of the next epoch.
     """
 
-    def __init__(self, loader: DataLoader, to_tensor: ToXrayTensor | None):
-        self.loader, self.to_tensor = loader, to_tensor
-        self.skip = 0  # batches that the next epoch leaves out
-        self.open: Callable[[], Iterator | None] = lambda: None
+    def __init__(
+        self, loader: DataLoader, device: torch.device, normalize: Callable[[torch.Tensor], torch.Tensor] | None
+    ):
+        self.loader, self.device, self.normalize = loader, device, normalize
+        self.skip = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -80,29 +89,23 @@ class _Loader:
         return getattr(self.__dict__["loader"], name)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if left := self.open():
-            left.close()  # an epoch that was left early, which would end after this one has begun
-        self.loader.dataset.as_planes = self.to_tensor is not None
         skip, self.skip = self.skip, 0
         if isinstance(self.loader.sampler, TrainSampler):
-            self.loader.sampler.start, skip = skip, 0
+            self.loader.sampler.start, skip = skip, 0  # those images are not even read
         batches = iter(self.loader)  # the loader draws its seeds now, not when the first batch is wanted
-        epoch = self._batches(itertools.islice(batches, skip, None))
-        self.open = weakref.ref(epoch)
-        return epoch
+        return self._batches(itertools.islice(batches, skip, None))
 
     def _batches(self, batches: Iterator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
-            for images, targets in batches:
-                yield images if self.to_tensor is None else self.to_tensor.normalize(images), targets
+            for batch in batches:
+                images, targets = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+                yield images if self.normalize is None else self.normalize(images), targets
         except InputError as error:  # of a worker, it holds the worker's traceback
             raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
-        finally:
-            self.loader.dataset.as_planes = False
 
 
 def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacks planes and targets; where one plane is deeper than 8 bits all become float32."""
+    """Stacks planes and targets. Where one plane is deeper than 8 bits, all become float32."""
     planes, targets = zip(*samples, strict=True)
     if len({plane.dtype for plane in planes}) > 1:
         planes = [plane.float() for plane in planes]
@@ -110,9 +113,10 @@ def _collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torc
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Makes a worker end at SIGTERM from its own main process alone.
+    """Makes a worker ignore SIGTERM, unless its own main process sends it.
 
-    A scheduler warns every process of a job; a worker that died of it would raise an error in the middle of a step.
+    A scheduler sends SIGTERM to every process of a job. A worker that died of it would raise an error in the middle of
+    a step, before the main process could write its checkpoint.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
         return
@@ -128,44 +132,53 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 def make_loader(
-    dataset: CXRDataset, transform: Callable, batch_size: int, workers: int = 0, is_training: bool = False
+    dataset: CXRDataset,
+    transform: Callable,
+    batch_size: int,
+    workers: int = 0,
+    is_training: bool = False,
+    device: torch.device | str = "cpu",
 ) -> DataLoader:
-    """Creates a loader over a dataset and gives the dataset its transform.
+    """Creates a loader that gives a dataset's samples through a transform.
 
-    In training the order is random (``TrainSampler``), an incomplete last batch is dropped, and several processes share
-    each batch of ``batch_size`` times their number; otherwise it is timm's loader, over every image in order.
+    The loader holds a copy of the dataset, with the settings that it has now; only ``bad`` and the epoch are shared.
+    So a dataset may have several loaders, and none of them changes it.
+
+    In training the order is random (``TrainSampler``) and an incomplete last batch is dropped. Several processes share
+    a global batch: each gets ``batch_size`` images of it. Otherwise every image comes, in order.
+
+    Args:
+        dataset: The samples.
+        transform: From ``create_transform``, or any function from a PIL image to a tensor.
+        batch_size: Images of one batch of one process.
+        workers: Worker processes; 0, this process reads the images.
+        is_training: See above.
+        device: Where the batches go. Those of a ``create_transform`` go there as gray planes and are normalised there.
 
     Returns:
-        A loader of ``(images, targets)``: ``(B, C, H, W)`` and ``(B, L)``, float32.
+        A loader of ``(images, targets)`` on the device: ``(B, C, H, W)`` and ``(B, L)``, float32.
 
     Raises:
         InputError: fewer shards than nodes.
     """
-    if isinstance(dataset, ShardDataset):
-        workers = dataset.plan(batch_size, workers, is_training)
+    device = torch.device(device)
     planes = isinstance(transform, XrayTransform)
-    collate = _collate if planes else None
-    if is_training:
-        sampler = None if isinstance(dataset, ShardDataset) else TrainSampler(dataset, batch_size)
-        loader = DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=True,
-            persistent_workers=workers > 0,
-        )
-    else:
-        loader = create_loader(
-            dataset,
-            input_size=1,
-            batch_size=batch_size,
-            num_workers=workers,
-            use_prefetcher=False,
-            collate_fn=collate,
-        )
-    loader.worker_init_fn = _outlive_sigterm
-    dataset.transform = transform  # create_loader has set timm's own
-    return _Loader(loader, transform.to_tensor if planes else None)
+    own = copy.copy(dataset)
+    own.transform = transform.to_planes() if planes else transform
+    sampler = None
+    if isinstance(own, ShardDataset):
+        workers = own.plan(batch_size, workers, is_training)
+    elif is_training:
+        sampler = TrainSampler(own, batch_size)
+    loader = DataLoader(
+        own,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate if planes else None,
+        pin_memory=device.type == "cuda",
+        drop_last=is_training,
+        worker_init_fn=_outlive_sigterm,
+        persistent_workers=workers > 0,
+    )
+    return _Loader(loader, device, transform.to_tensor.normalizer(device) if planes else None)

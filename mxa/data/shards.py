@@ -1,7 +1,8 @@
 """Prepared shards: tar files of small gray images in the WebDataset layout, on a disk or behind a URL.
 
-``mxa prepare`` writes them. A shard is read whole and in one go, which is what slow disks and networks like; what is in
-it stands in ``rows.csv.gz``, so that splits, labels, views and policies are chosen as for any other collection.
+``mxa prepare`` writes them. A shard is read whole and in one go: slow disks and networks are best at that. The table
+``rows.csv.gz`` says what is in the shards, so that splits, labels, views and policies are chosen as for any other
+collection.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class ShardRecords(Records):
                     if member.isfile() and not member.name.endswith(".json")
                 }
         except tarfile.TarError as error:
-            raise InputError(f"{self.root}/{shard} is no tar file: {error}") from None
+            raise InputError(f"{self.root}/{shard} is not a tar file: {error}") from None
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Reads one image, and for that its whole shard."""
@@ -148,7 +149,7 @@ def _read_manifest(root: str) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{error}; `mxa prepare` writes it when all shards are done") from None
     except ValueError as error:
-        raise InputError(f"{root}/{MANIFEST} is no manifest of `mxa prepare`: {error}") from None
+        raise InputError(f"{root}/{MANIFEST} is not a manifest of `mxa prepare`: {error}") from None
     try:
         labels, shards = manifest["labels"], manifest["shards"]
         texts = [*labels, manifest["blank"], manifest["rows_sha256"], *(shard["sha256"] for shard in shards.values())]
@@ -157,29 +158,32 @@ def _read_manifest(root: str) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError):
         pass
     raise InputError(
-        f"{root}/{MANIFEST} is no manifest of `mxa prepare`: it lacks fields, or a shard's name is no name"
+        f"{root}/{MANIFEST} is not a manifest of `mxa prepare`: it lacks fields, or a shard's name is not valid"
     )
 
 
 class ShardDataset(CXRDataset, IterableDataset):
-    """The samples of shards, streamed: what ``CXRDataset`` gives, in the loader's order.
+    """A ``CXRDataset`` whose samples are streamed from shards, in the order that a loader needs.
 
-    ``plan`` says for which loader. In training the shards are dealt out anew in every epoch, each to one worker of one
-    node, and a worker mixes the images of ``MIXED`` shards at a time; every worker gives its share of whole batches,
-    repeating images where its shards hold fewer than others'. Otherwise the images come in the order of the records,
-    whatever the number of workers. The order is a function of (seed, epoch, number of workers).
+    ``plan`` tells it the loader. Without training the images come in the order of the records, whatever the number of
+    workers.
+
+    In training each shard goes to one worker of one process, another one in every epoch. A worker mixes the images of
+    ``MIXED`` shards at a time. Every worker gives whole batches, as many as the others or one fewer; where its shards
+    hold too few images, it repeats some. The order is a function of seed, epoch, and the numbers of processes
+    and workers.
     """
 
     batch_size, is_training = 1, False
 
     def plan(self, batch_size: int, workers: int, is_training: bool) -> int:
-        """Prepares for a loader.
+        """Sets this dataset up for one loader; ``make_loader`` does so with its own copy.
 
         Returns:
-            The number of workers to use: no more than there are shards for this node.
+            The number of workers to use: in training no more than there are shards for this process.
 
         Raises:
-            InputError: there are more nodes than shards.
+            InputError: training, and there are fewer shards than processes.
         """
         self.batch_size, self.is_training = batch_size, is_training
         nodes = world_size()
@@ -192,7 +196,7 @@ class ShardDataset(CXRDataset, IterableDataset):
         return min(workers, shards // nodes) if is_training else workers
 
     def __len__(self) -> int:
-        """Images that this node's loader gives in an epoch."""
+        """Images that this process's loader gives in an epoch."""
         rows = len(self.records)
         return rows // (world_size() * self.batch_size) * self.batch_size if self.is_training else rows
 
@@ -209,7 +213,7 @@ class ShardDataset(CXRDataset, IterableDataset):
         return {shard: np.array(list(rows)) for shard, rows in runs}
 
     def _in_order(self, worker: int, workers: int) -> Iterator[tuple]:
-        """A loader takes batches from its workers in turn: every workers-th batch is this worker's."""
+        """Gives this worker's samples: a loader takes a batch from each of its workers in turn."""
         for shard, rows in self._rows.items():
             mine = rows[rows // self.batch_size % workers == worker]
             images = self.records.load(shard) if len(mine) else {}
@@ -235,7 +239,7 @@ class ShardDataset(CXRDataset, IterableDataset):
             turn += 1
 
     def _mixed(self, reader: int, readers: int, turn: int) -> Iterator[tuple[int, Image.Image | None]]:
-        """Gives the images of every readers-th shard, mixed; another ``turn`` mixes anew."""
+        """Gives the images of one reader's shards, mixed; another ``turn`` mixes them in another way."""
         key = (self.seed or 0, int(self._epoch))
         dealt = np.random.default_rng(key).permutation(list(self._rows))[reader::readers]
         rng = np.random.default_rng((*key, reader, turn))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -61,9 +61,12 @@ class ToXrayTensor:
 
     def normalize(self, planes: torch.Tensor) -> torch.Tensor:
         """Converts the gray planes of a batch, ``(B, 1, H, W)`` in [0, 255], to ``(B, C, H, W)``."""
-        x = planes.float().clamp(0, 255) / 255
-        mean, std = (torch.from_numpy(v).to(x.device) for v in (self.mean, self.std))
-        return (x - mean) / std
+        return self.normalizer(planes.device)(planes)
+
+    def normalizer(self, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns ``normalize`` for planes on a device, with mean and deviation copied there once."""
+        mean, std = (torch.from_numpy(v).to(device) for v in (self.mean, self.std))
+        return lambda planes: (planes.float().clamp(0, 255) / 255 - mean) / std
 
 
 class XrayTransform(transforms.Compose):
@@ -74,18 +77,21 @@ class XrayTransform(transforms.Compose):
             input (see ``read_image``).
     """
 
-    def __init__(self, steps: list, to_tensor: ToXrayTensor, decode_size: tuple[int, int]):
+    def __init__(self, steps: list, to_tensor: Callable[[Image.Image], torch.Tensor], decode_size: tuple[int, int]):
         super().__init__([*steps, to_tensor])
         self.to_tensor, self.decode_size = to_tensor, decode_size
 
-    def plane(self, image: Image.Image) -> torch.Tensor:
-        """Does every step but the last: the gray plane ``(1, H, W)``, uint8, or float32 for a deeper image.
+    def to_planes(self) -> XrayTransform:
+        """Returns the same transform without the normalisation.
 
-        A loader sends this between processes, a twelfth of the normalised tensor, and calls ``to_tensor.normalize``.
+        It gives the gray plane ``(1, H, W)``: uint8, or float32 for an image deeper than 8 bits.
+        ``to_tensor.normalize`` makes the model's input of a batch of them.
         """
-        for step in self.transforms[:-1]:
-            image = step(image)
-        return torch.from_numpy(np.array(image))[None]
+        return XrayTransform(self.transforms[:-1], _to_plane, self.decode_size)
+
+
+def _to_plane(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image))[None]
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

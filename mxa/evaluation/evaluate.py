@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -182,6 +183,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     model.to(pick_device(config.device))
 
     def run(dataset: CXRDataset) -> Predictions:
+        dataset = copy.copy(dataset)
         dataset.on_bad = "mask" if config.skip_bad else "raise"
         return score_images(model, dataset, known, config.batch_size, config.workers, config.amp)
 
@@ -196,7 +198,8 @@ def score_images(
     Raises:
         InputError: an image does not read, unless the dataset masks such images, or none does.
     """
-    loader = make_loader(dataset, create_transform(model), batch_size, workers)
+    device = next(model.parameters()).device
+    loader = make_loader(dataset, create_transform(model), batch_size, workers, device=device)
     logits = predict_logits(model, loader, torch.bfloat16 if amp else None)
     good = ~dataset.bad.numpy()
     if not good.any():

@@ -16,7 +16,7 @@ def predict_logits(model: nn.Module, loader: DataLoader, amp: torch.dtype | None
 
     Args:
         model: ``(B, C, H, W)`` to logits ``(B, L)``.
-        loader: Over a ``CXRDataset``, not shuffled.
+        loader: Over a ``CXRDataset``, not shuffled; best of batches on the model's device (see ``make_loader``).
         amp: Type to autocast to.
 
     Returns:

@@ -42,13 +42,13 @@ def check_files(dataset: CXRDataset) -> None:
 
 
 def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What must be the same for a run to go on, by the name that an error gives it."""
+    """Returns what must be the same for a run to go on; an error names what differs by its key."""
     digest = hashlib.sha256("\n".join(train_set.records.paths.tolist()).encode())
     digest.update(np.ascontiguousarray(train_set.records.targets).tobytes())
     names = {"images, labels or logits of the teacher": digest.hexdigest(), "label names": list(train_set.labels)}
     if teacher_metadata:
         names["weights of the teacher (its SHA-256)"] = teacher_metadata["sha256"]
-    if isinstance(train_set, ShardDataset):  # it is dealt to processes and workers
+    if isinstance(train_set, ShardDataset):  # shards are dealt to processes and workers
         names["number of processes or --workers, with shards"] = [world_size(), workers]
     return names
 
@@ -56,7 +56,7 @@ def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers
 def check_bad(dataset: CXRDataset, processes: int) -> None:
     """Ends a training in which more than 1 % of the images do not read: something is wrong with all of them.
 
-    Each process sees its share; they put them together when they save.
+    Each process counts those of its share of the images; a checkpoint puts the counts together.
     """
     bad = int(dataset.bad.sum())
     if bad > max(0.01 * len(dataset) / processes, 1 if processes > 1 else 0):
@@ -68,24 +68,39 @@ def check_bad(dataset: CXRDataset, processes: int) -> None:
 
 
 def stack_losses(losses: list, device: torch.device) -> torch.Tensor:
-    """Losses of this epoch's steps; those before a resume are numbers."""
+    """Stacks losses, ``(N,)``: tensors, and numbers where a checkpoint held them."""
     return torch.stack([torch.as_tensor(x, device=device) for x in losses])
 
 
-def check_losses(losses: list, epoch: int, loader: DataLoader, grad_accum: int, device: torch.device) -> None:
-    """Ends the training at the first loss that is not finite in any process, before anything of it is saved."""
+def check_losses(
+    losses: list, first: int, epoch: int, loader: DataLoader, grad_accum: int, device: torch.device
+) -> None:
+    """Ends the training at the first loss that is not finite in any process, before anything of it is saved.
+
+    Args:
+        losses: Of the steps since the last check.
+        first: Step of the first of them, from 0.
+        epoch: From 0.
+        loader: Of the training.
+        grad_accum: Batches of the loader in a step.
+        device: Where the processes meet.
+
+    Raises:
+        InputError: a loss is not finite; it names the step and, where the order is known, the images.
+    """
     values = stack_losses(losses, device).cpu()
     if not any_process(not values.isfinite().all(), device):
         return
     if values.isfinite().all():
         raise InputError(f"the loss is not finite in another process, in epoch {epoch + 1}: it says where")
-    at = int((~values.isfinite()).int().argmax())
+    bad = int((~values.isfinite()).int().argmax())
+    at = first + bad
     images = ""
     if hasattr(loader.sampler, "rows"):
         rows = np.concatenate([loader.sampler.rows(at * grad_accum + i) for i in range(grad_accum)])
         names = [loader.dataset.records.path(int(row)) for row in rows]
         images = f" (its images: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     raise InputError(
-        f"the loss became {float(values[at])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start again; "
-        "the checkpoint before it is kept"
+        f"the loss became {float(values[bad])} in epoch {epoch + 1}, step {at + 1}{images}: lower --lr and start "
+        "again; the checkpoint before it is kept"
     )

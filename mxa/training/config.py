@@ -225,6 +225,11 @@ def check_config(config: TrainConfig) -> None:
     shares = config.grad_accum * world_size()
     if config.batch_size % shares:
         raise InputError(f"--batch-size {config.batch_size} is not divisible by {shares} (--grad-accum x processes)")
+    if config.batch_size < 2 * shares:
+        raise InputError(
+            f"--batch-size {config.batch_size} leaves one image to each of {shares} micro-batches (--grad-accum x "
+            f"processes), and batch norm needs two: give --batch-size {2 * shares} or more"
+        )
     if config.cooldown_epochs >= config.epochs:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,13 +60,13 @@ def prepare_model(config: OptimConfig, model: nn.Module, device: torch.device) -
 
 
 class Engine:
-    """A task with what trains it.
+    """A task and what trains it: optimizer, schedule, loss scale, average of the weights.
 
     Every random choice of a step is a function of (seed, epoch, step, process).
 
     Args:
         config: The run's.
-        task: Its model on the device already.
+        task: Its model is on the device already.
         steps: Steps of an epoch.
         frozen: Modules that stay in eval mode.
 
@@ -92,8 +92,13 @@ class Engine:
         for module in self.frozen:
             module.eval()
 
-    def step(self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
-        """Trains on the micro-batches of one batch, ``(images (B, C, H, W), targets (B, L))`` each.
+    def step(self, micro_batches: Iterable[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
+        """Trains on one batch.
+
+        Args:
+            micro_batches: ``grad_accum`` times ``(images (B, C, H, W), targets (B, L))``, on the engine's device.
+            epoch: From 0.
+            step: Of the epoch, from 0.
 
         Returns:
             This process's mean loss, detached; the mean over processes is that of the global batch.
@@ -101,15 +106,14 @@ class Engine:
         count = epoch * self.steps + step
         self.scheduler.step_update(count)
         losses = []
-        for i, micro_batch in enumerate(micro_batches):
-            images, targets = (tensor.to(self.device, non_blocking=True) for tensor in micro_batch)
+        for i, (images, targets) in enumerate(micro_batches):
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            wait = self.task.no_sync() if i + 1 < len(micro_batches) else contextlib.nullcontext()
+            wait = self.task.no_sync() if i + 1 < self.config.grad_accum else contextlib.nullcontext()
             amp = AMP_TYPES[self.config.amp]
             with wait:
                 with torch.autocast(self.device.type, amp, enabled=amp is not None):
-                    loss = self.task(images, targets)["loss"] / len(micro_batches)
+                    loss = self.task(images, targets)["loss"] / self.config.grad_accum
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         if self.config.agc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -69,7 +70,8 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     """Trains on one dataset; without a validation set the last epoch's weights are kept.
 
     Every random choice is a function of (seed, epoch, step or index), so that a run that was killed and resumed ends
-    with the weights of one that was not. SIGTERM writes a checkpoint and ends the training.
+    with the weights of one that was not. SIGTERM writes a checkpoint and ends the training. The datasets keep their own
+    settings.
 
     Returns:
         What ``summary.json`` holds: ``epoch`` and ``macro_auc`` of the weights that are kept, ``epochs`` done,
@@ -87,8 +89,12 @@ def _fit(
     config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None, device: torch.device
 ) -> dict[str, Any]:
     share = config.grad_accum * world_size()  # micro-batches of a global batch
-    if len(train_set) < 2 * share:
-        raise InputError(f"training needs {2 * share} images at least, got {len(train_set)}")
+    micro_batch = min(config.batch_size, len(train_set)) // share
+    if micro_batch < 2:
+        raise InputError(
+            f"{share} micro-batches (--grad-accum x processes) need two images each, for batch norm; --batch-size is "
+            f"{config.batch_size} and the training split has {len(train_set)}: use fewer"
+        )
     if val_set is not None and len(val_set) < world_size():
         raise InputError(f"validation needs {world_size()} images at least, got {len(val_set)}")
     check_labels(train_set)
@@ -103,14 +109,15 @@ def _fit(
     model = prepare_model(config, model, device)
     task, train_set, teacher_metadata = create_task(config, model, train_set, preprocessing)
 
+    train_set = copy.copy(train_set)  # so that the caller's keeps its own settings
     train_set.seed, train_set.on_bad = config.seed, "replace"
     transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
-    micro_batch = min(config.batch_size, len(train_set)) // share
-    loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True)
+    loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True, device=device)
     val_loader = None
     if val_set is not None:
         mine = type(val_set)(val_set.records.subset(np.array_split(np.arange(len(val_set)), world_size())[rank()]))
-        val_loader = make_loader(mine, create_transform(preprocessing), 2 * micro_batch, config.workers)
+        whole = create_transform(preprocessing)
+        val_loader = make_loader(mine, whole, 2 * micro_batch, config.workers, device=device)
 
     steps = len(loader) // config.grad_accum
     engine = Engine(config, task, steps, frozen)
@@ -186,14 +193,16 @@ class _Training:
         every = 1 if device.type == "cpu" else 10  # steps between two looks at the loss, for which a GPU must wait
         engine.start_epoch()
         losses = list(self.state["losses"])
+        checked = len(losses)  # those of a resumed epoch were checked before they were saved
         batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
         for step in range(self.state["step"], steps):
             torch.manual_seed(derive_seed(config.seed, epoch, step, rank()))
-            losses.append(engine.step(list(itertools.islice(batches, config.grad_accum)), epoch, step))
+            losses.append(engine.step(itertools.islice(batches, config.grad_accum), epoch, step))
             last = step == steps - 1
             due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
             if due or last or step % every == 0:
-                check_losses(losses, epoch, loader, config.grad_accum, device)
+                check_losses(losses[checked:], checked, epoch, loader, config.grad_accum, device)
+                checked = len(losses)
                 stopped = any_process(terminated.now, device)
                 if due or stopped:
                     self._pause(epoch, losses)
@@ -257,7 +266,7 @@ class _Training:
         self._share_bad()
         state, device = self.state, self.engine.device
         done = state["epoch"] * self.engine.steps + state["step"]
-        batch = self.loader.loader.batch_size * self.config.grad_accum * world_size()
+        batch = self.loader.batch_size * self.config.grad_accum * world_size()
         summary = {
             **state["best"],
             "epochs": state["epoch"],
@@ -275,7 +284,7 @@ class _Training:
 
 
 class _Terminated:
-    """Notes a SIGTERM inside the block instead of dying of it; in the main thread, where signals arrive."""
+    """Notes a SIGTERM inside the block, of which the process would die; only in the main thread, which gets signals."""
 
     now = False
 

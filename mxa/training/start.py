@@ -28,9 +28,10 @@ _logger = logging.getLogger(__name__)
 
 
 def build_model(config: ModelConfig, labels: tuple[str, ...]) -> nn.Module:
-    """Builds a run's model with named outputs; one that is not ours is told to see whole images too, of this size.
+    """Builds a run's model and names its outputs.
 
-    One that starts from TorchXRayVision's weights sees what these are for: one channel in [-1024, 1024].
+    The model's preprocessing becomes that of the run: the whole image, squashed to the run's size; timm's own models
+    would crop. A model that starts from TorchXRayVision's weights takes one channel in [-1024, 1024], as they do.
     """
     optional = {k: v for k in ("drop_rate", "drop_path_rate") if (v := getattr(config, k))}
     from_xrv = (config.init or "").startswith("xrv:")
@@ -46,7 +47,11 @@ def build_model(config: ModelConfig, labels: tuple[str, ...]) -> nn.Module:
 
 
 def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
-    """Fills the model with ``--init``'s weights; returns the keys that were filled, the head's not among them."""
+    """Fills the model with the weights of ``--init``.
+
+    Returns:
+        The keys that were filled, without those of the head.
+    """
     if config.init is None:
         return set()
     if not config.init.startswith("xrv:"):
@@ -98,7 +103,7 @@ def create_task(
 
 
 def _criterion(name: str, targets: np.ndarray) -> MaskedLoss:
-    """The labels' loss; for ``db`` the counts of a label with masked cells are those it would have without."""
+    """Creates the labels' loss. For ``db``, the positives of a label with masked cells are scaled up to all images."""
     if name != "db":
         return MaskedLoss(name)
     present = np.maximum((~np.isnan(targets)).sum(0), 1)

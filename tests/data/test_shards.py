@@ -210,10 +210,10 @@ def test_errors_of_the_folder(shards, tmp_path):
     with pytest.raises(InputError, match=r"rows\.csv\.gz is not what the manifest says"):
         create_dataset("shards", shards)
     (shards / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match=r"manifest\.json is no manifest"):
+    with pytest.raises(InputError, match=r"manifest\.json is not a manifest"):
         create_dataset("shards", shards)
     (shards / "manifest.json").write_text("nonsense")
-    with pytest.raises(InputError, match=r"manifest\.json is no manifest"):
+    with pytest.raises(InputError, match=r"manifest\.json is not a manifest"):
         create_dataset("shards", shards)
 
 
@@ -326,7 +326,7 @@ def test_a_shards_name_is_a_name(shards, name, tmp_path):
     manifest["shards"][name] = manifest["shards"].pop("train-000000.tar")
     (shards / "manifest.json").write_text(json.dumps(manifest))
     for root in (shards, f"pipe:cd {tmp_path}; cat {shards}"):
-        with pytest.raises(InputError, match="is no manifest of `mxa prepare`: it lacks fields, or a shard's name"):
+        with pytest.raises(InputError, match="is not a manifest of `mxa prepare`: it lacks fields, or a shard's name"):
             create_dataset("shards", root)
     assert not (tmp_path / "PWNED").exists()
 
@@ -337,7 +337,7 @@ def test_a_shards_name_is_a_name(shards, name, tmp_path):
 def test_a_manifest_that_lies_is_one_error(shards, change):
     manifest = json.loads((shards / "manifest.json").read_text())
     (shards / "manifest.json").write_text(json.dumps(manifest | change))
-    with pytest.raises(InputError, match="is no manifest of `mxa prepare`"):
+    with pytest.raises(InputError, match="is not a manifest of `mxa prepare`"):
         create_dataset("shards", shards)
 
 
@@ -353,5 +353,5 @@ def test_rows_of_a_shard_that_is_not_there(shards):
 
 def test_a_shard_that_is_no_tar_file(shards):
     name = spoil(shards, lambda data: b"x" * 2000)
-    with pytest.raises(InputError, match=rf"{name} is no tar file"):
+    with pytest.raises(InputError, match=rf"{name} is not a tar file"):
         collect(create_dataset("shards", shards, "train", views="all"), create_transform(CFG), 0)

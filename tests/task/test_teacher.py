@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -52,6 +53,13 @@ def test_input_of_another_student(chex):
     mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
     images = (torch.from_numpy(gray())[:, None].float() / 255 - mean) / std
     torch.testing.assert_close(chex.normalize_input(images, mean, std), xrv_input(gray()), rtol=0, atol=1e-3)
+
+
+def test_a_coloured_image_becomes_the_mean_of_its_channels(chex):
+    channels = torch.from_numpy(np.random.default_rng(0).uniform(size=(2, 3, 224, 224)).astype(np.float32))
+    mean, std = (torch.tensor(IMAGENET[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    expected = (channels[:, 0] + channels[:, 1] + channels[:, 2])[:, None] / 3 * 2048 - 1024
+    torch.testing.assert_close(chex.normalize_input((channels - mean) / std), expected, rtol=0, atol=1e-2)
 
 
 def test_logits_are_raw_and_by_name(chex, network, models):

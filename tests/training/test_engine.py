@@ -15,6 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from mxa.data import create_dataset
+from mxa.evaluation.evaluate import score_images
+from mxa.models.load import load_model
+from mxa.task import masked_bce_with_logits
+from mxa.training import loop
+from mxa.training.config import check_config
 from mxa.training.engine import deterministic
 from mxa.training.loop import fit, train
 from mxa.utils.errors import InputError
@@ -41,20 +46,35 @@ def assert_close(one, other, tolerance=1e-5) -> None:
             assert float(x[name]) == pytest.approx(float(y[name]), rel=1e-4, abs=1e-5), name
 
 
+def train_in_two_processes(one, output) -> str:
+    """Trains as a configuration says, into another folder; returns what is printed."""
+    two = {k: str(v) if k in ("output", "root") else v for k, v in asdict(one).items() if k != "output"}
+    path = output.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({**two, "scale": list(one.scale), "ratio": list(one.ratio)}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mxa"]
+    command += ["train", "--config", str(path), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_two_processes_are_one(config, run, tmp_path):
     """Masked labels, a teacher and an average: losses, metrics and weights of the same global batches."""
     options = {**PLAIN, "teacher": str(run), "ema": 0.9, "agc": 0.05, "opt": "sgd", "lr": 0.05}
     one = config(**options)
     train(one)
-    two = {k: str(v) if k in ("output", "root") else v for k, v in asdict(one).items() if k != "output"}
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump({**two, "scale": list(one.scale), "ratio": list(one.ratio)}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mxa"]
-    command += ["train", "--config", str(tmp_path / "two.yaml"), "--output", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("kept: epoch") == 1
+    assert train_in_two_processes(one, tmp_path / "two").count("kept: epoch") == 1
     assert_close(tmp_path / "run", tmp_path / "two")
     assert log(tmp_path / "run")[-1]["eval_macro_auc"] == log(tmp_path / "two")[-1]["eval_macro_auc"]
+
+
+def test_two_processes_validate_the_model_that_is_kept(config, table, tmp_path):
+    """Its batch norms have one process's statistics, in both processes."""
+    train_in_two_processes(config(model="resnet10t", img_size=32, epochs=1, ema=0.9), tmp_path / "two")
+    model = load_model(tmp_path / "two")
+    found = score_images(model, create_dataset("table", table, "val"), {}, 4, 0)
+    loss = masked_bce_with_logits(torch.from_numpy(found.logits), torch.from_numpy(found.targets))
+    assert float(log(tmp_path / "two")[0]["eval_loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_parts_of_a_batch_are_the_batch(config, tmp_path):
@@ -64,6 +84,21 @@ def test_parts_of_a_batch_are_the_batch(config, tmp_path):
     assert_close(tmp_path / "run", tmp_path / "splits")
     with pytest.raises(InputError, match="--batch-size 8 is not divisible by 3"):
         train(config(grad_accum=3, output=tmp_path / "other"))
+
+
+def test_a_micro_batch_of_one_image_is_refused(config, table, monkeypatch):
+    train_set = create_dataset("table", table, "train")  # 24 images
+    message = "--batch-size 4 leaves one image to each of 4 micro-batches .*: give --batch-size 8 or more"
+    with pytest.raises(InputError, match=message):
+        train(config(batch_size=4, grad_accum=4))
+    with pytest.raises(InputError, match=r"^4 micro-batches .* need two images each.*--batch-size is 4 and"):
+        fit(config(batch_size=4, grad_accum=4), train_set)
+    with pytest.raises(InputError, match=r"^16 micro-batches .* need two images each.* split has 24: use fewer"):
+        fit(config(batch_size=64, grad_accum=16), train_set)
+    monkeypatch.setattr("mxa.training.config.world_size", lambda: 2)
+    with pytest.raises(InputError, match="--batch-size 2 leaves one image to each of 2 micro-batches"):
+        check_config(config(batch_size=2))
+    check_config(config(batch_size=4))
 
 
 def test_fewer_activations_are_the_same_training(config, tmp_path):
@@ -152,6 +187,18 @@ def test_the_bad_batch_is_named(config, table, tmp_path, monkeypatch):
     assert all(dataset.records.path(int(row)) in str(error.value) for row in rows[:3])
 
 
+def test_every_loss_is_checked_once(config, monkeypatch):
+    checked, check = [], loop.check_losses
+
+    def watched(losses, first, epoch, *args):
+        checked.append((epoch, first, len(losses)))
+        check(losses, first, epoch, *args)
+
+    monkeypatch.setattr(loop, "check_losses", watched)
+    train(config(**PLAIN))
+    assert checked == [(epoch, step, 1) for epoch in range(2) for step in range(3)]
+
+
 def test_tensorboard_and_summary(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -178,5 +225,17 @@ def test_timms_losses_learn(config, tmp_path, loss, caplog):
     assert values[-1] < values[0]
 
 
-def test_fit_takes_a_seedless_dataset(config, table):
-    assert fit(config(**PLAIN, epochs=1), create_dataset("table", table, "train"))["epochs"] == 1
+def test_fit_takes_a_seedless_dataset_and_leaves_it_so(config, table):
+    sets = [create_dataset("table", table, split) for split in ("train", "val")]
+    before = [dict(vars(dataset)) for dataset in sets]
+    assert fit(config(**PLAIN, epochs=1), *sets)["epochs"] == 1
+    assert [vars(dataset) for dataset in sets] == before and sets[0].seed is None
+
+
+def test_planes_go_to_the_device(config, table, monkeypatch, crossings):
+    devices, make = [], loop.make_loader
+    monkeypatch.setattr(loop, "make_loader", lambda *args, **kw: devices.append(kw["device"]) or make(*args, **kw))
+    fit(config(**PLAIN, epochs=1, grad_accum=2), create_dataset("table", table, "train"))
+    assert crossings == [("cpu", torch.uint8, (4, 1, 64, 64))] * 6
+    train(config(**PLAIN, epochs=1, output=config().output / "validated"))
+    assert devices == [torch.device("cpu")] * 3
