@@ -298,7 +298,7 @@ def test_two_processes_fill_one_table(config, tmp_path):
     code = """
 import sys
 from pathlib import Path
-from mxa.ablate import AblateConfig, ablate
+from mxa.commands.ablate import AblateConfig, ablate
 root, output, arm = sys.argv[1:]
 shared = {"data": "table", "root": root, "output": Path(output), "replicates": 20, "augment": "crop", "workers": 0}
 ablate(AblateConfig(model="resnet10t", img_size=64, epochs=1, batch_size=8, seeds=(0, 1), arms=({arm: {}},), **shared))

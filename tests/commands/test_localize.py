@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mxa import explain
-from mxa.cli import _Command, _parse
+from mxa.cli import _COMMANDS, _parse
 from mxa.commands.localize import LocalizeConfig, localize
 from mxa.data import create_transform
 from mxa.data.boxes import read_boxed
@@ -223,7 +223,7 @@ def test_wrong_configurations_are_named(config, run, tmp_path):
 
 
 def test_the_command_line_builds_the_configuration():
-    command = _Command("mxa.commands.localize", "LocalizeConfig", print, "", "models")
+    command = _COMMANDS["localize"]
     line = ["a", "b", "--output", "out", "--reduce", "128", "--methods", "roi", "grad-cam", "--no-shuffled"]
     config = _parse(command, "localize", line)
     assert config.models == ("a", "b") and config.reduce == 128 and config.methods == ("roi", "grad-cam")

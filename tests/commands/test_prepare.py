@@ -125,7 +125,8 @@ def test_the_same_bytes_whatever_the_workers(made_nih, tmp_path):
 HELD = """
 import signal, sys, time
 from pathlib import Path
-from mxa import cli, prepare as job
+from mxa import cli
+from mxa.commands import prepare as job
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 encode, images, go = job._encode, 0, Path(sys.argv[2])
 def held(*args):

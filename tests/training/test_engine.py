@@ -88,7 +88,7 @@ def test_half_precision_is_near(config, tmp_path, amp):
 
 
 def test_a_loss_scale_is_resumed(config, tmp_path, monkeypatch):
-    import mxa.train as job
+    import mxa.training.loop as job
 
     options = {**PLAIN, "amp": "fp16", "epochs": 2}
     train(config(**options))

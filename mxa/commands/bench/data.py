@@ -141,7 +141,7 @@ def _table_cost(package: str) -> dict[str, float]:
     """Start-up and worker memory on the real table, each measured in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train.csv.gz").symlink_to(shipped_table("chexpert_train.csv.gz"))
-        code = "import sys; from mxa.bench_data import _measure_table; _measure_table(*sys.argv[1:])"
+        code = "import sys; from mxa.commands.bench.data import _measure_table; _measure_table(*sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", code, package, folder], stdout=subprocess.PIPE, text=True, check=True
         )
