@@ -12,6 +12,7 @@ from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
 from ..labels import align
+from ..layers.graft import recipe_of
 
 __all__ = [
     "check_keys",
@@ -110,6 +111,9 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     """
     names = label_names(model)
     set_label_names(model, names)  # old ones of another head must not be saved
+    arguments = getattr(model, "_model_args", {})
+    if "grafted" in arguments:  # what timm has kept is what it was created with
+        arguments["grafted"] = recipe_of(model)
     tensors = model.state_dict().values()
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
