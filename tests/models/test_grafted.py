@@ -56,7 +56,9 @@ CASES = {
     "two prefix tokens": Case("deit_tiny_distilled_patch16_224", {**THREE, "depth": 2}, {}, (3, 224, 224)),
     "pooled": Case("test_vit2", {**THREE, "global_pool": "avg"}, {"where": "blocks.*.attn"}, (3, 64, 64)),
     "shifted windows": Case("swin_tiny_patch4_window7_224", {**SWIN, "img_size": (56, 112)}, {}, (3, 56, 112)),
-    "windows of tokens": Case("tiny_vit_5m_224", {**THREE, "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)}, {}, (3, 224, 224)),
+    "windows of tokens": Case(
+        "tiny_vit_5m_224", {**THREE, "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)}, {}, (3, 224, 224)
+    ),
     "maps": Case("efficientvit_m0", THREE, {"init_values": 0.3}, (3, 224, 224)),
     "convolutions": Case("resnet10t", {**THREE, "in_chans": 1}, {"where": "layer[34].*.conv2"}, (1, 64, 96)),
     "ours": Case("efficientvit_ml_m0", THREE, {}, (3, 224, 224)),
@@ -130,7 +132,9 @@ def test_a_model_of_the_registry_is_saved_as_it_is(tmp_path):
 
 
 def test_its_name_is_not_listed():
-    assert timm.is_model("mxa_grafted") and not timm.list_models("*grafted*") and "mxa_grafted" not in timm.list_models()
+    assert (
+        timm.is_model("mxa_grafted") and not timm.list_models("*grafted*") and "mxa_grafted" not in timm.list_models()
+    )
     assert not timm.list_models("*grafted*", pretrained=True) and not timm.list_models(module="grafted")
     with pytest.raises(ValueError, match=r"is what a saved model with grafted MXA is called: use mxa\.layers\.graft"):
         timm.create_model("mxa_grafted")
