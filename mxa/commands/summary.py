@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..data import DataConfig, Records
 from ..data.create import read_collection
+from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write, write_text
 
@@ -27,7 +28,7 @@ _NUMBERS = 20  # labels up to which the cells of the heat map hold numbers
 class SummaryConfig(DataConfig):
     """What is summarised."""
 
-    unused = ("labels", "merge", "uncertain", "blank")
+    unused = ("merge", "uncertain", "blank")
 
     split: Literal["all", "train", "val", "valid", "test"] = "all"
     """Split of the collection; "all" of CheXpert is its train.csv."""
@@ -51,13 +52,19 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         are positive for both labels, in the order of ``labels``.
 
     Raises:
-        InputError: as ``mxa.data.create_dataset``, no image in the selection, or matplotlib is missing.
+        InputError: as ``mxa.data.create_dataset``, a label that the collection lacks, no image in the selection, or
+            matplotlib is missing.
     """
     if config.output is not None:  # before the work, not after it
         require("matplotlib", "explain")
         Path(config.output).mkdir(parents=True, exist_ok=True)
     config = config.resolved()
-    records = read_collection(config.data, config.root, config.split, columns=config.columns)
+    labels = None if config.labels is None else resolve_labels(config.labels)
+    records = read_collection(config.data, config.root, config.split, labels, config.columns)
+    if labels is not None:
+        if lacking := [name for name, i in zip(labels, align(records.labels, labels), strict=True) if i is None]:
+            raise InputError(f"the collection has no {', '.join(lacking)}; it has {', '.join(records.labels)}")
+        records = records.with_labels(labels)
     records = records.subset(records.in_split(config.split) & records.in_views(config.views))
     if len(records) == 0:
         raise InputError(f"{config.where()}: split {config.split} has no image (views: {config.views}): give another")

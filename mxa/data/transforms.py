@@ -135,8 +135,8 @@ def create_transform(
     Args:
         cfg: A model, or its configuration: ``input_size``, ``mean``, ``std``, ``interpolation``.
         is_training: Augment; the fields below apply only then.
-        scale: Range of the area that is kept.
-        ratio: Range of the change of the aspect ratio.
+        scale: Range of the area that is kept, in (0, 1].
+        ratio: Range of the change of the aspect ratio, above 0.
         rotation: Largest angle, in degrees, either way.
         hflip: Probability of a horizontal flip. It mirrors the heart: off by default.
         augment: ``"crop"``, what the four above say. Or a set of the paper's, for which they do not count:
@@ -146,8 +146,12 @@ def create_transform(
             or more.
 
     Raises:
-        InputError: the model takes neither 1 nor 3 channels, or an unknown set.
+        InputError: the model takes neither 1 nor 3 channels, ``scale`` or ``ratio`` is not such a range, or an unknown
+            set.
     """
+    for name, (low, high), most, of in (("scale", scale, 1, "in (0, 1]"), ("ratio", ratio, math.inf, "above 0")):
+        if not 0 < low <= high <= most:
+            raise InputError(f"{name} must be a range {of}, the lower end first, got {(low, high)}")
     cfg = data_config(cfg) if isinstance(cfg, nn.Module) else cfg
     channels, *size = cfg["input_size"]
     if channels not in (1, 3):

@@ -198,8 +198,9 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
     if name.startswith("logit:"):
         return numbers
     if (np.nan_to_num(numbers) < 0).any() or (np.nan_to_num(numbers) > 1).any():
+        label = name.removeprefix("probability:")
         raise InputError(
-            f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{name} if they are logits"
+            f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{label} if they are logits"
         )
     return logit(numbers)
 

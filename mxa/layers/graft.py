@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import nn
 
 from .mxa_block import MXABlock
 
-__all__ = ["GRAFTED", "graft", "ungraft"]
+__all__ = ["GRAFTED", "graft", "recipe_of", "ungraft"]
 
 #: Architecture under which a grafted model is saved; ``mxa.models`` registers it.
 GRAFTED = "mxa_grafted"
@@ -47,7 +47,7 @@ class _Place(NamedTuple):
 
 def graft(
     model: nn.Module,
-    where: str | Sequence[str] | None = None,
+    where: str | Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     last: int | None = None,
     init_values: float = 0.0,
     reduction: int = 16,
@@ -68,7 +68,8 @@ def graft(
     Args:
         model: Any timm model; it is changed in place.
         where: Names of modules, or patterns (``"layer4.*.conv2"``), whose input and output have one shape; every
-            attention by default. A model without attention needs it.
+            attention by default. A model without attention needs it. A saved graft has a mapping from each name to the
+            ``dim`` and the format that ``MXABlock`` takes there; then no forward is needed to see them.
         last: Only the last so many of these places.
         init_values: First value of the gates. With 0.0 the model's outputs do not change at all until it is trained.
         reduction: As all that follow, of ``MXABlock``.
@@ -95,15 +96,18 @@ def graft(
             )
     options = {"reduction": reduction, "kernel_size": kernel_size, "roi_head": roi_head, "min_size": min_size}
     places = _places(model, where)
-    input_size = tuple(input_size or _input_size(model))
     made, refused = [], []
-    for place, seen in zip(places, _watch(model, places, input_size), strict=True):
-        try:
-            made.append((place, _layout(model, place, seen, input_size)))
-        except ValueError as error:
-            refused.append(f"{place.name} ({error})")
+    if isinstance(where, Mapping):
+        made = [(place, dict(where[place.name])) for place in places]
+    else:
+        input_size = tuple(input_size or _input_size(model))
+        for place, seen in zip(places, _watch(model, places, input_size), strict=True):
+            try:
+                made.append((place, _layout(model, place, seen, input_size)))
+            except ValueError as error:
+                refused.append(f"{place.name} ({error})")
     by_token = where is None and getattr(model, "global_pool", "") == "token"
-    if by_token and made and made[-1][1][1].get("num_prefix_tokens"):
+    if by_token and made and made[-1][1].get("num_prefix_tokens"):
         refused.append(f"{made.pop()[0].name} (after it only the class token counts: build it with global_pool='avg')")
     if not made:
         why = "; ".join(refused[:3]) or "no attention is recognised in it: name modules or patterns in `where`"
@@ -111,15 +115,15 @@ def graft(
     if last is not None and not 1 <= last <= len(made):
         raise ValueError(f"last must be between 1 and {len(made)}, the places there are, got {last}")
     made = made[-last:] if last else made
-    for place, (dim, layout) in made:
+    for place, layout in made:
         tensor = next(place.module.parameters())
-        block = MXABlock(dim, init_values=init_values, **options, **layout, device=tensor.device, dtype=tensor.dtype)
+        block = MXABlock(init_values=init_values, **options, **layout, device=tensor.device, dtype=tensor.dtype)
         block.register_load_state_dict_pre_hook(_keep_own)
         place.module.mxa = block.train(place.module.training)
         place.module.__class__ = _grafted_class(type(place.module), place.method)
     if refused:
         _logger.info("no MXA beside %s", "; ".join(refused))
-    _remember(model, {"where": [place.name for place, _ in made], "init_values": init_values, **options})
+    _remember(model, {"where": {place.name: layout for place, layout in made}, "init_values": init_values, **options})
     return model
 
 
@@ -135,23 +139,33 @@ def ungraft(model: nn.Module) -> nn.Module:
         if hasattr(type(module), "_grafted"):
             module.__class__, _ = type(module)._grafted
             del module.mxa
-    for name, value in model.__dict__.pop("_mxa_grafted").items():
+    before, _ = model.__dict__.pop("_mxa_grafted")
+    for name, value in before.items():
         setattr(model, name, value)
     return model
 
 
+def recipe_of(model: nn.Module) -> dict[str, Any] | None:
+    """Returns the arguments with which ``graft`` gives a model of the same architecture the same blocks, if it has any.
+
+    They are those of the blocks that it has now, also where timm has been told others (``create_model``) or has resized
+    the model since.
+    """
+    return getattr(model, "_mxa_grafted", (None, None))[1]
+
+
 def _remember(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Makes what is saved with the model say how to build it, in timm's own fields."""
+    """Writes into timm's own fields, which are saved with the model, how to build it."""
     cfg = getattr(model, "pretrained_cfg", None)
     before = {"_model_args": dict(getattr(model, "_model_args", {}))}
     if cfg and cfg.get("architecture"):
         before |= {"pretrained_cfg": cfg, "default_cfg": getattr(model, "default_cfg", cfg)}
         model._model_args = {**before["_model_args"], "base": cfg["architecture"], "grafted": recipe}
         model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": GRAFTED}
-    model._mxa_grafted = before
+    model._mxa_grafted = before, recipe
 
 
-def _places(model: nn.Module, where: str | Sequence[str] | None) -> list[_Place]:
+def _places(model: nn.Module, where: str | Iterable[str] | None) -> list[_Place]:
     """Finds the places: those named, or the outermost attention modules."""
     patterns = [where] if isinstance(where, str) else where
     places: list[_Place] = []
@@ -224,8 +238,8 @@ class _Recorder:
         return y
 
 
-def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int, ...]) -> tuple[int, dict[str, Any]]:
-    """Channels, and the format of a place's input for ``MXABlock``.
+def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int, ...]) -> dict[str, Any]:
+    """What ``MXABlock`` takes at a place: ``dim`` and the format of the input.
 
     Raises:
         ValueError: MXA cannot stand there; the message says why.
@@ -245,34 +259,34 @@ def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int
     if x[0] > 1:
         _logger.info("%s: MXA sees pieces of the map (%s), such as windows, not the whole", place.name, x[1:])
     if len(x) == 4:
-        dim, layout = next(_channels(place.module, x), (x[1], {"input_fmt": "NCHW"}))
+        layout = next(_channels(place.module, x), {"dim": x[1], "input_fmt": "NCHW"})
         height, width = x[1:3] if layout["input_fmt"] == "NHWC" else x[2:]
         if x[0] == 1 and abs(height * size[2] - width * size[1]) > max(size[1:]):  # a cell of rounding
             raise ValueError(f"its input {x} is no map of an image of {size[1]} x {size[2]}")
-        return dim, layout
+        return layout
     if len(x) != 3:
         raise ValueError(f"its input {x} is neither a map nor tokens")
     if x[0] > 1:
         side = math.isqrt(x[1])
         if side * side != x[1]:
             raise ValueError(f"windows of {x[1]} tokens are not square")
-        return x[2], {"input_fmt": "NLC", "grid_size": (side, side)}
+        return {"dim": x[2], "input_fmt": "NLC", "grid_size": (side, side)}
     for prefix in dict.fromkeys((getattr(model, "num_prefix_tokens", 0), 0, 1)):
         tokens = x[1] - prefix
         rows = round(math.sqrt(tokens * size[1] / size[2]))
         if rows and rows * (tokens // rows) == tokens and rows * size[2] == tokens // rows * size[1]:
             grid = (rows, tokens // rows)
-            return x[2], {"input_fmt": "NLC", "num_prefix_tokens": prefix, "grid_size": grid}
+            return {"dim": x[2], "input_fmt": "NLC", "num_prefix_tokens": prefix, "grid_size": grid}
     raise ValueError(f"its {x[1]} tokens are no grid of an input of {size[1]} x {size[2]}")
 
 
-def _channels(module: nn.Module, shape: tuple[int, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Where the channels of a 4-d input are, by what its layers take."""
+def _channels(module: nn.Module, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Yields which axis of a 4-d input holds the channels, as each layer of the module would have it."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and layer.in_features == shape[3]:
-            yield shape[3], {"input_fmt": "NHWC"}
+            yield {"dim": shape[3], "input_fmt": "NHWC"}
         elif isinstance(layer, nn.Conv2d) and layer.in_channels == shape[1]:
-            yield shape[1], {"input_fmt": "NCHW"}
+            yield {"dim": shape[1], "input_fmt": "NCHW"}
 
 
 @cache

@@ -42,8 +42,8 @@ class MXABlock(nn.Module):
     ``(B, source_dim, H', W')``, any H' and W'.
 
     Raises:
-        ValueError: another format, prefix tokens or a grid where there are no tokens, or (in ``forward``) tokens that
-            do not fill a grid, or a finer map that is missing or not expected.
+        ValueError: an unknown format, prefix tokens or a grid for a format other than tokens; in ``forward`` an input
+            of another format or width, tokens that do not fill a grid, or a finer map that is missing or not expected.
 
     >>> block = MXABlock(32, init_values=0.0).eval()
     >>> block(torch.ones(1, 32, 7, 9)).abs().max().item()
@@ -71,6 +71,7 @@ class MXABlock(nn.Module):
             raise ValueError(f"unknown input_fmt {input_fmt!r}: give NCHW, NHWC or NLC")
         if input_fmt != "NLC" and (num_prefix_tokens or grid_size):
             raise ValueError(f"num_prefix_tokens and grid_size are for tokens (NLC), not for {input_fmt}")
+        self.dim = dim
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
         self.grid_size = (1, 1) if grid_size is None else tuple(grid_size)  # (H, W), or another of that shape
@@ -84,6 +85,12 @@ class MXABlock(nn.Module):
 
     def to_map(self, x: torch.Tensor) -> torch.Tensor:
         """Takes the map out of an input: any of the formats to ``(B, C, H, W)``."""
+        axes, channels = (3, 2) if self.input_fmt == "NLC" else (4, 1 if self.input_fmt == "NCHW" else 3)
+        if x.dim() != axes or x.shape[channels] != self.dim:
+            raise ValueError(
+                f"a block for {self.input_fmt} with C = {self.dim} got an input of {list(x.shape)}: give the input_fmt "
+                "(NCHW, NHWC or NLC) and the dim of what it sees"
+            )
         if self.input_fmt == "NCHW":
             return x
         if self.input_fmt == "NHWC":

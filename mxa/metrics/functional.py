@@ -1,18 +1,24 @@
 """Metrics as pure functions on scores and targets; NaN targets are masked, an undefined metric is NaN.
 
-Every function takes weights of the cases, such as bootstrap counts, many sets of them at once: neither scikit-learn nor
-torchmetrics does, and one pass a replicate is too slow.
+A target is 0, 1 or NaN. The score of a case whose target is known is not NaN; an infinite score is a score, and equal
+infinities are a tie. Anything else is an ``InputError``.
+
+Every function takes weights of the cases, such as bootstrap counts, and many sets of weights at once. scikit-learn and
+torchmetrics take one set a call, which is too slow for a bootstrap.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from ..utils.errors import InputError
+
 __all__ = [
     "auroc",
     "average_precision",
     "brier",
     "calibration_error",
+    "checked",
     "confusion",
     "macro_auroc",
     "micro_auroc",
@@ -23,10 +29,36 @@ __all__ = [
 BINS = 15  # of equal width, for the expected calibration error (Guo et al., 2017)
 
 
+def checked(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Refuses cases that no metric is defined on.
+
+    Args:
+        scores: Scores, probabilities or calls, in the shape of ``targets``.
+        targets: Any shape.
+
+    Returns:
+        Both as arrays, and where a target is known.
+
+    Raises:
+        InputError: the shapes differ, a target is not 0, 1 or NaN, or a case with a known target has a score of NaN.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.shape != targets.shape:
+        raise InputError(f"scores {scores.shape} and targets {targets.shape} must have the same shape")
+    known = ~np.isnan(targets)
+    strange = known & (targets != 0) & (targets != 1)
+    if strange.any():
+        raise InputError(f"a target must be 0, 1 or NaN (masked), got {targets[strange][0]:g}")
+    if np.isnan(scores[known]).any():
+        raise InputError("a score is NaN: leave the case out, or mask it with a target of NaN")
+    return scores, targets, known
+
+
 def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Area under the ROC curve and average precision of one label.
 
-    A tie between a positive and a negative counts one half in the first; tied scores are one step of the second.
+    In the area under the ROC curve a tie between a positive and a negative counts one half. In the average precision
+    all cases of one score are one step.
 
     Args:
         scores: ``(N,)``, any monotone function of the probability.
@@ -35,14 +67,16 @@ def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = 
 
     Returns:
         Two arrays ``(...)`` in [0, 1]; NaN where there is no positive or no negative.
+
+    Raises:
+        InputError: a target is not 0, 1 or NaN, a case with a known target has a score of NaN, or the shapes do not
+            fit.
     """
-    known = ~np.isnan(target)
+    scores, target, known = checked(scores, target)
     order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
     values, positive = scores[order], (target[order] == 1).astype(np.float64)
-    first = (
-        np.flatnonzero(np.r_[True, np.diff(values) != 0]) if len(order) else order
-    )  # where each group of ties starts
-    weight = np.ones(len(scores)) if weight is None else weight
+    first = np.flatnonzero(np.r_[len(values) > 0, values[1:] != values[:-1]])  # where each group of ties starts
+    weight = _floating(weight, len(scores))
     rows = weight.reshape(-1, len(scores))
     # One row of weights at a time: it stays in the cache.
     pairs = [_ranked(row[order].astype(np.float64), positive, first) for row in rows]
@@ -66,7 +100,7 @@ def _ranked(weight: np.ndarray, positive: np.ndarray, first: np.ndarray) -> tupl
 
 
 def auroc(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve of one label, see ``ranking``.
+    """Area under the ROC curve of one label; arguments, shapes and errors as ``ranking``.
 
     >>> float(auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])))
     0.75
@@ -75,7 +109,9 @@ def auroc(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = No
 
 
 def average_precision(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Area under the precision-recall curve of one label, as a step function (AUPRC), see ``ranking``.
+    """Average precision of one label: the area under its precision-recall curve, a step function (AUPRC).
+
+    Arguments, shapes and errors as ``ranking``.
 
     >>> round(float(average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))), 4)
     0.8333
@@ -84,27 +120,34 @@ def average_precision(scores: np.ndarray, target: np.ndarray, weight: np.ndarray
 
 
 def macro_auroc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of the labels' AUROC over those that are defined; scores and targets ``(N, L)``."""
+    """Mean AUROC of the labels for which it is defined; scores and targets ``(N, L)``, errors as ``ranking``."""
+    scores, targets, _ = checked(scores, targets)
     values = np.array([auroc(scores[:, i], targets[:, i]) for i in range(targets.shape[1])])
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def micro_auroc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """AUROC of all labels' scores pooled; scores and targets ``(N, L)``."""
-    return float(auroc(scores.ravel(), targets.ravel()))
+    """AUROC of the scores of all labels together; scores and targets ``(N, L)``, errors as ``ranking``."""
+    return float(auroc(np.ravel(scores), np.ravel(targets)))
 
 
 def confusion(called: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Counts true and false positives and negatives: ``tp``, ``fp``, ``fn``, ``tn``.
 
     Args:
-        called: ``(N, L)`` bool, what is called positive.
+        called: ``(N, L)`` bool, True where a case is called positive.
         targets: ``(N, L)``: 1, 0, or NaN where masked.
         weight: ``(..., N)`` weights of the cases.
 
     Returns:
         Four arrays ``(..., L)``.
+
+    Raises:
+        InputError: as ``ranking``, or the calls are not booleans.
     """
+    called, targets, _ = checked(called, targets)
+    if called.dtype != bool:
+        raise InputError(f"calls must be booleans, got {called.dtype}: give scores >= threshold")
     weight = _floating(weight, len(targets))
     positive, negative = targets == 1, targets == 0
     kinds = {"tp": called & positive, "fp": called & negative, "fn": ~called & positive, "tn": ~called & negative}
@@ -112,9 +155,9 @@ def confusion(called: np.ndarray, targets: np.ndarray, weight: np.ndarray | None
 
 
 def rates(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sensitivity, specificity, PPV, NPV, accuracy and F1 of ``confusion``; NaN where there is no case to count.
+    """Sensitivity, specificity, PPV, NPV, accuracy and F1 from the counts of ``confusion``.
 
-    F1 is NaN where no case is positive.
+    A rate without a case to count is NaN, and so is F1 where no case is positive.
     """
     tp, fp, fn, tn = (counts[k].astype(np.float64) for k in ("tp", "fp", "fn", "tn"))
     f1 = _share(2 * tp, 2 * tp + fp + fn)
@@ -129,9 +172,13 @@ def rates(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def brier(probabilities: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """Mean squared difference of probability and target over the known cases: ``(N, L)`` to ``(..., L)``."""
+    """Mean squared difference of probability and target over the known cases: ``(N, L)`` to ``(..., L)``.
+
+    Raises:
+        InputError: as ``ranking``, or a probability lies outside [0, 1].
+    """
+    probabilities, targets, known = _checked_probabilities(probabilities, targets)
     weight = _floating(weight, len(targets))
-    known = ~np.isnan(targets)
     squares = np.where(known, (probabilities - np.nan_to_num(targets)) ** 2, 0)
     return _share(weight @ squares.astype(weight.dtype), weight @ known.astype(weight.dtype))
 
@@ -141,29 +188,40 @@ def calibration_error(
 ) -> np.ndarray:
     """Expected calibration error of each label (Guo et al., 2017).
 
-    The known cases fall into bins of equal width by probability; the error is the mean over the bins, weighted by their
-    cases, of the distance between mean probability and share of positives.
+    The known cases are put into bins of equal width by their probability. A bin's error is the distance between its
+    mean probability and its share of positives. The result is the mean of these errors, weighted by the bins' cases.
 
     Args:
         probabilities: ``(N, L)`` in [0, 1].
-        targets: ``(N, L)``, NaN where masked.
+        targets: ``(N, L)``: 1, 0, or NaN where masked.
         weight: ``(..., N)`` weights of the cases.
         bins: Number of bins.
 
     Returns:
         ``(..., L)`` in [0, 1], NaN where no case is known.
+
+    Raises:
+        InputError: as ``brier``.
     """
+    probabilities, targets, known = _checked_probabilities(probabilities, targets)
     weight = _floating(weight, len(targets))
-    index = np.minimum((probabilities * bins).astype(int), bins - 1)
     errors = []
     for label in range(targets.shape[1]):
-        known = np.flatnonzero(~np.isnan(targets[:, label]))
-        member = np.zeros((len(known), bins), weight.dtype)
-        member[np.arange(len(known)), index[known, label]] = 1
-        of = weight[..., known]
-        gap = of @ (member * (probabilities[known, label] - targets[known, label])[:, None].astype(weight.dtype))
+        rows = np.flatnonzero(known[:, label])
+        probability, target = probabilities[rows, label], targets[rows, label]
+        member = np.zeros((len(rows), bins), weight.dtype)
+        member[np.arange(len(rows)), np.minimum((probability * bins).astype(int), bins - 1)] = 1
+        of = weight[..., rows]
+        gap = of @ (member * (probability - target)[:, None].astype(weight.dtype))
         errors.append(_share(np.abs(gap).sum(-1), of.sum(-1)))
     return np.stack(errors, axis=-1)
+
+
+def _checked_probabilities(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    probabilities, targets, known = checked(probabilities, targets)
+    if ((probabilities < 0) | (probabilities > 1))[known].any():
+        raise InputError("a probability lies outside [0, 1]: give mxa.metrics.sigmoid(logits)")
+    return probabilities, targets, known
 
 
 def _floating(weight: np.ndarray | None, count: int) -> np.ndarray:
@@ -171,6 +229,8 @@ def _floating(weight: np.ndarray | None, count: int) -> np.ndarray:
     if weight is None:
         return np.ones(count)
     weight = np.asarray(weight)
+    if weight.ndim == 0 or weight.shape[-1] != count:
+        raise InputError(f"weights {weight.shape} must end in one for each of the {count} cases")
     return weight if weight.dtype.kind == "f" else weight.astype(np.float64)
 
 

@@ -1,8 +1,15 @@
-"""Thresholds and temperatures: chosen on validation patients, only applied elsewhere."""
+"""Thresholds and temperatures, which are chosen on validation patients and applied to other patients.
+
+Scores and targets are those of ``mxa.metrics.functional``: a target is 0, 1 or NaN (masked), and the score of a known
+case is not NaN.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+
+from ..utils.errors import InputError
+from .functional import checked
 
 __all__ = [
     "OPERATING_POINTS",
@@ -29,32 +36,39 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
-    """Logits of probabilities in [0, 1], in float64; -1000 and 1000 at the ends, beyond those of any other."""
+    """Logits of probabilities in [0, 1], in float64.
+
+    A probability of 0 gives -1000 and one of 1 gives 1000; every other logit lies between.
+    """
     with np.errstate(divide="ignore"):
         return np.clip(np.log(probabilities) - np.log1p(-probabilities), -1000, 1000)
 
 
 def count_calls(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts what each threshold calls: the scores that occur, highest first, and true and false positives at each.
+    """Counts true and false positives at every threshold, where a threshold is a score that occurs.
 
     Args:
         scores: ``(N,)``.
         target: ``(N,)``: 1, 0, or NaN where masked.
 
     Returns:
-        Three arrays ``(T,)``; the last counts are all positives and all negatives.
+        Thresholds, true positives and false positives, three arrays ``(T,)`` from the highest threshold to the lowest.
+        The last counts are all positives and all negatives.
+
+    Raises:
+        InputError: as ``mxa.metrics.auroc``.
     """
-    known = ~np.isnan(target)
-    order = np.argsort(-scores[known], kind="stable")
+    scores, target, known = checked(scores, target)
+    order = np.argsort(scores[known], kind="stable")[::-1]
     values, positive = scores[known][order], target[known][order] == 1
-    last = np.flatnonzero(np.r_[np.diff(values) != 0, True]) if len(values) else order  # of each group of ties
+    last = np.flatnonzero(np.r_[values[1:] != values[:-1], len(values) > 0])  # of each group of ties
     return values[last], np.cumsum(positive)[last], np.cumsum(~positive)[last]
 
 
 def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> float:
-    """Chooses the threshold of one label: a case is called positive where its score is at least that.
+    """Chooses the threshold of one label: a case is called positive where its score is at least the threshold.
 
-    Of thresholds that are as good the highest is taken (the fewest calls). Only scores that occur are considered.
+    Only scores that occur are considered. Where several are equally good, the highest is taken: it calls the fewest.
 
     Args:
         scores: ``(N,)``.
@@ -63,8 +77,13 @@ def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> floa
 
     Returns:
         The threshold, in the unit of the scores; NaN where there is no positive or no negative. Where no score has a
-        specificity of 95 %, infinity (nothing is called).
+        specificity of 95 % it is infinity, which calls nothing.
+
+    Raises:
+        InputError: an unknown operating point; as ``mxa.metrics.auroc``.
     """
+    if point not in OPERATING_POINTS:
+        raise InputError(f"unknown operating point {point!r}: give one of {', '.join(OPERATING_POINTS)}")
     values, tp, fp = count_calls(scores, target)
     if not len(values) or not tp[-1] or not fp[-1]:
         return float("nan")
@@ -73,16 +92,19 @@ def choose_threshold(scores: np.ndarray, target: np.ndarray, point: str) -> floa
         worth = tp * negatives - fp * positives  # whole numbers, so that ties are ties
     elif point == "specificity95":
         worth = np.where(20 * fp <= negatives, tp, -1)
-    elif point == "f1":
-        worth = 2 * tp / (tp + fp + positives)
     else:
-        raise ValueError(f"unknown operating point {point!r}: give one of {', '.join(OPERATING_POINTS)}")
+        worth = 2 * tp / (tp + fp + positives)
     best = int(worth.argmax())
     return float(values[best]) if worth[best] >= 0 else float("inf")
 
 
 def choose_thresholds(scores: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Chooses the thresholds of every label, ``(N, L)`` to ``(L,)``, for each of ``OPERATING_POINTS``."""
+    """Chooses the thresholds of every label, ``(N, L)`` to ``(L,)``, for each of ``OPERATING_POINTS``.
+
+    Raises:
+        InputError: as ``mxa.metrics.auroc``.
+    """
+    scores, targets, _ = checked(scores, targets)
     columns = range(targets.shape[1])
     return {
         point: np.array([choose_threshold(scores[:, i], targets[:, i], point) for i in columns])
@@ -93,17 +115,20 @@ def choose_thresholds(scores: np.ndarray, targets: np.ndarray) -> dict[str, np.n
 def fit_temperatures(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Fits the temperature of each label: the T for which ``sigmoid(logit / T)`` has the least cross-entropy.
 
-    Guo et al., 2017, one label at a time. The entropy is convex in 1/T, so that its derivative is bisected.
+    Guo et al., 2017, one label at a time. The cross-entropy is convex in 1/T, so its derivative is bisected.
 
     Args:
         logits: ``(N, L)``.
-        targets: ``(N, L)``, NaN where masked.
+        targets: ``(N, L)``: 1, 0, or NaN where masked.
 
     Returns:
         ``(L,)`` in [0.05, 20]; NaN where there is no positive or no negative. A value at an end says that no
-        temperature fits: at 20 the logits tell nothing, or the wrong way round.
+        temperature fits. At 20 the logits say nothing about the label, or the opposite of it.
+
+    Raises:
+        InputError: as ``mxa.metrics.auroc``.
     """
-    known = ~np.isnan(targets)
+    logits, targets, known = checked(logits, targets)
     positive = np.nan_to_num(targets)
     logits = np.where(known, np.clip(logits.astype(np.float64), -700, 700), 0)
     low, high = (np.full(targets.shape[1], 1 / t) for t in reversed(TEMPERATURES))

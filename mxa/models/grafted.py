@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
-from timm.models import load_pretrained, register_model
+from timm.models import _registry, load_pretrained, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
@@ -22,6 +23,9 @@ def mxa_grafted(
 ) -> nn.Module:
     """Builds a timm model and grafts MXA onto it, as a saved configuration says.
 
+    The blocks are the saved ones, whatever the model was grafted for. Where another ``img_size`` or ``patch_size`` is
+    asked for, the maps that they see are looked up anew.
+
     Args:
         pretrained: Load the weights that come with the configuration.
         base: Name of the timm model.
@@ -29,13 +33,20 @@ def mxa_grafted(
         **kwargs: For the timm model.
 
     Raises:
-        ValueError: no base.
+        ValueError: no base, or ``features_only``.
     """
     if base is None:
         raise ValueError(f"{GRAFTED} is what a saved model with grafted MXA is called: use mxa.layers.graft(model)")
     if kwargs.get("features_only"):
         raise ValueError(f"{GRAFTED} gives no features: load it, then use its forward_intermediates")
-    model = graft(timm.create_model(base, **kwargs), **(grafted or {}))
+    if isinstance(kwargs.get("pretrained_cfg"), dict):  # it may name this architecture: it becomes the base's
+        kwargs["pretrained_cfg"] = {k: v for k, v in kwargs["pretrained_cfg"].items() if k != "architecture"}
+    grafted = grafted or {}
+    saved = kwargs.get("pretrained_model_args") or kwargs
+    other = any(_pair(kwargs.get(name)) != _pair(saved.get(name)) for name in ("img_size", "patch_size"))
+    if other and isinstance(grafted.get("where"), Mapping):
+        grafted["where"] = list(grafted["where"])  # in place: timm saves this dict with the model
+    model = graft(timm.create_model(base, **kwargs), **grafted)
     if pretrained:
         family = sys.modules[timm.models.model_entrypoint(base).__module__]
         cfg = model.pretrained_cfg
@@ -48,3 +59,11 @@ def mxa_grafted(
             filter_fn=getattr(family, "checkpoint_filter_fn", None),  # resizes position embeddings, for one
         )
     return model
+
+
+def _pair(size: int | Sequence[int] | None) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size or ())
+
+
+# timm has no other way to leave a name out of list_models(): this one cannot be created by its name alone.
+_registry._deprecated_models[GRAFTED] = None

@@ -134,7 +134,8 @@ def init_weights(model: nn.Module, start: str) -> set[str]:
         The keys that were filled, the head's not among them.
 
     Raises:
-        InputError: no such start, or its weights are of another architecture; the message lists the keys.
+        InputError: no such start, its label names are not as many as its head's rows, or its weights are of another
+            architecture; the message lists the keys.
     """
     path = Path(start)
     if path.is_file():
@@ -155,6 +156,10 @@ def fill_weights(
     head_keys = [k for k in own if k.rpartition(".")[0] in heads]
     rows = align(names or (), label_names(model) or ())
     for key in head_keys:
+        if names and key in state and len(state[key]) != len(names):
+            raise InputError(
+                f"{origin} has {len(names)} label names for a head of {len(state[key])} rows: name every row, in order"
+            )
         fresh = own[key].clone()
         for i, row in enumerate(rows):
             if row is not None and key in state and state[key].shape[1:] == fresh.shape[1:]:

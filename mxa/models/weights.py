@@ -12,6 +12,7 @@ from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
 from ..labels import align
+from ..layers.graft import recipe_of
 
 __all__ = [
     "check_keys",
@@ -87,6 +88,8 @@ def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
     layer = model.get_classifier()
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{type(model).__name__} has no classifier of one layer, but {type(layer).__name__}")
+    if len(layer.weight) != len(old):
+        raise ValueError(f"the model has {len(old)} label names for a head of {len(layer.weight)} rows: set them anew")
     model.reset_classifier(len(names))
     head = model.get_classifier().to(layer.weight.device, layer.weight.dtype)
     own = model.state_dict()
@@ -106,14 +109,19 @@ def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
 def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     """Writes ``model.safetensors`` and ``config.json``, with label names and preprocessing.
 
-    ``timm.create_model("local-dir:DIR", pretrained=True)`` loads them.
+    ``timm.create_model("local-dir:DIR", pretrained=True)`` loads them. No tag is written: a tag names weights that are
+    published, and these are others.
     """
     names = label_names(model)
     set_label_names(model, names)  # old ones of another head must not be saved
+    arguments = getattr(model, "_model_args", {})
+    if "grafted" in arguments:  # what timm has kept is what it was created with
+        arguments["grafted"] = recipe_of(model)
     tensors = model.state_dict().values()
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    save_for_hf(model, directory, model_config={"label_names": list(names)} if names else None, safe_serialization=True)
+    config = {"pretrained_cfg": {"tag": None}, **({"label_names": list(names)} if names else {})}
+    save_for_hf(model, directory, model_config=config, safe_serialization=True)
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

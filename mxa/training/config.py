@@ -220,6 +220,8 @@ def check_config(config: TrainConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise InputError(f"--{name} must be a range, the lower end first, got {value}")
     if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
         raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")
     shares = config.grad_accum * world_size()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mxa import cli
 from mxa.commands import summary as job
 from mxa.commands.summary import SummaryConfig, draw_summary, summarize, summary_lines
 from mxa.data.create import read_collection
@@ -276,6 +277,20 @@ def test_errors_name_the_thing(fields, message):
         summarize(SummaryConfig(**fields))
 
 
+def test_a_column_that_is_not_a_label_is_passed_over_where_labels_are_named(tmp_path, capsys):
+    rows = [("a.png", "p", 1, 170, 0), ("b.png", "q", 0, 181, 1)]
+    table = write_table(tmp_path / "t.csv", ("path", "patient", "Edema", "height", "Mass"), rows)
+    with pytest.raises(InputError, match=r"column 'height', .* is not a label, name those that are \(--labels\)"):
+        of("table", table)
+    summary = of("table", table, labels="Mass")
+    assert list(summary["labels"]) == ["Mass"] and kinds(summary, "Mass") == (1, 1, 0, 0)
+    assert summary["co_occurrence"] == [[1]]
+    with pytest.raises(InputError, match="the collection has no Hernia; it has Edema, Mass"):
+        of("table", table, labels="Edema, Hernia")
+    cli.main(["data", "summary", "--data", "table", "--root", str(table), "--labels", "Mass,Edema"])
+    assert re.search(r"Mass .*\n.*Edema ", capsys.readouterr().out)
+
+
 def test_a_split_that_the_folder_lacks(made_nih):
     with pytest.raises(InputError, match="split test has no image"):
         of("nih", made_nih(), split="test")
@@ -290,7 +305,7 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", missing)
     assert of("phantom")["images"] == 1600
-    monkeypatch.setattr(job, "read_source", lambda *a, **k: pytest.fail("it says so before the work"))
+    monkeypatch.setattr(job, "read_collection", lambda *a, **k: pytest.fail("it says so before the work"))
     with pytest.raises(InputError, match=r'pip install "mxa\[explain\]"'):
         of("phantom", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -194,6 +194,21 @@ def test_other_channel_counts_are_an_error(channels):
         create_transform(cfg((channels, 32, 32)))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scale": (1.0, 0.5)}, r"scale must be a range in \(0, 1\], the lower end first, got \(1\.0, 0\.5\)"),
+        ({"scale": (0.0, 0.5)}, "scale must be a range"),
+        ({"scale": (0.5, 1.5)}, "scale must be a range"),
+        ({"ratio": (1.1, 0.9)}, r"ratio must be a range above 0, the lower end first, got \(1\.1, 0\.9\)"),
+        ({"ratio": (-1.0, 1.0)}, "ratio must be a range"),
+    ],
+)
+def test_what_is_not_a_range_is_an_error(fields, message):
+    with pytest.raises(InputError, match=message):
+        create_transform(cfg((3, 32, 32)), is_training=True, **fields)
+
+
 def test_what_is_decoded_is_enough_for_the_smallest_part():
     fields = {"scale": (0.3, 1.0), "ratio": (0.8, 1.5)}
     transform = create_transform(cfg((3, 96, 64)), is_training=True, **{**PLAIN, **fields})

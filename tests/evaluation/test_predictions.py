@@ -86,6 +86,7 @@ def test_the_ends_of_probability_stay_in_order(tmp_path):
     [
         ("name,Edema,target:Edema\n1.png,0.5,1\n", "has no column 'path'"),
         ("path,Edema,target:Edema\n1.png,1.5,1\n", "column 'Edema' holds values outside 0 to 1: call it logit:Edema"),
+        ("path,probability:Edema,target:Edema\n1.png,-1,1\n", "call it logit:Edema if they are logits"),
         ("path,Edema,target:Edema\n1.png,0.5,2\n", "column 'target:Edema', row 1: a label cell is 1, 0, -1 or blank"),
         ("path,Edema,target:Edema\n1.png,0.5,1\n1.png,0.5,1\n", r"1\.png has more than one row"),
         ("path,logit:Edema\n1.png,0.5\n", "has no columns target:LABEL: name the collection, --data and --root"),

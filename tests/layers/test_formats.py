@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,27 @@ def test_the_grid_is_square_or_of_the_shape_given():
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MXABlock(DIM, **options)
+
+
+SHAPES = {"NCHW": (2, DIM, 6, 6), "NHWC": (2, 6, 6, DIM), "NLC": (2, 36, DIM)}
+
+
+@pytest.mark.parametrize("fmt", SHAPES)
+def test_an_input_of_another_format_or_width_is_named(fmt):
+    _, block = blocks(input_fmt=fmt)
+    wrong = [shape for other, shape in SHAPES.items() if other != fmt]
+    wrong += [tuple(2 * n if n == DIM else n for n in SHAPES[fmt]), SHAPES[fmt][1:], (*SHAPES[fmt], 1)]
+    scripted = torch.jit.script(block)
+    for shape in wrong:
+        words = f"a block for {fmt} with C = {DIM} got an input of {list(shape)}: give the input_fmt (NCHW, NHWC or"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            block(torch.randn(shape).double())
+        with pytest.raises(torch.jit.Error, match=re.escape(words)):
+            scripted(torch.randn(shape).double())
+    x = torch.randn(SHAPES[fmt]).double()
+    torch.testing.assert_close(scripted(x), block(x))
+    torch.testing.assert_close(torch.export.export(block, (x,)).module()(x), block(x))
+    torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="eager")(x), block(x))
 
 
 def test_tokens_script_and_compile():

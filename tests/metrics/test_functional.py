@@ -14,9 +14,20 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mxa.metrics import auroc, average_precision, brier, calibration_error, confusion, macro_auroc, micro_auroc, rates
+from mxa.metrics import (
+    auroc,
+    average_precision,
+    brier,
+    calibration_error,
+    confusion,
+    macro_auroc,
+    micro_auroc,
+    ranking,
+    rates,
+)
+from mxa.utils.errors import InputError
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def case(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +93,66 @@ def test_auroc_of_one_case_and_of_two():
     assert auroc(np.array([0.3, 0.4]), np.array([0.0, 1.0])) == 1
     assert auroc(np.array([0.3, 0.4]), np.array([1.0, 0.0])) == 0
     assert auroc(np.array([0.3, 0.3]), np.array([1.0, 0.0])) == 0.5
+
+
+@pytest.mark.parametrize("end", [INF, -INF])
+def test_equal_infinities_are_a_tie(end):
+    for target in ([0, 1], [1, 0]):
+        assert auroc([end, end], target) == 0.5 and average_precision([end, end], target) == 0.5
+    scores, target = case(2)
+    far = np.where(scores == (scores.max() if end > 0 else scores.min()), end, scores)
+    assert np.isinf(far).sum() > 1
+    for found, expected in zip(ranking(far, target), ranking(scores, target), strict=True):
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+ALL = {
+    "auroc": lambda s, t, w=None: auroc(s[:, 0], t[:, 0], w),
+    "average_precision": lambda s, t, w=None: average_precision(s[:, 0], t[:, 0], w),
+    "macro_auroc": lambda s, t: macro_auroc(s, t),
+    "micro_auroc": lambda s, t: micro_auroc(s, t),
+    "brier": brier,
+    "calibration_error": calibration_error,
+}
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_what_is_refused(metric):
+    scores, targets = columns(0)
+    targets[:, 0] = case(0)[1]
+    for strange in (2, -1, 0.7, INF):
+        wrong = targets.copy()
+        wrong[3, 0] = strange
+        with pytest.raises(InputError, match=rf"a target must be 0, 1 or NaN \(masked\), got {strange:g}"):
+            ALL[metric](scores, wrong)
+    blank = scores.copy()
+    blank[3, 0] = NAN
+    with pytest.raises(InputError, match="a score is NaN: leave the case out, or mask it"):
+        ALL[metric](blank, targets)
+    hidden = targets.copy()
+    hidden[3, 0] = NAN
+    ALL[metric](blank, hidden)
+    with pytest.raises(InputError, match="must have the same shape"):
+        ALL[metric](scores[:-1], targets)
+    if not metric.endswith("o_auroc"):
+        with pytest.raises(InputError, match=r"weights \(120,\) must end in one for each of the 60 cases"):
+            ALL[metric](scores, targets, np.ones(120))
+
+
+def test_calls_are_booleans():
+    scores, targets = columns(0)
+    with pytest.raises(InputError, match=r"calls must be booleans, got float64: give scores >= threshold"):
+        confusion(scores, targets)
+    with pytest.raises(InputError, match=r"a target must be 0, 1 or NaN \(masked\), got 2"):
+        confusion(scores >= 0.5, np.where(np.isnan(targets), targets, 2))
+
+
+@pytest.mark.parametrize("metric", [brier, calibration_error])
+def test_probabilities_lie_between_0_and_1(metric):
+    scores, targets = columns(0)
+    for shift in (-1, 1):
+        with pytest.raises(InputError, match=r"outside \[0, 1\]: give mxa\.metrics\.sigmoid\(logits\)"):
+            metric(scores + shift, targets)
 
 
 @pytest.mark.parametrize("seed", range(5))

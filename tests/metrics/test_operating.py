@@ -7,8 +7,10 @@ import pytest
 from sklearn.metrics import f1_score, log_loss, roc_curve
 
 from mxa.metrics import OPERATING_POINTS, choose_threshold, choose_thresholds, fit_temperatures, sigmoid
+from mxa.metrics.operating import count_calls
+from mxa.utils.errors import InputError
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def case(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +77,38 @@ def test_the_highest_score_negative_leaves_no_threshold_of_high_specificity():
 
 
 def test_an_unknown_operating_point_is_an_error():
-    with pytest.raises(ValueError, match="unknown operating point 'best': give one of youden"):
-        choose_threshold(np.arange(2.0), np.arange(2.0), "best")
+    for target in (np.arange(2.0), np.zeros(2)):
+        with pytest.raises(ValueError, match="unknown operating point 'best': give one of youden"):
+            choose_threshold(np.arange(2.0), target, "best")
+
+
+@pytest.mark.parametrize("end", [INF, -INF])
+def test_equal_infinities_are_one_threshold(end):
+    values, tp, fp = count_calls(np.array([end, end, 0.0, end]), np.array([0, 1, 1, 0]))
+    assert values.tolist() == ([INF, 0] if end > 0 else [0, -INF])
+    assert (tp.tolist(), fp.tolist()) == (([1, 2], [2, 2]) if end > 0 else ([1, 2], [0, 2]))
+
+
+def test_small_whole_numbers_are_scores_too():
+    scores, target = np.array([0, 200, 100], np.uint8), np.array([0, 1, 0])
+    assert choose_threshold(scores, target, "youden") == 200
+
+
+def test_what_is_refused():
+    scores, target = case(0)
+    fitted = [
+        count_calls,
+        *(lambda s, t, p=point: choose_threshold(s, t, p) for point in OPERATING_POINTS),
+        lambda s, t: choose_thresholds(s[:, None], t[:, None]),
+        lambda s, t: fit_temperatures(s[:, None], t[:, None]),
+    ]
+    for fit in fitted:
+        for strange in (2, -1, 0.7):
+            with pytest.raises(InputError, match=rf"a target must be 0, 1 or NaN \(masked\), got {strange:g}"):
+                fit(scores, np.where(np.arange(len(target)) == 3, strange, target))
+        with pytest.raises(InputError, match="a score is NaN"):
+            fit(np.where(np.isnan(target), scores, NAN), target)
+        fit(np.where(np.isnan(target), NAN, scores), target)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5])

@@ -177,6 +177,16 @@ class TestInitWeights:
             for row, expected in enumerate((old[2], fresh[key][1], old[0], fresh[key][3])):
                 assert torch.equal(found[row], expected)
 
+    @pytest.mark.parametrize("names", [(*ABC, "Fracture", "Hernia"), ABC[:2]])
+    def test_as_many_names_as_rows(self, names, tmp_path):
+        source, model = named(), named(labels=("Hernia", "Edema"), seed=1)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        torch.save({"model": source.state_dict(), "labels": names}, tmp_path / "w.pt")
+        message = rf"w\.pt has {len(names)} label names for a head of 3 rows: name every row, in order"
+        with pytest.raises(InputError, match=message):
+            init_weights(model, str(tmp_path / "w.pt"))
+        assert holds(model, before)
+
     def test_a_file_of_a_run_has_the_names_beside_it(self, run):
         folder, source = run
         model = named(seed=1)

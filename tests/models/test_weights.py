@@ -113,6 +113,13 @@ class TestLoadLabels:
         assert torch.equal(after[2:13], before[3:])
         assert not any(torch.equal(after[13], row) for row in before)
 
+    def test_a_head_of_fewer_rows_than_names(self):
+        model = timm.create_model("test_resnet", num_classes=3)
+        mxa.set_label_names(model, ABC)
+        model.fc = torch.nn.Linear(model.fc.in_features, 2)
+        with pytest.raises(ValueError, match="the model has 3 label names for a head of 2 rows: set them anew"):
+            mxa.load_labels(model, ["c", "d"])
+
     def test_what_cannot_be(self):
         model = timm.create_model("test_resnet", num_classes=2)
         with pytest.raises(ValueError, match="have no names"):
@@ -149,6 +156,15 @@ class TestSaveAndLoad:
         assert mxa.label_names(reload(model, tmp_path / "a")) == ABC
         mxa.set_label_names(model, ["x", "y", "z"])
         assert mxa.label_names(reload(model, tmp_path / "b")) == ("x", "y", "z")
+
+    @pytest.mark.parametrize("name", [M0, f"{M0}.r224_in1k", "test_resnet.r160_in1k"])
+    def test_the_tag_of_other_weights_is_not_written(self, name, tmp_path):
+        model = timm.create_model(name, num_classes=3)
+        mxa.set_label_names(model, ABC)
+        tag = model.pretrained_cfg["tag"]
+        again = reload(model, tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["tag"] is None
+        assert tag and model.pretrained_cfg["tag"] == tag and not again.pretrained_cfg.get("tag")
 
     @pytest.mark.parametrize("kwargs", [{}, {"num_classes": 3, "label_names": ABC}])
     def test_another_head_while_loading(self, kwargs, tmp_path):

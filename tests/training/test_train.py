@@ -122,6 +122,8 @@ def test_a_missing_validation_image_is_said_before_the_first_epoch(config, table
         ({"model": "efficientvit_ml_m0.r224_in1k"}, "give --init efficientvit_ml_m0.r224_in1k"),
         ({"lr": -1.0}, "--lr must be between"),
         ({"scale": (2.0, 3.0)}, "--scale must be between"),
+        ({"scale": (1.0, 0.5)}, r"--scale must be a range, the lower end first, got \(1\.0, 0\.5\)"),
+        ({"ratio": (1.1, 0.9)}, r"--ratio must be a range, the lower end first, got \(1\.1, 0\.9\)"),
         ({"labels": "Fracture"}, "none of the labels Fracture; the collection has"),
         ({"device": "nowhere"}, "--device nowhere"),
         ({"root": None}, "needs --root"),

@@ -88,7 +88,7 @@ class Table(CollectionReader):
                 cells[name] = label_cells(table[name], f"{path}: column {name!r}")
             except InputError as error:
                 if wanted is None:
-                    raise InputError(f"{error}; if the column is none, name those that are (--labels)") from None
+                    raise InputError(f"{error}; if the column is not a label, name those that are (--labels)") from None
                 if canonical(name) in wanted:
                     raise
         if not cells:

@@ -148,6 +148,17 @@ def test_a_model_minus_itself_is_nothing(arm):
     assert pair["labels"]["Fracture"]["auc"] is None
 
 
+def test_a_difference_is_the_second_minus_the_first(arm):
+    found = numbers([arm("a", skill=0.3), arm("b", (1,), skill=2.0)], 80)
+    (a, b), pair = found["models"], found["paired"][0]
+    sides = [(pair, a, b, name) for name in ("macro_auc", "macro_auc_min20", "micro_auc", "macro_ap")]
+    sides += [(pair["labels"][name], a["labels"][name], b["labels"][name], "auc") for name in ("Edema", "Mass")]
+    for gap, first, second, name in sides:
+        assert gap[name] == pytest.approx(second[name] - first[name], abs=2e-6)
+        low, high = gap[f"{name}_interval"]
+        assert 0 < low < gap[name] < high
+
+
 def test_pairing_is_by_replicate(arm):
     first, second = arm("a", (0,)), arm("b", (1,), skill=1.3)
     pair = numbers([first, second], 120)["paired"][0]
