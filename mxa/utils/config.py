@@ -123,8 +123,9 @@ def checked_fields(kind: type, values: Mapping[str, Any], where: str, option: bo
         parser = require("jsonargparse", "train").ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{name}", type=hints[name])
         try:
-            if value is None and not _fits_none(hints[name]):
-                raise ArgumentError(None, "null")
+            kinds = kinds_of(hints[name])
+            if (value is None and NoneType not in kinds) or (bool in kinds and not isinstance(value, bool | None)):
+                raise ArgumentError(None, "")  # what jsonargparse lets through
             checked[name] = parser.parse_object({name: value})[name]
         except ArgumentError:
             named = f"--{name.replace('_', '-')}" if option else f"{where}: {name}"
@@ -137,17 +138,13 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _fits_none(hint: Any) -> bool:
-    return NoneType in kinds_of(hint)
-
-
 def _wanted(hint: Any) -> str:
     """A field's type in words."""
     options = get_args(hint)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, options))}"
     if get_origin(hint) is tuple:
-        return f"a list of {_wanted(options[0])}" if options[-1] is Ellipsis else f"a list of {len(options)} numbers"
+        return f"a list of {_wanted(options[0])}" if options[-1] is Ellipsis else f"a list of {len(options)}"
     if options and get_origin(hint) is not dict:
         return " or ".join(map(_wanted, options))
     return _WORDS.get(get_origin(hint) or hint, "null")

@@ -242,7 +242,7 @@ def test_fit_without_validation_keeps_the_last_epoch(config, table, tmp_path):
 
 
 def test_config_defaults_are_the_phantom():
-    assert TrainConfig(output="x").data == "phantom"
+    assert TrainConfig(output="x").resolved().data == "phantom"
 
 
 def test_validation_outputs_that_are_not_finite_are_not_kept(config, tmp_path, monkeypatch):

@@ -89,10 +89,10 @@ def test_what_is_wrong_is_one_line(arguments, message):
         ({"epoch": 1}, r"^c.yaml: no field epoch \(perhaps epochs\)$"),
         ({"epochs": True}, "^c.yaml: epochs must be a whole number, got True$"),
         ({"epochs": None}, "epochs must be a whole number, got None"),
-        ({"scale": [0.9]}, "scale must be a list of 2 numbers"),
+        ({"scale": [0.9]}, "scale must be a list of 2"),
         ({"seeds": 3}, "seeds must be a list of a whole number, got 3"),
         ({"root": 5}, "root must be text or null, got 5"),
-        ({"shuffled": "no way"}, "shuffled must be true or false"),
+        ({"shuffled": "no"}, "shuffled must be true or false"),
     ],
 )
 def test_values_of_another_kind(values, message):
