@@ -38,6 +38,7 @@ from .predictions import (
     read_predictions,
     stack,
 )
+from .runs import of_run, read_runs
 
 if TYPE_CHECKING:
     from .predictions import Arm
@@ -125,7 +126,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError(f"--output {folder} is a file: give a folder")
     models = read_models(config.models)
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
-    of_files = any(Path(argument).suffix in SUFFIXES for seeds in models.values() for argument in seeds)
+    arguments = [argument for seeds in models.values() for argument in seeds]
+    of_files = any(Path(argument).suffix in SUFFIXES or of_run(argument) for argument in arguments)
     columns = _group_columns(config, by or (), of_files)
     arms = []
     for name, seeds in models.items():
@@ -177,6 +179,9 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     Raises:
         InputError: as ``evaluate``.
     """
+    if held := of_run(name):
+        path, wanted = held
+        return _file_splits(config, next(one for run, one in read_runs(path).items() if run.name == wanted), path)
     if Path(name).suffix in SUFFIXES:
         path = Path(name)
         if has_targets(path):
