@@ -7,8 +7,8 @@ weights, and is scored as that branch does, in half precision; ``right, float32`
 
     python examples/study/published_baseline.py --root NIH8K --output DIR
 
-Scores are kept in ``DIR/scores``; a run that has them is not trained again, and other epochs or another size need
-another DIR.
+Scores are kept in ``DIR/scores.parquet``; a run that has them is not trained again, and other epochs or another size
+need another DIR.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ import torchxrayvision
 from mxa.data import CXRDataset, create_dataset
 from mxa.evaluate import score_images, write_report
 from mxa.evaluation.report.rows import label_rows, markdown, paired_rows, summary_rows
+from mxa.evaluation.runs import Run, add_run, read_runs, runs_metadata
 from mxa.labels import CHEXPERT, align
 from mxa.models.load import load_model
-from mxa.predictions import Arm, Predictions, read_metadata, read_predictions
+from mxa.predictions import Arm, Predictions
 from mxa.task import masked_bce_with_logits
 from mxa.train import TrainConfig, fit
 
@@ -96,33 +97,34 @@ def main() -> None:
     parser.add_argument("--replicates", type=int, default=1000)
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for path in sorted(args.output.glob("scores/*.parquet")):
-        metadata = read_metadata(path)
+    kept = args.output / "scores.parquet"
+    finished = runs_metadata(kept)
+    for metadata in finished.values():
         if (metadata["run"]["epochs"], metadata["img_size"]) != (args.epochs, args.img_size):
-            parser.error(f"{path} is of other --epochs or another --img-size: give another --output")
+            parser.error(f"{kept} is of other --epochs or another --img-size: give another --output")
     train_set, test = (create_dataset("nih", args.root, split) for split in ("train", "test"))
     recipe = {"batch_size": 64, "lr": 2e-3, "workers": 0, "channels_last": True, "resume": "auto"}
     for seed in args.seeds:
         for arm in args.arms:
             name, marked = ARMS[arm]
-            run = args.output / "runs" / f"{arm}-seed{seed}"
-            kept = args.output / "scores" / f"{run.name}.parquet"
-            if kept.is_file():
+            run = Run(arm, seed)
+            if run in finished:
                 continue
-            config = TrainConfig(run, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
+            folder = args.output / "runs" / run.name
+            config = TrainConfig(folder, name, img_size=args.img_size, epochs=args.epochs, seed=seed, **recipe)
             if fit(config, mark(train_set) if marked else train_set)["stopped"]:
                 return
-            summary = json.loads((run / "summary.json").read_text())
+            summary = json.loads((folder / "summary.json").read_text())
             metadata = {"model": run.name, "split": "test", "img_size": args.img_size, "run": summary}
-            kept.parent.mkdir(exist_ok=True)
-            score_images(load_model(run), test, metadata, 64, 0).save(kept)
+            add_run(kept, run, score_images(load_model(folder), test, metadata, 64, 0))
 
+    runs = read_runs(kept)
     arms, zeros, ties, losses = [], {}, {}, {}
     for arm, (name, _) in ARMS.items():
         published = name.endswith("_published")
-        found = [read_predictions(path) for path in sorted(args.output.glob(f"scores/{arm}-seed*.parquet"))]
+        found = [runs[run] for run in sorted(runs) if run.arm == arm]
         if not found:
-            parser.error(f"no scores of {arm} in {args.output}")
+            parser.error(f"no scores of {arm} in {kept}")
         if arm == "right":
             arms.append(Arm("right, float32", tuple(found)))
         halves = tuple(in_half(one) for one in found)

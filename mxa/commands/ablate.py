@@ -6,12 +6,11 @@ import csv
 import itertools
 import json
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ import yaml
 
 from .. import __version__
 from ..evaluation.evaluate import score_images, separate_validation, weights_sha256, with_validation, write_report
-from ..evaluation.predictions import Arm, read_metadata, read_predictions, stack
+from ..evaluation.predictions import Arm, Predictions, read_predictions, stack
 from ..evaluation.report.learning import boxes_figure, learning_figure
 from ..evaluation.report.numbers import ENOUGH
 from ..evaluation.report.rows import markdown, paired_rows, shown
+from ..evaluation.runs import Run, add_run, read_runs, runs_metadata
 from ..metrics import macro_auroc, micro_auroc
 from ..models.hub import WEIGHTS_FILE
 from ..models.load import load_model, named_outputs
@@ -67,25 +67,20 @@ class AblateConfig(TrainConfig):
     """What must be said beside the scores; it stands at the top of the table."""
 
 
-class _Run(NamedTuple):
-    """One training; an arm by its name."""
+#: Beside ablation.yaml: the scores of every run that is finished.
+SCORES = "scores.parquet"
 
-    arm: str
-    seed: int
-    fold: int | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+#: The runs of an arm that are finished, by seed: one, or one for each fold.
+Seeds = dict[int, list[Run]]
 
 
 def ablate(config: AblateConfig) -> dict[str, Any]:
     """Trains every arm for every seed and fold that has no scores yet, and makes the table anew after each.
 
-    A finished run is a file, ``scores/NAME.parquet``; the table is made of the files that are there, so that the work
-    can be stopped, continued (an unfinished run too) and extended by arms and seeds, with the other settings unchanged.
-    Scores are of the test split (or of every image, each in the fold that tests it), by the weights of the epoch that
-    was best on validation patients.
+    The scores of every finished run are in one file, ``scores.parquet``, and the table is made of that file alone. So
+    the work can be stopped, continued (an unfinished run too) and extended by arms and seeds, with the other settings
+    unchanged. Scores are of the test split (or of every image, each in the fold that tests it), by the weights of the
+    epoch that was best on validation patients.
 
     Returns:
         ``rows`` (a dict an arm: name, runs finished, the numbers or ``"not run"``), ``paired``, ``stopped``.
@@ -102,9 +97,10 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         with alone_in(folder, wait=True):
             _claim(config, arms, folder, writes=writes)
         barrier()
-        runs = [_Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
+        runs = [Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
+        finished = runs_metadata(folder / SCORES)
         result, stopped = {}, False
-        for run in [run for run in runs if not _scores(folder, run).is_file()]:
+        for run in [run for run in runs if run not in finished]:
             _logger.info("%s of %s", run.name, folder)
             stopped = _train(_run_config(config, run, arms[run.arm]), run) == "SIGTERM"
             if stopped:
@@ -137,20 +133,20 @@ def _check(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> None:
     for module in ("matplotlib", "pyarrow"):
         require(module, "train")
     for arm, changed in arms.items():
-        check_config(_run_config(config, _Run(arm, 0, None), changed))
+        check_config(_run_config(config, Run(arm, 0, None), changed))
     if config.folds is not None:
         for arm, changed in arms.items():
-            _check_leak(_run_config(config, _Run(arm, 0, 0), changed))
+            _check_leak(_run_config(config, Run(arm, 0, 0), changed))
     for fold in _folds(config):
         scored = {"val", config.split}
-        train_set, *_ = _datasets(config, _Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
+        train_set, *_ = _datasets(config, Run("", 0, fold), "train", *sorted(scored), labels=config.labels)
         for teacher in _teachers(config, arms):
             if teacher.endswith(".parquet"):
                 read_predictions(Path(teacher), train_set.records)  # mxa teach --split all, for folds
             elif not fold:
                 gray_teacher(teacher, train_set.labels, config.teacher_sha256)
         for arm, changed in arms.items() if not fold else ():
-            recipe = _run_config(config, _Run(arm, 0, None), changed)
+            recipe = _run_config(config, Run(arm, 0, None), changed)
             start_weights(recipe, build_model(recipe, train_set.labels))
 
 
@@ -197,7 +193,6 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
-        (folder / "scores").mkdir(exist_ok=True)
         metadata = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
         write_text(path, yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True))
 
@@ -213,28 +208,24 @@ def _teacher_hashes(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> di
     return {text: digest(file) for text, file in files.items() if file.is_file()}
 
 
-def _scores(folder: Path, run: _Run) -> Path:
-    return folder / "scores" / f"{run.name}.parquet"
-
-
-def _datasets(config: AblateConfig, run: _Run, *splits: str, labels: Sequence[str] | str | None) -> list:
+def _datasets(config: AblateConfig, run: Run, *splits: str, labels: Sequence[str] | str | None) -> list:
     fold = None if run.fold is None else (run.fold, config.folds)
     return [replace(config, labels=labels).open(split, fold) for split in splits]
 
 
-def _run_config(config: AblateConfig, run: _Run, changed: dict[str, Any]) -> AblateConfig:
+def _run_config(config: AblateConfig, run: Run, changed: dict[str, Any]) -> AblateConfig:
     """The recipe of one run."""
     where = {"output": Path(config.output) / "runs" / run.name, "seed": run.seed, "resume": "auto"}
     return replace(config, **arm_fields(config, run.arm, changed), **where)
 
 
-def _train(config: AblateConfig, run: _Run) -> str | None:
+def _train(config: AblateConfig, run: Run) -> str | None:
     train_set, val_set = _datasets(config, run, "train", "val", labels=config.labels)
     recipe = TrainConfig(**group(config, TrainConfig))
     return fit(recipe, train_set, val_set)["stopped"]
 
 
-def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
+def _score(config: AblateConfig, run: Run, device: torch.device) -> None:
     """Scores the split asked for, and the validation patients, with the weights that a run kept."""
     where = Path(config.output) / "runs" / run.name
     model = load_model(where).to(device)
@@ -244,7 +235,7 @@ def _score(config: AblateConfig, run: _Run, device: torch.device) -> None:
     metadata["blank"] = config.blank or splits[0].records.blank
     metadata["run"] = json.loads((where / "summary.json").read_text())
     scored, *chosen = (score_images(model, split, metadata, config.batch_size, config.workers) for split in splits)
-    with_validation(scored, config.split, *(chosen or [None])).save(_scores(Path(config.output), run))
+    add_run(Path(config.output) / SCORES, run, with_validation(scored, config.split, *(chosen or [None])))
 
 
 def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
@@ -252,27 +243,25 @@ def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((folder / "ablation.yaml").read_text()).get("arms", {})
 
 
-def _finished(config: AblateConfig) -> dict[str, dict[int, list[_Run]]]:
-    """The runs that have scores, of each arm and seed; a seed counts when all its folds are there."""
+def _finished(config: AblateConfig, runs: Iterable[Run]) -> dict[str, Seeds]:
+    """Sorts the runs that have scores by arm and seed; a seed counts when all its folds are there."""
     folder, own = Path(config.output), _own_arms(Path(config.output))
-    found: dict[str, dict[int, list[_Run]]] = {arm: {} for arm in (*TABLE_2, *own)}
-    for path in sorted((folder / "scores").glob("*.parquet")):
-        found = re.fullmatch(r"(.+)-seed(\d+)(?:-fold(\d+))?", path.stem)
-        if not found or found[1] not in found:
-            raise InputError(f"{path} is no score of an arm of this table: take it away, or name the arm in --arms")
-        arm, seed, fold = found[1], int(found[2]), found[3]
-        found[arm].setdefault(seed, []).append(_Run(arm, seed, int(fold) if fold else None))
+    found: dict[str, Seeds] = {arm: {} for arm in (*TABLE_2, *own)}
+    for run in sorted(runs):
+        if run.arm not in found:
+            raise InputError(f"{folder / SCORES} holds {run.name!r}, a run of no arm of this table: add it to --arms")
+        found[run.arm].setdefault(run.seed, []).append(run)
     if own and not any(found[arm] for arm in TABLE_2):  # a table of other arms alone
         found = {arm: found[arm] for arm in own}
     whole = config.folds or 1
-    return {arm: {s: r for s, r in sorted(seeds.items()) if len(r) == whole} for arm, seeds in found.items()}
+    return {arm: {s: r for s, r in seeds.items() if len(r) == whole} for arm, seeds in found.items()}
 
 
-def _arm(config: AblateConfig, arm: str, seeds: dict[int, list[_Run]]) -> Arm:
+def _arm(config: AblateConfig, arm: str, seeds: Seeds, scores: Mapping[Run, Predictions]) -> Arm:
     """Scores of an arm; with folds those of all images, and no validation split, whose patients test in other folds."""
     scored, chosen = [], []
     for runs in seeds.values():
-        separated = [separate_validation(read_predictions(_scores(Path(config.output), run))) for run in runs]
+        separated = [separate_validation(scores[run]) for run in runs]
         tested = stack(*(test for test, _ in separated))
         scored.append(tested.rows(np.argsort(tested.cases["image"].to_numpy(str), kind="stable")))
         chosen.append(separated[0][1])
@@ -287,14 +276,16 @@ def _tables(config: AblateConfig) -> dict[str, Any]:
 
 
 def _write_tables(config: AblateConfig) -> dict[str, Any]:
-    folder, finished, own = Path(config.output), _finished(config), _own_arms(Path(config.output))
+    folder, own = Path(config.output), _own_arms(Path(config.output))
+    scores = read_runs(folder / SCORES)
+    finished = _finished(config, scores)
     known = {arm: seeds for arm, seeds in finished.items() if seeds}
     rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
     for arm, changed in own.items():
         rows[arm]["changes"] = ", ".join(f"{k} {v}" for k, v in changed.items()) or "nothing"
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:
-        arms = [_arm(config, arm, seeds) for arm, seeds in known.items()]
+        arms = [_arm(config, arm, seeds, scores) for arm, seeds in known.items()]
         pairs = [(0, k) for k in range(1, len(arms))]
         names = list(known)
         if {"mxa", "mxa+kd"} <= set(names) and names[0] != "mxa":  # what the teacher adds to MXA
@@ -321,7 +312,7 @@ def table_rows(rows: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]
 
 
 def _markdown(
-    config: AblateConfig, own: dict[str, Any], rows: dict[str, Any], result: dict[str, Any], known: dict[str, Any]
+    config: AblateConfig, own: dict[str, Any], rows: dict[str, Any], result: dict[str, Any], known: dict[str, Seeds]
 ) -> str:
     first = next(iter(result["models"]), None)
     model = [config.model] if any("model" not in own.get(arm, {}) for arm in known) else []
@@ -345,14 +336,14 @@ def _markdown(
         parts += ["Differences on the same patients:\n", markdown(paired_rows(result))]
     runs = [run for seeds in known.values() for of in seeds.values() for run in of]
     if runs:
-        lines = [_run_row(config, run) for run in runs]
+        metadata = runs_metadata(Path(config.output) / SCORES)
+        lines = [_run_row(run, metadata[run].get("run")) for run in runs]
         head = ("run", "best epoch", "validation macro AUC", "seconds", "images/s", "device")
         parts += ["Runs:\n", markdown((head, lines))]
     return "\n".join(parts)
 
 
-def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
-    summary = read_metadata(_scores(Path(config.output), run)).get("run")
+def _run_row(run: Run, summary: dict[str, Any] | None) -> Sequence[str]:
     if summary is None:
         return (run.name, *["-"] * 5)
     auc = "-" if summary["macro_auc"] is None else f"{summary['macro_auc']:.4f}"
@@ -367,7 +358,7 @@ def _run_row(config: AblateConfig, run: _Run) -> Sequence[str]:
     )
 
 
-def _pictures(folder: Path, config: AblateConfig, known: dict[str, dict[int, list[_Run]]], arms: Sequence[Arm]) -> None:
+def _pictures(folder: Path, config: AblateConfig, known: dict[str, Seeds], arms: Sequence[Arm]) -> None:
     logs = {}
     for arm, seeds in known.items():
         paths = [folder / "runs" / run.name / "log.csv" for runs in seeds.values() for run in runs]

@@ -77,7 +77,7 @@ def ablate(config: Any, result: Any) -> None:
         _print_table(*paired_rows(result))
     if result["stopped"]:
         print("stopped by SIGTERM: the same command goes on")
-    print(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores/")
+    print(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores.parquet")
 
 
 def evaluate(config: Any, result: Any) -> None:

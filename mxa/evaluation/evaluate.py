@@ -41,6 +41,7 @@ from .predictions import (
     read_predictions,
     stack,
 )
+from .runs import of_run, read_runs
 
 if TYPE_CHECKING:
     from .predictions import Arm
@@ -119,7 +120,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     models = read_models(config.models)
     config = config.resolved(*(argument for seeds in models.values() for argument in seeds))
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
-    of_files = any(Path(argument).suffix in SUFFIXES for seeds in models.values() for argument in seeds)
+    arguments = [argument for seeds in models.values() for argument in seeds]
+    of_files = any(Path(argument).suffix in SUFFIXES or of_run(argument) for argument in arguments)
     columns = _group_columns(config, by or (), of_files)
     arms = []
     for name, seeds in models.items():
@@ -171,6 +173,9 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     Raises:
         InputError: as ``evaluate``.
     """
+    if held := of_run(name):
+        path, wanted = held
+        return _file_splits(config, next(one for run, one in read_runs(path).items() if run.name == wanted), path)
     if Path(name).suffix in SUFFIXES:
         path = Path(name)
         if has_targets(path):

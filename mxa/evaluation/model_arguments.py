@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..utils.errors import InputError
 from .predictions import SUFFIXES
+from .runs import named_runs, of_run
 
 __all__ = ["read_models"]
 
@@ -23,7 +24,8 @@ def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
     Raises:
         InputError: no model, an empty one, or an argument that is there twice.
     """
-    groups = [[argument.strip() for argument in model.split(",") if argument.strip()] for model in models]
+    groups = [[name for argument in model.split(",") for name in named_runs(argument.strip())] for model in models]
+    groups = [[argument for argument in group if argument] for group in groups]
     if not all(groups) or not groups:
         raise InputError("name at least one model; seeds of one are separated by commas without spaces: A,B,C")
     arguments = list(itertools.chain(*groups))
@@ -42,6 +44,8 @@ def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _short(argument: str) -> str:
+    if held := of_run(argument):
+        return held[1]
     path = Path(argument)
     while path.suffix in SUFFIXES:
         path = path.with_suffix("")

@@ -87,18 +87,27 @@ class Predictions:
                 f"{self.cases['image'].iloc[row]}: the training diverged, or a cell is blank"
             )
 
-    def save(self, path: Path, targets: bool = True) -> None:
-        """Writes a Parquet file: the cases, ``logit:LABEL`` and ``target:LABEL``; ``metadata`` in its metadata."""
-        pyarrow = require("pyarrow", "train")
-        require("pyarrow.parquet", "train")
+    def frame(self, targets: bool = True) -> pd.DataFrame:
+        """Returns a row an image: the cases, ``logit:LABEL`` and ``target:LABEL``."""
         columns = {f"logit:{name}": self.logits[:, i] for i, name in enumerate(self.labels)}
         columns |= {f"target:{name}": self.targets[:, i] for i, name in enumerate(self.labels) if targets}
-        table = pyarrow.Table.from_pandas(self.cases.assign(**columns), preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(self.metadata)})
-        scores = [name for name in table.column_names if name.startswith("logit:")]
-        texts = [name for name in table.column_names if name not in scores]
-        packed = {"compression": "zstd", "use_dictionary": texts, "use_byte_stream_split": scores}
-        atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
+        return self.cases.assign(**columns)
+
+    def save(self, path: Path, targets: bool = True) -> None:
+        """Writes ``frame`` as a Parquet file, ``metadata`` in its metadata."""
+        write_scores(path, self.frame(targets), self.metadata)
+
+
+def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
+    """Writes a Parquet file of scores, small and whole or not at all."""
+    pyarrow = require("pyarrow", "train")
+    require("pyarrow.parquet", "train")
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(metadata)})
+    scores = [name for name in table.column_names if name.startswith("logit:")]
+    others = [name for name in table.column_names if name not in scores]
+    packed = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": scores}
+    atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
 
 
 def of_records(records: Records, logits: np.ndarray, metadata: Mapping[str, Any]) -> Predictions:
@@ -155,7 +164,15 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
         InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
     """
     path = _file_of_scores(path)
-    table = read_table_file(path, ())
+    if "runs" in (metadata := read_metadata(path)):
+        raise InputError(f"{path} holds several runs: name those of one arm as {path}:ARM")
+    return from_table(path, read_table_file(path, ()), metadata, records)
+
+
+def from_table(
+    path: Path, table: pd.DataFrame, metadata: Mapping[str, Any], records: Records | None = None
+) -> Predictions:
+    """Makes scores of the rows of a file, as ``read_predictions`` describes them."""
     names = find_columns(path, table.columns, {})
     images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")
     if (images == "").any():
@@ -178,7 +195,7 @@ def read_predictions(path: str | Path, records: Records | None = None) -> Predic
     if not scores:
         raise InputError(f"{path} has no scores: name a column logit:LABEL, probability:LABEL or LABEL for each label")
     logits = np.stack([_logits(table[c], c, path) for c in scores.values()], axis=1)
-    metadata = {"scores": path.name, **read_metadata(path)}
+    metadata = {"scores": path.name, **metadata}
     if records is not None:
         return _joined(Predictions(tuple(scores), logits, np.empty(0), table, metadata), names["path"], records, path)
     index = align(tuple(targets), tuple(scores))

@@ -1,4 +1,4 @@
-"""The table of arms, seeds and folds, made of the files that are there."""
+"""The table of arms, seeds and folds, made of the scores that are there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mxa.commands.ablate import AblateConfig, ablate
 from mxa.commands.teach import TeachConfig, teach
 from mxa.data import create_dataset
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate
+from mxa.evaluation.runs import Run, read_runs, write_runs
 from mxa.utils.errors import InputError
 
 TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
@@ -44,10 +45,15 @@ def test_rows_are_added_and_never_trained_again(config, run, tmp_path):
     text = (folder / "table.md").read_text()
     assert cells(text, "+ KD")[2] == cells(text, "+ MXA + KD")[2] == "not run"
     assert "numbers" not in result["rows"]["kd"] and len(result["paired"]) == 1
-    before = {p: p.stat().st_mtime_ns for p in (folder / "scores").iterdir()}
-    assert {p.stem for p in before} == {"baseline-seed0", "mxa-seed0"}
+    before = read_runs(folder / "scores.parquet")
+    assert [one.name for one in before] == ["baseline-seed0", "mxa-seed0"]
+    times = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/model.safetensors")}
     result = ablate(config(arms=("mxa+kd",), teacher=str(run), seeds=(0, 1)))
-    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert len(times) == 2 and all(path.stat().st_mtime_ns == time for path, time in times.items())
+    after = read_runs(folder / "scores.parquet")
+    assert [one.name for one in after] == [*(one.name for one in before), "mxa+kd-seed0", "mxa+kd-seed1"]
+    for one, scores in before.items():
+        assert np.array_equal(after[one].logits, scores.logits) and after[one].metadata == scores.metadata
     assert result["rows"]["mxa+kd"]["seeds"] == [0, 1] and result["rows"]["baseline"]["seeds"] == [0]
     text = (folder / "table.md").read_text()
     assert cells(text, "+ KD")[2] == "not run" and cells(text, "+ MXA + KD")[1] == "0, 1"
@@ -79,13 +85,15 @@ def test_every_image_is_tested_in_its_fold(config, table, tmp_path):
     assert (numbers["images"], numbers["patients"]) == (48, 24) and "chosen_on" not in numbers
     seen = []
     for fold in range(3):
-        scores = pd.read_parquet(tmp_path / "table" / "scores" / f"baseline-seed4-fold{fold}.parquet")
+        scores = pd.read_parquet(tmp_path / "table" / "scores.parquet", filters=[("fold", "==", fold)])
+        assert set(scores["arm"]) == {"baseline"} and set(scores["seed"]) == {4}
         test, val = (set(scores["patient"][scores["split"] == split]) for split in ("test", "val"))
         train = set(create_dataset("table", table, "train", fold=(fold, 3)).records.patients.tolist())
         assert test and val and train and not (test & val or test & train or val & train)
         seen += list(test)
     assert len(seen) == len(set(seen)) == 24
-    (tmp_path / "table" / "scores" / "baseline-seed4-fold1.parquet").unlink()
+    runs = read_runs(tmp_path / "table" / "scores.parquet")
+    write_runs(tmp_path / "table" / "scores.parquet", {one: scores for one, scores in runs.items() if one.fold != 1})
     job._tables(config(folds=3))
     assert cells((tmp_path / "table" / "table.md").read_text(), "baseline")[2] == "not run"
 
@@ -271,10 +279,10 @@ def test_choosing_on_validation_patients_never_reads_the_test_part(config, table
     val = create_dataset("table", table, "val")
     assert result["rows"]["mxa"]["numbers"]["images"] == len(val)
     assert "chosen_on" not in result["rows"]["mxa"]["numbers"]
-    scores = pd.read_parquet(tmp_path / "table" / "scores" / "mxa-seed0.parquet")
+    scores = pd.read_parquet(tmp_path / "table" / "scores.parquet", filters=[("arm", "==", "mxa")])
     assert set(scores["split"]) == {"val"} and len(scores) == len(val)
     assert "validation split: to choose, not to report" in (tmp_path / "table" / "table.md").read_text()
-    with pytest.raises(InputError, match="part was 'val'"):
+    with pytest.raises(InputError, match="split was 'val'"):
         ablate(config())
 
 
@@ -313,6 +321,36 @@ ablate(AblateConfig(model="resnet10t", img_size=64, epochs=1, batch_size=8, seed
 
 def test_scores_of_no_arm_are_named(config, tmp_path):
     ablate(config(arms=("baseline",)))
-    (tmp_path / "table" / "scores" / "other-seed0.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"other-seed0\.parquet is no score of an arm"):
+    path = tmp_path / "table" / "scores.parquet"
+    write_runs(path, {Run("other", 0): one for one in read_runs(path).values()})
+    with pytest.raises(InputError, match=r"scores\.parquet holds 'other-seed0', a run of no arm of this table"):
         ablate(config(arms=("baseline",)))
+
+
+def test_a_kill_while_scores_are_written_loses_no_finished_run(config, tmp_path, monkeypatch):
+    ablate(config(arms=("baseline",)))
+    path = tmp_path / "table" / "scores.parquet"
+    before = path.read_bytes()
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pyarrow.parquet.write_table", killed)
+        ablate(config())
+    assert path.read_bytes() == before
+    assert [one.name for one in read_runs(path)] == ["baseline-seed0"]
+    result = ablate(config())
+    assert result["rows"]["baseline"]["seeds"] == result["rows"]["mxa"]["seeds"] == [0]
+
+
+def test_the_table_of_the_scores_and_settings_alone(config, tmp_path):
+    """A copy of ablation.yaml and scores.parquet gives the same table, and goes on."""
+    first = ablate(config())
+    (tmp_path / "copy").mkdir()
+    for name in ("ablation.yaml", "scores.parquet"):
+        shutil.copy(tmp_path / "table" / name, tmp_path / "copy")
+    again = ablate(config(output=tmp_path / "copy"))
+    assert json.dumps(again["rows"]) == json.dumps(first["rows"])
+    assert (tmp_path / "copy" / "table.md").read_text() == (tmp_path / "table" / "table.md").read_text()
+    assert ablate(config(output=tmp_path / "copy", seeds=(0, 1)))["rows"]["mxa"]["seeds"] == [0, 1]

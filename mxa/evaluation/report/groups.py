@@ -90,7 +90,7 @@ def _grouping(
         }
         if name in values and len(labels):
             for metric, (point, drawn) in values[name].items():
-                numbers |= {metric: point.mean(), f"{metric}_interval": interval(drawn.mean(-1))}
+                numbers |= {metric: point.mean(), f"{metric}_interval": np.clip(interval(drawn.mean(-1)), 0, 1)}
         result["groups"][name] = numbers
     if len(scored) < 2 or not len(labels):
         return result

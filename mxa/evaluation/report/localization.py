@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics.localization_table import HITS, MACRO, METRICS
+from .rows import markdown
 
 __all__ = ["localization_markdown", "write_csv"]
 
@@ -30,14 +31,12 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Writes a table's rows, each with its ``model``, as Markdown: all findings first, then each metric by finding.
 
-    A cell is the mean and, in brackets, its interval; in the head of a column is the number of cases of
-    the method that has most.
+    A cell is the mean and, in brackets, its interval. The head of a column has the number of cases of the method that
+    has most.
     """
     heads = ("pointing", "energy", "IoU", *(f"IoU > {t}" for t in HITS))
-    lines = _table(
-        ("model", "method", *heads),
-        [(r["model"], r["method"], *(_cell(r, m) for m in METRICS)) for r in rows if r["finding"] == MACRO],
-    )
+    body = [(r["model"], r["method"], *(_cell(r, m) for m in METRICS)) for r in rows if r["finding"] == MACRO]
+    parts = [markdown((("model", "method", *heads), body))]
     findings: dict[str, int] = {}
     for row in rows:
         if row["finding"] != MACRO:
@@ -47,13 +46,8 @@ def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
     for metric, head in ((METRICS[0], heads[0]), (METRICS[1], heads[1]), (METRICS[3], heads[3])):
         columns = ("model", "method", *(f"{name} ({n})" for name, n in findings.items()))
         body = [(*key, *(_cell(every.get((*key, name)), metric) for name in findings)) for key in methods]
-        lines += ["", f"{head[0].upper()}{head[1:]} by finding (cases):", "", *_table(columns, body)]
-    return "\n".join(lines) + "\n"
-
-
-def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rule = ("---", "---", *("---:" for _ in columns[2:]))
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *body)]
+        parts += [f"{head[0].upper()}{head[1:]} by finding (cases):\n", markdown((columns, body))]
+    return "\n".join(parts)
 
 
 def _cell(row: dict[str, Any] | None, metric: str) -> str:

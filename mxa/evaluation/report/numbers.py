@@ -185,8 +185,11 @@ def _means(arm: Arm, auc: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def _with_interval(name: str, point: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
-    return {name: point, f"{name}_interval": interval(drawn), f"{name}_skipped": int(np.isnan(drawn).sum())}
+def _with_interval(name: str, point: np.ndarray, drawn: np.ndarray, difference: bool = False) -> dict[str, Any]:
+    """A number with its interval; that of a rate is cut to [0, 1], because a seed's share may be below 0."""
+    ends = interval(drawn)
+    ends = ends if difference else np.clip(ends, 0, 1)
+    return {name: point, f"{name}_interval": ends, f"{name}_skipped": int(np.isnan(drawn).sum())}
 
 
 def _arm(
@@ -265,14 +268,14 @@ def _paired(first: Arm, point: Mapping, drawn: Mapping, other: Arm, point2: Mapp
             (v2["auc"][..., [k for _, k in labels]] - v["auc"][..., [i for i, _ in labels]])
             for v, v2 in ((point, point2), (drawn, drawn2))
         ]
-        result |= _with_interval(name, *(g.mean(-1) if labels else np.full(g.shape[:-1], np.nan) for g in gaps))
+        means_of_gaps = (g.mean(-1) if labels else np.full(g.shape[:-1], np.nan) for g in gaps)
+        result |= _with_interval(name, *means_of_gaps, difference=True)
     if [canonical(n) for n in first.labels] == [canonical(n) for n in other.labels]:
         for name in ("micro_auc", "macro_ap"):
-            result |= _with_interval(name, point2[name] - point[name], drawn2[name] - drawn[name])
+            result |= _with_interval(name, point2[name] - point[name], drawn2[name] - drawn[name], difference=True)
     for i, k in pairs:
-        result["labels"][first.labels[i]] = _with_interval(
-            "auc", point2["auc"][k] - point["auc"][i], drawn2["auc"][:, k] - drawn["auc"][:, i]
-        )
+        gap, gaps = point2["auc"][k] - point["auc"][i], drawn2["auc"][:, k] - drawn["auc"][:, i]
+        result["labels"][first.labels[i]] = _with_interval("auc", gap, gaps, difference=True)
     return result
 
 

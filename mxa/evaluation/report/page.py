@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -9,19 +10,34 @@ from typing import Any
 from ...metrics import OPERATING_POINTS
 from ..predictions import Arm
 from . import plots
-from .rows import Table, group_rows, label_rows, paired_rows, point_rows, provenance, summary_rows
+from .numbers import ENOUGH
+from .rows import Table, group_rows, label_rows, paired_rows, point_rows, provenance, shown, summary_rows
 
 __all__ = ["page"]
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
-table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-size: 13px; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: left; white-space: nowrap; }
-td:not(:first-child) { font-variant-numeric: tabular-nums; }
-td.text { white-space: normal; overflow-wrap: anywhere; }
-img { max-width: 100%; } h2 { margin-top: 2.2rem; border-bottom: 2px solid #111; } .note { color: #333; }
-@media print { body { max-width: none; } table { page-break-inside: avoid; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
+p { max-width: 50rem; } p.summary { font-size: 17px; }
+p.note { color: #444; border-left: 3px solid #bbb; padding-left: .8rem; }
+h2 { margin-top: 2.4rem; border-bottom: 2px solid #111; } h3 { margin: 1.6rem 0 0; }
+div.table { overflow-x: auto; margin: .6rem 0 1.4rem; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left; vertical-align: top; }
+thead th { border-bottom: 2px solid #777; vertical-align: bottom; } tbody tr:hover { background: #f4f4f4; }
+td span { white-space: nowrap; color: #555; }
+img { max-width: 100%; }
+@media print { body { max-width: none; } table, img { page-break-inside: avoid; } }
 """
+
+_CAVEAT = (
+    "These numbers are of these images alone: other hospitals, scanners and patients give other numbers. "
+    "For research; not for diagnosis."
+)
+_OF_SPLIT = {
+    "all": "Every image was scored, and a model may have been trained on some of them.",
+    "train": "These are images to train on: the numbers say little about others.",
+    "val": "Validation patients serve to choose a model: their numbers are too good to report.",
+}
 
 _POINTS = {
     "youden": "Youden: the largest sensitivity + specificity",
@@ -43,15 +59,16 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
     title = "Evaluation of " + ", ".join(model["name"] for model in result["models"])
     parts = [
         f"<h1>{escape(title)}</h1>",
-        *(f'<p class="note">{escape(note)}</p>' for note in result.get("notes", ())),
+        f'<p class="summary">{escape(" ".join(_summary(result)))}</p>',
+        *(f'<p class="note">{escape(note)}</p>' for note in (*result.get("notes", ()), _caveat(result))),
         _table(summary_rows(result)),
     ]
     if result["paired"]:
         parts += [
             "<h2>Differences on the same patients</h2>",
             _text(
-                "Each replicate of the bootstrap scores both models on the same patients; an interval that holds 0 is "
-                "no difference that this data shows."
+                "Each replicate of the bootstrap scores both models on the same patients. Where an interval holds 0, "
+                "these patients show no difference."
             ),
             _table(paired_rows(result)),
         ]
@@ -66,14 +83,14 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
     for model, arm in zip(result["models"], arms, strict=True):
         parts += [
             f"<h2>{escape(model['name'])}</h2>",
-            _table(provenance(model), text=True),
+            _table(provenance(model)),
             "<h3>Labels</h3>",
             _table(label_rows(model)),
         ]
         if arm.val:
             for point in OPERATING_POINTS:
                 parts += [f"<h3>Operating point: {_POINTS[point]}</h3>", _table(point_rows(model, point))]
-            parts.append(_picture(plots.confusion_figure(model, "youden"), "Confusion at Youden's threshold"))
+            parts.append(_picture(plots.confusion_figure(model), "Confusion at Youden's threshold"))
         parts += ["<h3>Calibration</h3>", _picture(plots.reliability_figure(arm, model), "Reliability by label")]
         if model["groups"]:
             parts += [
@@ -91,17 +108,52 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
     )
 
 
+def _summary(result: dict[str, Any]) -> tuple[str, str]:
+    """Says in two sentences what was scored on what, and the headline number of each model."""
+    models, first = result["models"], result["models"][0]
+    facts = first["metadata"][0]
+    where = [f"{key}: {facts[key]}" for key in ("data", "split", "views") if key in facts]
+    scored = f"{_listed([m['name'] for m in models])} {'was' if len(models) == 1 else 'were'} scored on "
+    scored += f"{first['images']:,} images of {first['patients']:,} patients"
+    scored += f" ({', '.join(where)})." if where else "."
+    name = f"macro_auc_min{ENOUGH}"
+    if all(m[name] is None for m in models):
+        return scored, f"No label has {ENOUGH} positives and {ENOUGH} negatives: there is no mean AUC to report."
+    values = [shown(m, name) + (f" for {m['name']}" if len(models) > 1 else "") for m in models]
+    values[0] = values[0].replace("(", "(95 % interval ", 1)
+    count = len(first["labels_in_headline"])
+    labels = f"{count} label{'s' * (count != 1)} with at least {ENOUGH} positives and {ENOUGH} negatives"
+    return scored, f"The mean AUC of the {labels} is {_listed(values)}."
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _caveat(result: dict[str, Any]) -> str:
+    """Says what the numbers do not show."""
+    split = result["models"][0]["metadata"][0].get("split")
+    return f"{_OF_SPLIT.get(split, '')} {_CAVEAT}".strip()
+
+
 def _text(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def _table(table: Table, text: bool = False) -> str:
+def _table(table: Table) -> str:
     head, rows = table
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    kind = ' class="text"' if text else ""
-    lines = ["<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return f"<table><thead><tr>{top}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
+    lines = ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    body = "\n".join(lines)
+    return f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(cell: str) -> str:
+    """A cell that may break between its words, but not where it is short and not within an interval."""
+    if len(cell) <= 20:
+        return escape(cell).replace(" ", "&nbsp;")
+    return re.sub(r"\([-+.\d]+ to [-+.\d]+\)", r"<span>\g<0></span>", escape(cell))
 
 
 def _picture(figure: Any, alt: str) -> str:
-    return f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{plots.encode(figure)}"></p>'
+    return f'<div><img alt="{escape(alt)}" src="data:image/png;base64,{plots.encode(figure)}"></div>'

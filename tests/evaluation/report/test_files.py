@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -110,6 +111,39 @@ def test_the_page_is_whole_and_loads_nothing(made):
     assert "a&lt;b" in text and "<b" not in text.replace("<body", "") and "labels are &lt;mined&gt;" in text
     assert "http" not in text and "url(" not in text
     json.dumps(result, allow_nan=False)
+
+
+def test_the_page_opens_with_what_was_scored_the_headline_and_the_caveat(made):
+    arms, result = made
+    first, second = (m["macro_auc_min20"] for m in result["models"])
+    (low, high), (low2, high2) = (m["macro_auc_min20_interval"] for m in result["models"])
+    text = page({**result, "notes": ["labels are mined from reports"]}, arms).partition("</h1>")[2]
+    scored = "a&lt;b and b|c were scored on 240 images of 120 patients (split: test). "
+    headline = (
+        f"The mean AUC of the 1 label with at least 20 positives and 20 negatives is {first:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}) for a&lt;b and {second:.3f} ({low2:.3f} to {high2:.3f}) for b|c."
+    )
+    note = '<p class="note">labels are mined from reports</p>\n<p class="note">These numbers are of these images alone'
+    assert text.startswith(f'\n<p class="summary">{scored}{headline}</p>\n{note}')
+    assert "not for diagnosis" in text[: text.index("<table")]
+    model = {**result["models"][0], "macro_auc_min20": None}
+    text = page({**result, "models": [model], "paired": []}, arms[:1])
+    assert "a&lt;b was scored on" in text and "No label has 20 positives and 20 negatives" in text
+
+
+def test_no_cell_widens_the_page(made):
+    """Short cells and intervals alone do not wrap, and nothing breaks within a word."""
+    arms, result = made
+    long = "a name of a model that is much longer than any column of a table should be"
+    models = [{**m, "name": long} for m in result["models"]]
+    text = page({**result, "models": models}, arms)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "overflow-wrap" not in style and "word-break" not in style
+    assert [rule.split("{")[0].split()[-2:] for rule in style.split("}") if "nowrap" in rule] == [["td", "span"]]
+    for part in re.findall(r"<td>(.*?)</td>", text):
+        assert all(re.fullmatch(r"\([-+.\d]+ to [-+.\d]+\)", span) for span in re.findall("<span>(.*?)</span>", part))
+        assert "&nbsp;" not in part or len(unescape(part)) <= 20
+    assert f"<th>{long}</th>" in text
 
 
 def test_the_page_without_validation_groups_or_pairs(made):

@@ -140,6 +140,27 @@ def test_seeds_are_averaged_and_resampled(arm):
     assert high - low > 0.3
 
 
+def test_intervals_of_rates_stay_between_0_and_1(arm):
+    """Of two seeds, one always right and one always wrong, a replicate's share may be below 0 or above 1."""
+    one = arm()
+    right = np.nan_to_num(one.targets) * 8 - 4
+    far = replace(one, scored=tuple(replace(one.scored[0], logits=sign * right) for sign in (1, -1)), val=one.val * 2)
+    result = numbers([one, far], 100, ["sex"])
+    found = []
+
+    def look(value):
+        for key, inner in value.items():
+            if isinstance(inner, dict):
+                look(inner)
+            elif key.endswith("_interval") and "difference" not in key:
+                found.extend(end for end in inner if end is not None)
+
+    look(result["models"][1])
+    assert min(found) == 0 and max(found) == 1
+    low, high = result["paired"][0]["labels"]["Edema"]["auc_interval"]
+    assert low < -0.75 and high > 0.25  # a difference may be of either sign
+
+
 def test_a_model_minus_itself_is_nothing(arm):
     pair = numbers([arm("a"), arm("b")], 50)["paired"][0]
     assert (pair["name"], pair["minus"]) == ("b", "a")
