@@ -102,22 +102,22 @@ def test_table_with_bom_crlf_and_pandas_index_reads_the_same(made_table):
         (
             ",AP,train,0,,-1",
             ",AP,train,0,,yes",
-            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is not a label, name",
         ),
         (
             ",AP,train,0,,-1",
             ",AP,train,0,,2",
-            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is not a label, name",
         ),
         (
             ",AP,train,0,,-1",
             ",AP,train,0,,-0.5",
-            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is not a label, name",
         ),
         (
             ",AP,train,0,,-1",
             ",AP,train,0,,inf",
-            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is none, name",
+            "column 'Effusion', row 1: a label cell is 1, 0, -1 or blank; if the column is not a label, name",
         ),
     ],
 )

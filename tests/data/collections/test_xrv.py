@@ -108,7 +108,7 @@ def test_range_names_and_bad_images():
         from_xrv(Made(), labels="Hernia")
     with pytest.raises(InputError, match="Made: its csv, labels and pathologies differ in number"):
         from_xrv(Made(n=2))
-    with pytest.raises(InputError, match="list is no TorchXRayVision dataset"):
+    with pytest.raises(InputError, match="list is not a TorchXRayVision dataset"):
         from_xrv([1, 2])
 
 
