@@ -290,7 +290,7 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", missing)
     assert of("phantom")["images"] == 1600
-    monkeypatch.setattr(job, "read_source", lambda *a, **k: pytest.fail("it says so before the work"))
+    monkeypatch.setattr(job, "read_collection", lambda *a, **k: pytest.fail("it says so before the work"))
     with pytest.raises(InputError, match=r'pip install "mxa\[explain\]"'):
         of("phantom", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
