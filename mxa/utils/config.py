@@ -1,4 +1,4 @@
-"""Dataclasses from a command line, from YAML, or from both."""
+"""Makes dataclasses from a command line, from YAML, or from both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def read_yaml(text: str) -> Any:
-    """Reads YAML; numbers such as 1e-3, which YAML 1.1 takes for text, are numbers.
+    """Reads YAML. Numbers such as 1e-3 are numbers; YAML 1.1 takes them for text.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -42,7 +42,7 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
     """Reads a YAML file of ``name: value``.
 
     Raises:
-        InputError: it does not read, or holds something else.
+        InputError: it does not read, or it holds something else.
     """
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
@@ -72,10 +72,10 @@ def read_named(value: str | Mapping[str, Any], what: str) -> tuple[str, Mapping[
         what: What it names, for the error.
 
     Returns:
-        The name, and the fields if there are some.
+        The name, and the fields or None.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither of the two.
     """
     try:
         content = read_yaml(value) if isinstance(value, str) else value
@@ -90,18 +90,18 @@ def read_named(value: str | Mapping[str, Any], what: str) -> tuple[str, Mapping[
 
 
 def group(config: Any, kind: type) -> dict[str, Any]:
-    """The fields of a configuration that one of its groups declares, by name."""
+    """Returns those fields of a configuration that ``kind``, one of its groups, declares, by name."""
     return {field.name: getattr(config, field.name) for field in fields(kind)}
 
 
 def checked_fields(kind: type, values: Mapping[str, Any], where: str, option: bool = False) -> dict[str, Any]:
-    """Turns values, as YAML or a command line has them, into what a dataclass's fields want.
+    """Converts values from YAML or a command line to the types of a dataclass's fields.
 
     Args:
         kind: The dataclass.
-        values: By field; text of a number is a number, a list is a tuple.
+        values: By field; text of a number becomes a number, a list becomes a tuple.
         where: What holds them, for the error.
-        option: Name the fields as options.
+        option: Errors name a field as its option.
 
     Raises:
         InputError: an unknown field, or a value of another kind; it says what is wanted.
@@ -132,7 +132,7 @@ def parse(
     positional: str | None = None,
     recipes: Path | None = None,
 ) -> T:
-    """Makes a dataclass of command-line options, over the values of ``--config FILE`` or ``--recipe NAME``.
+    """Makes a dataclass of command-line options, which override the values of ``--config FILE`` or ``--recipe NAME``.
 
     A field ``batch_size`` is the option ``--batch-size``, a bool is a flag, a tuple takes several values.
 
@@ -141,8 +141,8 @@ def parse(
         arguments: The command line.
         prog: Name of the command, for the help.
         description: What it does.
-        positional: The field that needs no option's name.
-        recipes: Folder of the recipes, where the command has some.
+        positional: The field that is given without an option's name.
+        recipes: Folder of the recipes, if the command has some.
 
     Raises:
         InputError: an unknown option or field, one that is missing, or a value of another kind.
@@ -162,7 +162,7 @@ def parse(
 
 
 class _Parser(ArgumentParser):
-    """An argument parser whose errors are bad input, with the option that was perhaps meant."""
+    """An argument parser that raises ``InputError``, and suggests an option in place of an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
@@ -171,7 +171,7 @@ class _Parser(ArgumentParser):
 
 
 def _parser(kind: type, prog: str, description: str, positional: str | None, recipes: Path | None) -> _Parser:
-    """A parser that leaves every value as text; the fields of each class that ``kind`` is made of are a group."""
+    """Makes a parser that leaves every value as text; its help has a group of options for each base of ``kind``."""
     usage = f"{prog} {positional.upper() if positional else ''} [options]"
     parser = _Parser(prog, usage, description, allow_abbrev=False, argument_default=SUPPRESS)
     unused = getattr(kind, "unused", ())
@@ -247,7 +247,7 @@ def _wanted(hint: Any) -> str:
 
 
 def unknown_field(name: Any, known: Iterable[str]) -> str:
-    """Says that there is no such field, and which is like it."""
+    """Says that a field is unknown, and which known one is like it."""
     return f"no field {name}{_perhaps(str(name), known)}"
 
 

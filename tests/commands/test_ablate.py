@@ -1,4 +1,4 @@
-"""The table of arms, seeds and folds, made of the files that are there."""
+"""The table of arms, seeds and folds, made from the files of its runs."""
 
 from __future__ import annotations
 

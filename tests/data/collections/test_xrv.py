@@ -1,4 +1,4 @@
-"""TorchXRayVision's own dataset objects, read as ours."""
+"""TorchXRayVision's dataset objects, read as ``CXRDataset``."""
 
 from __future__ import annotations
 
