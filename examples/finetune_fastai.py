@@ -24,7 +24,7 @@ from mxa.data import create_dataset
 
 
 def table_of_phantoms(folder: Path, images: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Writes phantoms as files and returns a table of them, as fastai likes it; every fourth one validates."""
+    """Writes phantoms as files, and returns their table for fastai and the labels; every fourth one validates."""
     dataset = create_dataset("phantom", split="train")
     rows = []
     for i in range(images):

@@ -14,7 +14,7 @@ from mxa.task import MultiLabelTask
 
 
 class Finder(lightning.LightningModule):
-    """Findings of X-rays: the loss masks what is not labelled (NaN)."""
+    """Predicts findings of X-rays. The loss masks labels that are NaN."""
 
     def __init__(self, name: str, labels: tuple[str, ...], size: int):
         super().__init__()
@@ -31,7 +31,7 @@ class Finder(lightning.LightningModule):
         self.scores.append((self.task.trainable_module(images).cpu(), targets.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        logits, targets = (torch.cat(splits).numpy() for splits in zip(*self.scores, strict=True))
+        logits, targets = (torch.cat(batches).numpy() for batches in zip(*self.scores, strict=True))
         self.scores.clear()
         self.log("macro_auc", macro_auroc(logits, targets), prog_bar=True)
 
@@ -45,11 +45,11 @@ def main(images: int = 800, epochs: int = 3, size: int = 160) -> None:
     module = Finder("efficientvit_ml_m0_mxa", train.labels, size)
     model = module.task.trainable_module
     train.transform, val.transform = create_transform(model, is_training=True), create_transform(model)
-    split = Subset(train, range(min(images, len(train))))
+    subset = Subset(train, range(min(images, len(train))))
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
-    trainer.fit(module, DataLoader(split, 16, shuffle=True, drop_last=True), DataLoader(val, 32))
+    trainer.fit(module, DataLoader(subset, 16, shuffle=True, drop_last=True), DataLoader(val, 32))
     auc = float(trainer.callback_metrics["macro_auc"])
     print(f"macro AUC {auc:.3f} on {len(val)} phantoms after {epochs} epoch(s)")
 

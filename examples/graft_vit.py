@@ -1,4 +1,4 @@
-"""MXA grafted onto a timm ViT: nothing changes until it is trained; saved and loaded as one model."""
+"""Grafts MXA onto a timm ViT: the logits stay the same until it is trained, and it is saved and loaded as one model."""
 
 import argparse
 from tempfile import TemporaryDirectory

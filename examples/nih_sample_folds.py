@@ -3,7 +3,7 @@
     python examples/nih_sample_folds.py --root FOLDER --output runs/folds
 
 FOLDER holds NIH's ``Data_Entry_2017.csv`` and ``images/``. Nothing is chosen on the scored patients: folds and seed are
-fixed, the last epoch's weights are scored. A fold that is already done is not done again.
+fixed, and the last epoch's weights are scored. A fold that is done is not run again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def assign_folds(patients: np.ndarray) -> np.ndarray:
 
 
 def run_fold(model: str, records, folds: np.ndarray, fold: int, output: Path, epochs: int, workers: int) -> np.ndarray:
-    """Returns the logits of the fold's images, ``(N, L)``."""
+    """Trains on the other folds if that is not done yet; returns the logits of the fold's images, ``(N, L)``."""
     saved = output / model / f"fold{fold}" / "logits.npy"
     if not saved.exists():
         config = TrainConfig(
@@ -42,7 +42,7 @@ def run_fold(model: str, records, folds: np.ndarray, fold: int, output: Path, ep
             warmup_epochs=2,
             seed=SEED,
             workers=workers,
-            resume=(saved.parent / "config.yaml").exists(),
+            resume="auto",
         )
         fit(config, CXRDataset(records.subset(folds != fold)))
         device = pick_device(None)
@@ -53,9 +53,9 @@ def run_fold(model: str, records, folds: np.ndarray, fold: int, output: Path, ep
 
 
 def mean_auc(logits: np.ndarray, records, folds: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mean over folds and labels of the AUC within a fold, for each row of weights ``(R, N)``: ``(R,)``."""
+    """Returns the mean over folds and labels of the AUC within a fold, ``(R,)``, for each row of weights ``(R, N)``."""
     values = []
-    for fold in range(FOLDS):
+    for fold in np.unique(folds[rows]):
         inside = rows & (folds == fold)
         for label in LABELS:
             column = records.labels.index(label)

@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 @dataclass(frozen=True)
 class _Command:
-    """A subcommand; its function and dataclass are named, so that nothing is imported before it is needed."""
+    """A subcommand. Its function and dataclass are given by name, so that they are imported only when it runs."""
 
     module: str
     function: str
@@ -39,49 +39,65 @@ _COMMANDS = {
         "commands.prepare", "prepare", "PrepareConfig", "Write a collection as shards of small images."
     ),
     "data summary": _Command(
-        "commands.summary", "summarize", "SummaryConfig", "What a collection's tables hold.", show="data_summary"
+        "commands.summary", "summarize", "SummaryConfig", "Count what a collection's tables hold.", show="data_summary"
     ),
     "teach": _Command(
-        "commands.teach", "teach", "TeachConfig", "A teacher's logits, once, for train --teacher.", "teacher"
+        "commands.teach", "teach", "TeachConfig", "Compute a teacher's logits once, for train --teacher.", "teacher"
     ),
     "train": _Command("training.loop", "train", "TrainConfig", "Train or fine-tune a model.", recipes=True),
-    "ablate": _Command("commands.ablate", "ablate", "AblateConfig", "What MXA and a teacher are worth.", recipes=True),
+    "ablate": _Command(
+        "commands.ablate", "ablate", "AblateConfig", "Compare training with and without MXA or a teacher.", recipes=True
+    ),
     "evaluate": _Command(
-        "evaluation.evaluate", "evaluate", "EvaluateConfig", "Score models, and write a report.", "models"
+        "evaluation.evaluate", "evaluate", "EvaluateConfig", "Score models and write a report.", "models"
     ),
     "calibrate": _Command(
         "evaluation.calibrate",
         "calibrate",
         "CalibrateConfig",
-        "Temperatures and thresholds, beside the weights.",
+        "Fit temperatures and thresholds, saved beside the weights.",
         "model",
     ),
-    "predict": _Command(
-        "commands.predict", "predict", "PredictConfig", "Findings of images, and where it looked.", "files"
-    ),
+    "predict": _Command("commands.predict", "predict", "PredictConfig", "Predict the findings of images.", "files"),
     "explain": _Command(
-        "commands.explain", "explain", "ExplainConfig", "Boxes, attention and maps of images.", "files"
+        "commands.explain", "explain", "ExplainConfig", "Draw a model's boxes, attention and maps on images.", "files"
     ),
     "localize": _Command(
-        "commands.localize", "localize", "LocalizeConfig", "Do its maps find boxed findings?", "models"
+        "commands.localize",
+        "localize",
+        "LocalizeConfig",
+        "Score a model's maps against boxes around findings.",
+        "models",
     ),
-    "convert": _Command("commands.convert", "convert", "ConvertConfig", "Checkpoints of other programs.", "checkpoint"),
-    "publish": _Command("commands.publish", "publish", "PublishConfig", "A run on the Hugging Face Hub.", "run"),
+    "convert": _Command(
+        "commands.convert", "convert", "ConvertConfig", "Convert checkpoints of other programs.", "checkpoint"
+    ),
+    "publish": _Command(
+        "commands.publish", "publish", "PublishConfig", "Publish a run on the Hugging Face Hub.", "run"
+    ),
     "bench models": _Command(
         "commands.bench.models",
         "bench_models",
         "BenchModelsConfig",
-        "Speed, memory and size beside peers.",
+        "Measure speed, memory and size beside peers.",
         show="bench",
     ),
     "bench data": _Command(
-        "commands.bench.data", "bench_data", "BenchDataConfig", "Loading, beside TorchXRayVision.", show="bench"
+        "commands.bench.data", "bench_data", "BenchDataConfig", "Measure loading beside TorchXRayVision.", show="bench"
     ),
     "bench task": _Command(
-        "commands.bench.task", "bench_task", "BenchTaskConfig", "What a teacher costs a training step.", show="bench"
+        "commands.bench.task",
+        "bench_task",
+        "BenchTaskConfig",
+        "Measure what a teacher costs a training step.",
+        show="bench",
     ),
     "bench layers": _Command(
-        "commands.bench.layers", "bench_layers", "BenchLayersConfig", "The ROI crop beside grid_sample.", show="bench"
+        "commands.bench.layers",
+        "bench_layers",
+        "BenchLayersConfig",
+        "Measure the ROI crop beside grid_sample.",
+        show="bench",
     ),
 }
 
@@ -96,7 +112,7 @@ def _module(command: _Command) -> ModuleType:
 
 
 def _plain_warnings() -> Callable[..., None]:
-    """Shows a warning as one line, once."""
+    """Makes a function that shows each warning once, as one line."""
     seen = set()
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -120,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if wanted else 2)
     command = _COMMANDS[name]
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, the first speaks for all
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's first process logs for all
     logging.getLogger("mxa").setLevel(logging.INFO if first else logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -137,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"mxa {name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"mxa {name}: stopped")
-    except OSError as error:  # a folder that cannot be made, a full disk
+    except OSError as error:  # such as a folder that cannot be made, or a full disk
         if os.environ.get("MXA_DEBUG"):
             raise
         sys.exit(f"mxa {name}: {error}")

@@ -1,4 +1,4 @@
-"""Shared fixtures: the real X-rays beside the repository, tiny made collections and runs, and a Hub on a local port."""
+"""Shared fixtures: real X-rays beside the repository, tiny made collections and runs, and a Hub on a local port."""
 
 from __future__ import annotations
 

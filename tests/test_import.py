@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +142,8 @@ def test_public_names(module):
     names = importlib.import_module(module).__all__
     assert sorted(names) == sorted(PUBLIC[module])
     assert all(hasattr(importlib.import_module(module), name) for name in names)
+
+
+@pytest.mark.parametrize("name", ["demo", "graft_vit", "nih_sample_folds"])
+def test_examples_import_names_that_exist(name):
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / f"{name}.py"))

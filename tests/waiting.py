@@ -1,4 +1,4 @@
-"""Waiting for what a process does."""
+"""Waits until a process has done something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each command shows on the terminal."""
+"""Shows each command's result on the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def prepare(config: Any, manifest: Any) -> None:
-    """What was written, by split."""
+    """Shows what was written, by split."""
     rows = [(name, f"{split['images']:,}", f"{split['patients']:,}") for name, split in manifest["splits"].items()]
     _print_table(("split", "images", "patients"), rows)
     print(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
@@ -37,7 +37,7 @@ def prepare(config: Any, manifest: Any) -> None:
 
 
 def data_summary(config: Any, summary: Any) -> None:
-    """The counts of each label."""
+    """Shows the counts of each label."""
     from .summary import summary_lines
 
     columns, rows, lines = summary_lines(summary)
@@ -48,12 +48,12 @@ def data_summary(config: Any, summary: Any) -> None:
 
 
 def teach(config: Any, found: Any) -> None:
-    """Where the logits are."""
+    """Shows where the logits are."""
     print(f"written: logits of {len(found):,} images for {', '.join(found.labels)}: {config.output}")
 
 
 def train(config: Any, summary: Any) -> None:
-    """What was kept, and how fast it went."""
+    """Shows which epoch's weights were kept, and the speed."""
     if os.environ.get("RANK", "0") != "0":
         return
     if summary["stopped"]:
@@ -66,7 +66,7 @@ def train(config: Any, summary: Any) -> None:
 
 
 def ablate(config: Any, result: Any) -> None:
-    """The table of the arms."""
+    """Shows the table of the arms."""
     from ..evaluation.report.rows import paired_rows
     from .ablate import table_rows
 
@@ -81,7 +81,7 @@ def ablate(config: Any, result: Any) -> None:
 
 
 def evaluate(config: Any, result: Any) -> None:
-    """AUC by label, means and paired differences."""
+    """Shows AUC by label, means and paired differences."""
     from ..evaluation.report.rows import label_rows, paired_rows, summary_rows
 
     for model in result["models"]:
@@ -90,9 +90,7 @@ def evaluate(config: Any, result: Any) -> None:
         if model["undefined"]:
             print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
         if any(metadata.get("split") == "all" for metadata in model["metadata"]) and config.split is None:
-            print(
-                "there is no test split: every image was scored, any that the model was trained on included (--split)"
-            )
+            print("there is no test split: every image was scored, also those that the model was trained on (--split)")
     _print_table(*summary_rows(result))
     if result["paired"]:
         _print_table(*paired_rows(result))
@@ -101,7 +99,7 @@ def evaluate(config: Any, result: Any) -> None:
 
 
 def calibrate(config: Any, result: Any) -> None:
-    """Temperatures and thresholds by label."""
+    """Shows temperatures and thresholds by label."""
     from ..evaluation.calibrate import NAME
 
     columns = ("label", "temperature", *(f"threshold, {point}" for point in result.thresholds))
@@ -118,7 +116,7 @@ def calibrate(config: Any, result: Any) -> None:
 
 
 def explain(config: Any, results: Any) -> None:
-    """The box of each finding."""
+    """Shows the box of each finding."""
     rows = [
         (
             r["file"],
@@ -136,7 +134,7 @@ def explain(config: Any, results: Any) -> None:
 
 
 def localize(config: Any, result: Any) -> None:
-    """How well each method finds what was boxed."""
+    """Shows how well each method finds what was boxed."""
     columns = ("model", "method", "pointing", "95 % interval", "energy", "IoU", "IoU > 0.1")
     rows = [
         (
@@ -158,7 +156,7 @@ def localize(config: Any, result: Any) -> None:
 
 
 def predict(config: Any, results: Any) -> None:
-    """Probabilities of each image."""
+    """Shows the probabilities of each image."""
     if config.format == "json":
         print(json.dumps(results, indent=2))
     else:
@@ -184,13 +182,13 @@ def predict(config: Any, results: Any) -> None:
 
 
 def convert(config: Any, lines: Any) -> None:
-    """What was found in the checkpoint."""
+    """Shows what was found in the checkpoint."""
     print("\n".join(lines))
     print(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
 
 
 def publish(config: Any, result: Any) -> None:
-    """Where the folder is, or how its check went."""
+    """Shows where the folder is, or how its check went."""
     if config.check:
         print(
             f"{result['folder']}: SHA-256 {result['sha256']}, logits differ by {result['difference']:.1g}: as published"
@@ -204,7 +202,7 @@ def publish(config: Any, result: Any) -> None:
 
 
 def bench(config: Any, rows: Any) -> None:
-    """Each ratio to the first peer, and its quartiles, under its value."""
+    """Shows the rows; below a value stand its ratio to the first peer and the ratio's quartiles."""
     keys = [key for key in rows[0] if not key.endswith(("_ratio", "_ratio_iqr"))]
     _print_table([key.replace("_", "\n") for key in keys], [[_measured(row, key) for key in keys] for row in rows])
 
@@ -238,5 +236,5 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         shown.add_row(*row)
     console = require("rich.console", "train").Console()
     if not console.is_terminal:
-        console.width = 10_000  # a file or a pipe: as wide as the rows are
+        console.width = 10_000  # a file or a pipe: rows are not wrapped
     console.print(shown)

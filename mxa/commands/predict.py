@@ -22,7 +22,7 @@ __all__ = ["PredictConfig", "predict"]
 
 @dataclass
 class PredictConfig:
-    """What is predicted from what."""
+    """Which images are predicted, and how."""
 
     files: tuple[Path, ...]
     """Images, or folders of images."""
@@ -31,13 +31,13 @@ class PredictConfig:
     format: Literal["table", "json"] = "table"
     """How the probabilities are printed."""
     rois: Path | None = None
-    """Write a picture of the (first) image with the boxes of every MXA block."""
+    """PNG file to write: the first image with the boxes of every MXA block."""
     calibrated: Literal["youden", "specificity95", "f1"] | None = None
     """Use the run folder's calibration.json (mxa calibrate): its temperatures, and its thresholds of this kind."""
     identifiers: bool = False
     """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is ever read."""
     skip_bad: bool = False
-    """Leave out images that do not read, instead of stopping."""
+    """Skip images that do not read, instead of stopping."""
     batch_size: int = 32
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
@@ -48,11 +48,11 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Predicts every image, in order.
 
     Returns:
-        ``{"file": name, "probabilities": {label: probability}}`` for each image, sigmoid of the logits, not
-        calibrated. With ``calibrated`` the probabilities are, ``"positive"`` lists the labels at or above their
-        thresholds and ``"undecided"`` those without one. With ``skip_bad`` an image that does not read has ``{"file":
-        name, "error": reason}``. A DICOM file that is no frontal chest radiograph by its tags has a ``"warning"`` too,
-        and with ``identifiers`` a DICOM file its ``"identifiers"``.
+        ``{"file": name, "probabilities": {label: probability}}`` for each image: the sigmoid of the logits. With
+        ``calibrated`` the probabilities are calibrated, ``"positive"`` lists the labels at or above their thresholds,
+        and ``"undecided"`` the labels without a threshold. With ``skip_bad`` an image that does not read has
+        ``"error"``, the reason, instead of probabilities. A DICOM file has a ``"warning"`` if its tags say that it is
+        not a frontal chest radiograph, and its ``"identifiers"`` with ``identifiers``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.

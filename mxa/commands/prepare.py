@@ -1,4 +1,4 @@
-"""Writing a collection as shards of small gray images: read once, then fast from any disk or URL."""
+"""Writes a collection as shards of small gray images, which load fast from any disk or URL."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from ..utils.files import atomic_write, digest, write_text
 
 __all__ = ["PrepareConfig", "prepare"]
 
-_PROGRESS = ".prepare"  # folder of what is done so far: a file a shard, the settings and the lock
+_PROGRESS = ".prepare"  # folder for the progress: a file for each shard, the settings and the lock
 
 
 @dataclass
 class PrepareConfig(DataConfig):
-    """What is written as shards."""
+    """Which images are written as shards, and how."""
 
     unused = ("merge", "uncertain", "blank")
 
     output: Path
-    """Folder for the shards, rows.csv.gz and manifest.json; the same command goes on after an interruption, and
-    mends a folder in which a file was lost or damaged."""
+    """Folder for the shards, rows.csv.gz and manifest.json; the same command resumes after an interruption, and
+    rewrites what was lost or damaged."""
     size: int = 256
     """Shorter side of the images written, in pixels; smaller images stay as they are."""
     format: Literal["jpg", "png"] = "jpg"
@@ -56,7 +56,7 @@ class PrepareConfig(DataConfig):
 
 @dataclass(frozen=True)
 class _Shard:
-    """One shard to write: its images are ``rows`` of the collection."""
+    """One shard to write. Its images are numbered from ``first``."""
 
     name: str
     records: Records
@@ -67,10 +67,10 @@ class _Shard:
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Writes every split of a collection as shards, whichever are not there whole.
+    """Writes every split of a collection as shards; those that are there and whole are kept.
 
-    Images are in an order of chance (seeded) in the training split. Cells are kept as they stand: uncertain stays
-    uncertain. The same rows and settings give the same bytes, interrupted or not.
+    The training split is shuffled with a fixed seed. Label cells are not changed: uncertain stays uncertain. The same
+    rows and settings give the same bytes, interrupted or not.
 
     Returns:
         The manifest, as in ``manifest.json``: counts, labels, checksums, settings, and the images that did not read.
@@ -91,22 +91,22 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     folder, settings = Path(config.output), _settings(config, records)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
-    done = folder / _PROGRESS
-    done.mkdir(parents=True, exist_ok=True)
+    progress = folder / _PROGRESS
+    progress.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(done / "lock", timeout=0):
+        with FileLock(progress / "lock", timeout=0):
             return _prepare(config, records, folder, settings)
     except Timeout:
         raise InputError(f"another `mxa prepare` is writing to {folder}") from None
 
 
 def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    held = folder / _PROGRESS / "settings.json"
-    if held.is_file():
-        _check_same(folder, json.loads(held.read_text()), settings)
+    settings_file = folder / _PROGRESS / "settings.json"
+    if settings_file.is_file():
+        _check_same(folder, json.loads(settings_file.read_text()), settings)
     elif any(folder.glob("*.tar")) or (folder / MANIFEST).exists():
-        raise InputError(f"{folder} holds shards of something else (no {held.name}): give another --output")
-    _write_json(held, settings)
+        raise InputError(f"{folder} holds shards of something else (no {settings_file.name}): give another --output")
+    _write_json(settings_file, settings)
     shards = list(_plan(records, config.shard_size))
     results = _write_all(config, folder, shards, len(records))
     if not any(result["keys"] for result in results.values()):
@@ -136,7 +136,7 @@ def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> N
 
 
 def _plan(records: Records, size: int) -> Iterator[_Shard]:
-    """Deals the rows of each split into shards; those of the training split in an order of chance."""
+    """Divides the rows of each split into shards; those of the training split are shuffled first."""
     first = 0
     for split in sorted(set(records.splits.tolist())):
         rows = np.flatnonzero(records.splits == split)
@@ -171,12 +171,12 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
 
 
 def _leave_interrupts() -> None:
-    """Leaves Ctrl-C to the main process; a worker ends its shard."""
+    """Leaves Ctrl-C to the main process; a worker finishes its shard."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:
-    """What was written of a shard before, if it is whole."""
+    """Returns the result of a shard that was written before, if its file is whole."""
     try:
         result = json.loads((folder / _PROGRESS / f"{name}.json").read_text())
         return result if digest(folder / name) == result["sha256"] else None
@@ -185,7 +185,7 @@ def _finished(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
-    """Writes one shard and, when it is whole, what is in it."""
+    """Writes one shard, then its result: the keys, the images that did not read, the checksum and the size."""
     folder, shard, size, kind = job
     result: dict[str, Any] = {"keys": [], "bad": []}
 
@@ -217,12 +217,12 @@ def _encode(image: Image.Image, size: int, kind: str) -> bytes:
     if image.mode != "L":
         image = Image.fromarray(np.asarray(image).round().clip(0, 255).astype(np.uint8))
     stream = io.BytesIO()
-    image.save(stream, {"jpg": "JPEG", "png": "PNG"}[kind], quality=95)  # which a PNG does not know
+    image.save(stream, {"jpg": "JPEG", "png": "PNG"}[kind], quality=95)  # PNG ignores the quality
     return stream.getvalue()
 
 
 def _metadata(records: Records, i: int) -> dict[str, Any]:
-    """What stands beside an image; ``positive``, the numbers of the positive labels, is what timm's reader takes."""
+    """Makes the JSON beside an image. timm's reader takes ``positive``, the indices of the positive labels."""
     cells = {n: None if np.isnan(c) else int(c) for n, c in zip(records.labels, records.targets[i], strict=True)}
     return {
         "file": records.paths[i],
@@ -288,13 +288,13 @@ def _manifest(
 
 
 def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The splits as timm's reader of WebDatasets looks for them."""
+    """Describes the splits as timm's reader of WebDatasets expects them."""
     splits = {}
-    for split, metadata in manifest["splits"].items():
+    for split, counts in manifest["splits"].items():
         held = {n: shard["images"] for n, shard in manifest["shards"].items() if n.rpartition("-")[0] == split}
         splits[split] = {
             "name": split,
-            "num_samples": metadata["images"],
+            "num_samples": counts["images"],
             "filenames": list(held),
             "shard_lengths": list(held.values()),
         }

@@ -1,4 +1,4 @@
-"""What a collection holds, as a table and a picture: labels, views, sexes and ages."""
+"""Describes a collection in a table and a picture: labels, views, sexes and ages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBERS = 20  # labels up to which the cells of the heat map hold numbers
 
 @dataclass
 class SummaryConfig(DataConfig):
-    """What is summarised."""
+    """Which images are counted."""
 
     unused = ("merge", "uncertain", "blank")
 
@@ -41,21 +41,21 @@ class SummaryConfig(DataConfig):
 def summarize(config: SummaryConfig) -> dict[str, Any]:
     """Counts what a collection's tables say, and writes ``summary.json`` and ``summary.png`` where asked.
 
-    Cells are counted as they stand, before any policy. Everything is in images but ``patients``, ``studies`` and
-    ``patients_positive``. No patient, study or file is named.
+    Label cells are counted as they are in the tables, before any policy. All counts are of images, except ``patients``,
+    ``studies`` and ``patients_positive``. No patient, study or file is named.
 
     Returns:
         A dict for JSON: ``data``, ``split`` and ``view_filter`` as asked; ``images``, ``patients``, ``studies``;
         ``splits``, ``views`` and ``sexes`` as counts; ``ages`` (years); ``labels``, ``{name: {positive, negative,
-        uncertain, blank, share_uncertain, share_blank, prevalence, patients_positive}}``, the prevalence among
-        positive and negative, None where there is neither; and ``co_occurrence``, ``(L, L)`` lists of how many images
-        are positive for both labels, in the order of ``labels``.
+        uncertain, blank, share_uncertain, share_blank, prevalence, patients_positive}}``; and ``co_occurrence``,
+        ``(L, L)`` lists of how many images are positive for both labels, in the order of ``labels``. The prevalence is
+        among positive and negative cells, None where there are none.
 
     Raises:
         InputError: as ``mxa.data.create_dataset``, a label that the collection lacks, no image in the selection, or
             matplotlib is missing.
     """
-    if config.output is not None:  # before the work, not after it
+    if config.output is not None:  # fail before the work, not after it
         require("matplotlib", "explain")
         Path(config.output).mkdir(parents=True, exist_ok=True)
     config = config.resolved()
@@ -79,7 +79,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
 
 def _count(records: Records) -> dict[str, Any]:
     patients = pd.factorize(records.patients.astype(object))[0]
-    studies = pd.DataFrame({"patient": patients, "study": records.studies.astype(object)})  # "1" may recur
+    studies = pd.DataFrame({"patient": patients, "study": records.studies.astype(object)})  # unique within a patient
     positive = (records.targets == 1).astype(np.float64)  # (N, L)
     return {
         "images": len(records),
@@ -95,7 +95,7 @@ def _count(records: Records) -> dict[str, Any]:
 
 
 def _counts(values: np.ndarray, blank: str = "unknown") -> dict[str, int]:
-    """Counts each text, the most frequent first and the empty one, as ``blank``, last."""
+    """Counts each text, the most frequent first; the empty one is last and called ``blank``."""
     names, counts = np.unique(values, return_counts=True)
     ordered = sorted(zip(names, counts.tolist(), strict=True), key=lambda pair: (not pair[0], -pair[1]))
     return {str(name) or blank: count for name, count in ordered}
@@ -115,20 +115,20 @@ def _label(cells: np.ndarray, patients: np.ndarray) -> dict[str, int | float | N
 
 
 def _ages(ages: np.ndarray, sexes: np.ndarray) -> dict[str, Any]:
-    """Describes the ages (years) of the images; ``decades`` is ``{"60-69": {"F": 3, ...}}``, without a gap."""
+    """Describes the images' ages (years); ``decades`` is ``{"60-69": {"F": 3, ...}}``, empty ones between included."""
     known = np.isfinite(ages)
     values = [None] * 5
     if known.any():
         values = [round(float(age), 2) for age in np.quantile(ages[known], (0, 0.25, 0.5, 0.75, 1))]
     decades = np.clip(ages[known] // 10, -1, 12).astype(int)  # a table may hold an age of 411
-    inside = {name: decades[sexes[known] == name.replace("unknown", "")] for name in _SEXES}
-    inside = {name: of for name, of in inside.items() if len(of)}
+    by_sex = {name: decades[sexes[known] == name.replace("unknown", "")] for name in _SEXES}
+    by_sex = {name: theirs for name, theirs in by_sex.items() if len(theirs)}
     span = range(decades.min(), decades.max() + 1) if known.any() else ()
     return {
         "known": int(known.sum()),
         "unknown": int((~known).sum()),
         **dict(zip(("min", "quartile_1", "median", "quartile_3", "max"), values, strict=True)),
-        "decades": {_decade(d): {name: int((of == d).sum()) for name, of in inside.items()} for d in span},
+        "decades": {_decade(d): {name: int((theirs == d).sum()) for name, theirs in by_sex.items()} for d in span},
     }
 
 
@@ -137,7 +137,7 @@ def _decade(number: int) -> str:
 
 
 def summary_lines(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Makes what is printed of a summary.
+    """Makes the table and lines that are printed of a summary.
 
     Returns:
         The columns and rows of the table of labels, and the lines below it.
@@ -157,12 +157,12 @@ def summary_lines(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[
     lines = [_headline(summary)]
     for key in ("splits", "views", "sexes"):
         lines.append(f"{key}: " + ", ".join(f"{name} {_share(count, total)}" for name, count in summary[key].items()))
-    years = "age: not in the tables"
+    age = "age: not in the tables"
     if ages["known"]:
-        years = f"age: median {ages['median']:g} (quartiles {ages['quartile_1']:g} and {ages['quartile_3']:g})"
-        years += f", {ages['min']:g} to {ages['max']:g}, unknown {ages['unknown']:,}"
+        age = f"age: median {ages['median']:g} (quartiles {ages['quartile_1']:g} and {ages['quartile_3']:g})"
+        age += f", {ages['min']:g} to {ages['max']:g}, unknown {ages['unknown']:,}"
     note = "prevalence: positive among positive and negative; uncertain and blank cells are neither"
-    return columns, rows, [*lines, years, note]
+    return columns, rows, [*lines, age, note]
 
 
 def _headline(summary: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def _share(count: int, total: int) -> str:
 
 
 def draw_summary(summary: dict[str, Any], path: Path) -> None:
-    """Draws a summary as a PNG: labels, which go together, views, sexes and ages.
+    """Draws a summary as a PNG: labels, their co-occurrence, views, sexes and ages.
 
     Args:
         summary: From ``summarize``.
@@ -281,4 +281,4 @@ def _draw_missing(axes: Any) -> None:
 
 def _short(name: str) -> str:
     text = name if len(name) <= 30 else f"{name[:29]}…"
-    return text.replace("$", r"\$")  # matplotlib would set it as a formula
+    return text.replace("$", r"\$")  # else matplotlib reads a formula

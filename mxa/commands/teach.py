@@ -1,4 +1,4 @@
-"""A teacher's logits of a collection, computed once."""
+"""Computes a teacher's logits of a collection once, for all later training."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class TeachConfig(DataConfig):
-    """Which teacher looks at what."""
+    """Which teacher scores which images."""
 
     unused = ("uncertain", "blank")
 
     teacher: str
     """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder."""
     output: Path
-    """The file, .parquet: for mxa train --teacher."""
+    """Parquet file to write, for mxa train --teacher."""
     split: Literal["all", "train", "val", "valid", "test"] = "train"
     """Split of the collection."""
     teacher_sha256: str | None = None
-    """Digest that the teacher's file must have."""
+    """SHA-256 that the teacher's file must have."""
     batch_size: int = 64
     workers: int = 2
     device: str | None = None
@@ -51,12 +51,12 @@ class TeachConfig(DataConfig):
 
 
 def gray_teacher(teacher: str, labels: Sequence[str], sha256: str | None) -> Teacher:
-    """A teacher for gray images in [0, 1], of any size."""
+    """Makes a teacher for gray images in [0, 1] of any size."""
     return Teacher(teacher, labels, _GRAY, sha256=sha256)
 
 
 def trained_on(teacher: Path) -> str | None:
-    """The collection that a run folder, or the teacher of a file of logits, was trained on; None where unknown."""
+    """Returns the collection that a run folder, or the teacher of a file of logits, was trained on; None if unknown."""
     if (teacher / "config.yaml").is_file():
         return yaml.safe_load((teacher / "config.yaml").read_text()).get("data")
     if teacher.suffix == ".parquet" and teacher.is_file():
@@ -77,10 +77,10 @@ class _Logits(nn.Module):
 
 
 def teach(config: TeachConfig) -> Predictions:
-    """Writes a teacher's raw logits of whole images, each at the teacher's own size, to a Parquet file.
+    """Writes a teacher's raw logits of whole images, resized to the teacher's own size, to a Parquet file.
 
-    It has a row an image (column ``image``) and a column ``logit:LABEL`` for each of the student's labels that the
-    teacher knows; its metadata say which file the teacher was. An image that does not read has blank cells.
+    The file has one row for each image (column ``image``), and a column ``logit:LABEL`` for each of the student's
+    labels that the teacher knows. Its metadata name the teacher. An image that does not read has blank cells.
 
     Raises:
         InputError: bad input, as of ``Teacher`` and ``create_dataset``.
@@ -113,5 +113,5 @@ def teach(config: TeachConfig) -> Predictions:
     found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, metadata)
     found.save(path, targets=False)
     if bad:
-        _logger.warning("left blank, they do not read: %s", name_some(bad))
+        _logger.warning("images that do not read were left blank: %s", name_some(bad))
     return found

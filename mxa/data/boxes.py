@@ -1,4 +1,4 @@
-"""Images with the boxes of their findings, of the collections that have boxes."""
+"""Images with boxes around their findings, of the collections that have boxes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class BoxedImage:
     """One image with the boxes of its findings.
 
     Attributes:
-        index: Its row in the records.
-        name: Its file.
-        patient: Whose it is.
+        index: Row in the records.
+        name: File name.
+        patient: Patient identifier.
         boxes: Finding to ``(K, 4)`` xyxy in [0, 1], K at least 1.
     """
 
@@ -42,17 +42,17 @@ def read_boxed(collection: str, root: str | Path | None, split: str | None = Non
         split: As in ``create_dataset``.
 
     Returns:
-        The records of the split, of every view, and those of its images that have boxes, in order.
+        The records of the split (every view), and its images that have boxes, in the records' order.
 
     Raises:
-        InputError: as ``create_dataset`` and ``read_boxes``, another collection, or no image of the split has a box.
+        InputError: as ``create_dataset`` and ``read_boxes``, a collection without boxes, or a split without a box.
     """
     if collection not in ("nih", "phantom"):
         raise InputError(f"{collection!r} has no boxes: give nih or phantom")
     records = create_dataset(collection, root, split, views="all").records
     names = [Path(path).name for path in records.paths]
     if collection == "phantom":
-        boxes = {name: draw(int(name.rpartition("-")[2]), 32).boxes for name in names}  # the size does not move them
+        boxes = {name: draw(int(name.rpartition("-")[2]), 32).boxes for name in names}  # the same for every size
     else:
         boxes = read_boxes(Path(root))
     rows = zip(names, records.patients, strict=True)

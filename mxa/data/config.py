@@ -1,4 +1,4 @@
-"""What is read from where: the fields that every command on a collection shares."""
+"""Which images and labels a command reads: the options that every command on a collection shares."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["DataConfig", "absolute_root"]
 
 _logger = logging.getLogger(__name__)
 _DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
-_OF_ONE_COLLECTION = ("data", "root", "columns", "blank")  # another collection does not take these from a run
+_OF_ONE_COLLECTION = ("data", "root", "columns", "blank")  # not taken from a run on another collection
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which images and labels: what is not said is as the run was trained, where there is one."""
+    """Which images and labels; by default those that the run was trained on, where there is a run."""
 
     data: Collection | None = None
-    """Collection; the drawn chest phantom where no run says another."""
+    """Collection; without a run the default is phantom, drawn images."""
     root: str | None = None
     """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
     columns: str | None = None
@@ -37,25 +37,25 @@ class DataConfig:
     labels: str | tuple[str, ...] | None = None
     """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
     merge: bool | None = None
-    """Make labels that the collection lacks from others: Nodule or Mass is Lung Lesion (docs/data.md)."""
+    """Make labels that the collection lacks from others, such as Lung Lesion from Nodule and Mass (docs/data.md)."""
     views: str | None = None
     """frontal (the default), lateral, all, AP or PA."""
     uncertain: str | None = None
     """What an uncertain label becomes in training: U-Ones (the default), U-Zeros, U-Ignore or LSR; or by label,
     "U-Ones: Edema; U-Zeros"."""
     blank: str | None = None
-    """What a blank label means: negative or ignore, also by label; the collection's habit by default."""
+    """What a blank label means: negative or ignore, also by label; the collection's convention by default."""
 
-    unused: ClassVar[tuple[str, ...]] = ()  # the fields above that mean nothing to a command
+    unused: ClassVar[tuple[str, ...]] = ()  # fields above that a command does not use
 
     def resolved(self, *runs: str | Path) -> Self:
-        """Fills what is not said from the ``config.yaml`` of run folders, then with defaults.
+        """Fills the fields that are None from the ``config.yaml`` of run folders, then with defaults.
 
-        Another collection than theirs takes no ``root``, ``columns`` or ``blank`` from them. What is not a folder (a
-        timm name, a file of scores) says nothing.
+        If ``data`` is not the collection that a run was trained on, ``root``, ``columns`` and ``blank`` are not taken
+        from it.
 
         Args:
-            runs: What a command was given as models.
+            runs: The models that a command was given. What is not a folder (a timm name, a file of scores) is skipped.
 
         Raises:
             InputError: a field that the command does not use, runs that were trained on different data, or a run folder
@@ -73,26 +73,26 @@ class DataConfig:
         return replace(self, **{**defaults, **taken})
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
-        """Opens a split of resolved data: ``create_dataset`` with these fields."""
+        """Opens a split with ``create_dataset``; the fields must be resolved."""
         said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root") and v is not None}
         return create_dataset(self.data, self.root, split, fold=fold, **said)
 
     def data_fields(self) -> dict[str, Any]:
-        """The fields of this class by name, for another command on the same data."""
+        """Returns the fields of this class by name, for another command on the same data."""
         return group(self, DataConfig)
 
     def where(self) -> str:
-        """The collection and its root, for a message."""
+        """Names the collection and its root in a message."""
         return f"{self.data} {self.root}" if self.root else str(self.data)
 
 
 def absolute_root(root: str | Path | None) -> str | None:
-    """A root that means the same from every folder; a URL as it is."""
+    """Makes a root absolute; a URL stays as it is."""
     return None if root is None else str(root) if is_url(root) else str(Path(root).resolve())
 
 
 def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
-    """The data fields of a run's ``config.yaml``; those of one collection only where ``data`` is not another."""
+    """Reads the data fields of a run's ``config.yaml``, without its collection's own if ``data`` is another."""
     path = run / "config.yaml"
     settings = read_yaml_file(path) if path.is_file() else {}
     found = {field.name: settings.get(field.name) for field in fields(DataConfig)}
@@ -104,7 +104,7 @@ def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
 
 
 def _shared(said: Mapping[str, dict[str, Any]], free: list[str]) -> dict[str, Any]:
-    """What runs say alike; they may differ in what an option says, and in what is not where the images are."""
+    """Returns the fields that all runs share; ``data`` and ``root`` may differ only where an option gives them."""
     (first, found), *others = said.items() if said else [("", {})]
     for name, other in others:
         if differ := [k for k in ("data", "root") if k in free and other.get(k) != found.get(k)]:

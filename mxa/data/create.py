@@ -1,4 +1,4 @@
-"""The one function that creates the dataset of any collection."""
+"""Creates the dataset of any collection."""
 
 from __future__ import annotations
 
@@ -74,20 +74,22 @@ def create_dataset(
     Args:
         collection: A name of ``COLLECTIONS``; ``"phantom"`` is drawn and has no files.
         root: The collection's folder; the CSV or Parquet file for ``"table"``.
-        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` (CheXpert also ``"valid"``, the official one); None,
-            the test split where the collection has one, else everything. What a collection does not divide itself is
-            cut by patient, stratified by label: 10 % of the patients validate.
-        labels: Names separated by commas or in a sequence, or a name of ``mxa.labels.LABEL_SPACES``; aligned by name,
-            masked where the collection lacks them. The collection's own by default.
-        uncertain: Policy for uncertain labels in training, see ``mxa.labels.apply_policies``; elsewhere they are
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; CheXpert also has ``"valid"``, its official validation
+            set. None is the test split, else the official validation set, else everything. Splits that the collection
+            lacks are cut by patient, stratified by label: 10 % of the training patients validate.
+        labels: Names in a sequence or separated by commas, or the name of a label space
+            (``mxa.labels.LABEL_SPACES``). They are aligned by name, and masked where the collection lacks them. The
+            collection's own by default.
+        uncertain: Policy for uncertain labels in training, see ``mxa.labels.apply_policies``; in other splits they are
             masked.
-        blank: Policy for blank cells; the collection's habit by default.
-        views: ``"frontal"``, ``"lateral"``, ``"all"``, or views listed. How many images that leaves out is logged.
+        blank: Policy for blank cells; the collection's convention by default.
+        views: ``"frontal"``, ``"lateral"``, ``"all"``, or a list of views. The number of images left out is logged.
         merge: Make those of ``labels`` that the collection lacks from others, as ``mxa.labels.MERGES`` says; logged.
-            One made of some of its parts only has no negative, whatever the policy for blank cells.
+            If the collection has only some of the labels to merge, the merged label has no negatives, whatever the
+            policy for blank cells.
         columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
-        fold: Number (from 0) and count of the folds of a cross-validation by patient: that fold tests, the rest trains
-            and validates, whatever the collection's own splits.
+        fold: Number (from 0) and count of the folds of a cross-validation by patient. That fold is the test split, the
+            rest is divided into training and validation; the collection's own splits do not count.
 
     Raises:
         InputError: unknown collection, split, label, policy or view, a missing file or column, an image named twice, a
@@ -103,15 +105,15 @@ def create_dataset(
     if split == "test" and not (records.splits == "test").any():
         raise InputError(f"{where} has no test split: use --split all; in mxa ablate --split val or --folds")
     records = _keep(records, split, views, where)
-    halves = []
+    partial = []
     if merge:
-        records, made, halves = records.with_merged(wanted)
-        for name, parts in made.items():
-            _logger.info("%s: %s is merged from %s", where, name, " or ".join(parts))
+        records, made, partial = records.with_merged(wanted)
+        for name, merged in made.items():
+            _logger.info("%s: %s is merged from %s", where, name, " or ".join(merged))
     policy = uncertain if split == "train" else "U-Ignore"
     apply_policies(records.targets[:0], records.labels, uncertain)  # a wrong policy is an error in every split
     targets = apply_policies(records.targets, records.labels, policy, blank or records.blank)
-    for column in map(records.labels.index, halves):
+    for column in map(records.labels.index, partial):
         targets[np.isnan(records.targets[:, column]), column] = np.nan
     records = replace(records, targets=targets)
     if isinstance(labels, str):
@@ -124,7 +126,7 @@ def create_dataset(
 def from_xrv(
     dataset: Any, labels: str | Sequence[str] | None = None, views: str | Sequence[str] = "frontal"
 ) -> CXRDataset:
-    """Makes a TorchXRayVision dataset ours; its images keep its own transforms.
+    """Makes a ``CXRDataset`` of a TorchXRayVision dataset; its own transforms are kept.
 
     Args:
         dataset: Any dataset object of TorchXRayVision, merged and filtered ones too.
@@ -132,7 +134,7 @@ def from_xrv(
         views: As in ``create_dataset``.
 
     Raises:
-        InputError: no such dataset, an unknown label or view, or no image left.
+        InputError: not such a dataset, an unknown label or view, or no image left.
     """
     where = type(dataset).__name__
     records = _keep(read_xrv(dataset), "all", views, where)
@@ -150,14 +152,14 @@ def read_collection(
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
 ) -> Records:
-    """Reads a collection's tables and divides it: every row with its split, cells as they stand.
+    """Reads a collection's tables and gives every row a split; label cells are not changed.
 
     Args:
-        collection: As in ``create_dataset``, as all that follow.
-        root: Folder or file.
-        split: The split that is wanted, for a collection that has a table for each; ``"every"`` reads them all.
-        labels: Names.
-        columns: Names of a table's columns.
+        collection: As in ``create_dataset``.
+        root: As in ``create_dataset``.
+        split: Split to read, for a collection with a table for each split; ``"every"`` reads all tables.
+        labels: Names of the labels wanted; all by default.
+        columns: As in ``create_dataset``.
         fold: As in ``create_dataset``.
 
     Raises:
@@ -194,7 +196,7 @@ def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records
 
 
 def _keep(records: Records, split: str, views: str | Sequence[str], where: str) -> Records:
-    """Keeps one split and the views asked for; logs how many images that is and how many other views it leaves out."""
+    """Keeps one split and the views asked for; logs how many images are kept and how many other views left out."""
     inside, shown = records.in_split(split), records.in_views(views)
     views = views if isinstance(views, str) else ", ".join(views)
     kept = replace(records.subset(inside & shown), split=split)

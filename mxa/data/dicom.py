@@ -1,4 +1,4 @@
-"""Reading one DICOM radiograph as gray. No identity tag is loaded, and no error quotes what pydicom says."""
+"""Reads a DICOM radiograph as gray. No tag about the patient is loaded, and no error quotes what pydicom says."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _CHEST = re.compile("CHEST|THORA|TORA[XC]|LUNG|RIB")
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a DICOM file says of its image, without anything about the patient.
+    """What a DICOM file says about its image, without anything about the patient.
 
-    Args:
+    Attributes:
         modality, body_part, view, intent: Modality, BodyPartExamined, ViewPosition and PresentationIntentType in upper
             case, ``""`` where missing.
-        identifiers: SOPInstanceUID, StudyInstanceUID and SeriesInstanceUID, those that are present.
+        identifiers: SOPInstanceUID, StudyInstanceUID and SeriesInstanceUID, where present.
     """
 
     modality: str = ""
@@ -70,7 +70,7 @@ class DicomHeader:
 
 
 def is_dicom(path: str | Path) -> bool:
-    """True for a name that ends in .dcm or .dicom and for a file with ``DICM`` at byte 128; a missing file is False."""
+    """True if the name ends in .dcm or .dicom, or the file exists and has ``DICM`` at byte 128."""
     if Path(path).suffix.lower() in _SUFFIXES:
         return True
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -80,7 +80,7 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def read_header(path: str | Path) -> DicomHeader:
-    """Reads the modality, body part, view and identifiers of a DICOM file, and no pixels.
+    """Reads the modality, body part, view, intent and identifiers of a DICOM file, without its pixels.
 
     Raises:
         InputError: no such file, not DICOM, damaged, or pydicom is not installed.
@@ -95,11 +95,11 @@ def read_header(path: str | Path) -> DicomHeader:
 
 
 def unusual(header: DicomHeader) -> str | None:
-    """Says in one sentence why a file is no frontal chest radiograph, or None where nothing speaks against it.
+    """Says in one sentence why a file is not a frontal chest radiograph; None where nothing speaks against it.
 
-    Radiographs are CR, DX, DR, RG and, as exports use them, OT, SC and no modality. A body part counts as the chest
-    where it holds chest, thorax, torax, lung or rib. Lateral, oblique and decubitus views are named; a missing or
-    unknown body part tag or view passes.
+    The modalities CR, DX, DR and RG pass, and so do OT, SC and a missing one, as exports have them. A body part passes
+    if it is missing or contains chest, thora, torax, torac, lung or rib. A view passes unless it is lateral, oblique or
+    decubitus.
     """
     if header.modality not in _RADIOGRAPHS:
         seen = f"modality {header.modality} is not a radiograph"
@@ -117,10 +117,10 @@ def unusual(header: DicomHeader) -> str | None:
 def read_dicom(path: str | Path) -> Image.Image:
     """Reads a single-frame DICOM file as one gray channel, as a viewer shows it.
 
-    Stored values go through the modality LUT or rescale, then the first VOI LUT, else the first window (LINEAR_EXACT,
-    SIGMOID or, for any other function, LINEAR) of positive width, else their own minimum to maximum; MONOCHROME1 is
-    inverted at the end. Padding pixels take no part in minimum and maximum and come out black. Colour is reduced as
-    PIL's ``convert("L")`` does.
+    Stored values go through the modality LUT, or the rescale without one. Then comes the first of these that the file
+    has: the first VOI LUT; the first window, if its width is positive; the values' minimum to maximum. A window's
+    function is LINEAR_EXACT, SIGMOID or, for any other name, LINEAR. MONOCHROME1 is inverted at the end. Padding pixels
+    are left out of minimum and maximum, and come out black. Colour is reduced as PIL's ``convert("L")`` does.
 
     Returns:
         A PIL image of mode ``"F"``, Rows x Columns, with values in [0, 255]; a constant image without a window is 0.
@@ -134,7 +134,7 @@ def read_dicom(path: str | Path) -> Image.Image:
 
 
 def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
-    """Calls ``read`` and lets no warning, log line or exception of pydicom out: they can quote tag values."""
+    """Calls ``read`` and holds back pydicom's warnings, log lines and exceptions, which can quote tag values."""
     require("pydicom", "dicom")
     require("pydicom.pixels", "dicom")  # now, so that its loggers exist and are muted too
     thread = threading.get_ident()
@@ -163,7 +163,7 @@ def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
 
 
 def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
-    """The tags ``keywords`` of a file, with a transfer syntax; a deflated file is inflated here, within a limit."""
+    """Loads tags of a file, and sets a missing transfer syntax. A deflated file is inflated here, up to a limit."""
     from pydicom import dcmread, uid
     from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset, read_preamble
@@ -200,7 +200,7 @@ def _text(ds: Dataset, keyword: str) -> str:
 
 
 def _read_pixels(path: str | Path) -> np.ndarray:
-    """Gray values in [0, 255], (Rows, Columns)."""
+    """Returns gray values in [0, 255], (Rows, Columns)."""
     from pydicom.pixels import apply_color_lut, convert_color_space
     from pydicom.pixels.utils import as_pixel_options
     from pydicom.uid import RLELossless
@@ -208,7 +208,7 @@ def _read_pixels(path: str | Path) -> np.ndarray:
     ds = _load(path, (*_LAYOUT, *_REQUIRED, *_GRAYS, *_COLOURS))
     decoder = _checked_decoder(path, ds)
     run_length = ds.file_meta.TransferSyntaxUID == RLELossless
-    plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, which is no Exception
+    plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, and that is not an Exception
     stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
     kind = str(properties["photometric_interpretation"])
     if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
@@ -223,7 +223,7 @@ def _read_pixels(path: str | Path) -> np.ndarray:
 
 
 def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
-    """Pydicom's decoder for the file, once everything that can be known without decoding is known to be right."""
+    """Returns pydicom's decoder for the file, after every check that does not need decoding."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import get_expected_length
@@ -231,7 +231,7 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
 
     if "PixelData" not in ds:
         modality = _text(ds, "Modality") or "unknown"
-        raise InputError(f"{path} has no pixel data (modality {modality}), is no image or cut short: export it again")
+        raise InputError(f"{path} has no pixel data (modality {modality}): not an image, or cut short: export it again")
     if missing := [keyword for keyword in _REQUIRED if ds.get(keyword) in (None, "")]:
         raise InputError(f"{path} lacks {', '.join(missing)}: export it again")
     if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
@@ -266,7 +266,7 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
 
 
 def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it has none."""
+    """Reads rows, columns and samples from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None without one."""
     if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:  # SOC, SIZ
         x1, y1, x0, y0 = struct.unpack_from(">4I", frame, 8)
         return y1 - y0, x1 - x0, struct.unpack_from(">H", frame, 40)[0]
@@ -280,7 +280,7 @@ def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _gray(path: str | Path, ds: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Modality, VOI and polarity: (Rows, Columns) of stored values to gray in [0, 1]."""
+    """Applies modality, VOI and polarity to stored values, (Rows, Columns); returns gray in [0, 1]."""
     padding = np.zeros(stored.shape, bool)
     if (low := ds.get("PixelPaddingValue")) is not None:
         limit = ds.get("PixelPaddingRangeLimit")
@@ -310,7 +310,7 @@ def _gray(path: str | Path, ds: Dataset, stored: np.ndarray) -> np.ndarray:
 
 
 def _look_up(ds: Dataset, item: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
-    """The values through one LUT item, and its bits; pydicom's own wraps where a table is longer than its bits."""
+    """Maps values through a LUT, and returns its bits too. pydicom's own wraps if a table is longer than its bits."""
     entries, first, bits = item.LUTDescriptor
     entries = entries or 65536
     data = item.LUTData
@@ -322,13 +322,13 @@ def _look_up(ds: Dataset, item: Dataset, values: np.ndarray) -> tuple[np.ndarray
 
 
 def _window(ds: Dataset) -> tuple[str, float, float] | None:
-    """Function, centre and width of the first window; None where there is none that can be applied."""
+    """Returns function, centre and width of the first window; None if there is none that can be applied."""
     center, width = (np.ravel(np.asarray(ds.get(tag), float))[0] for tag in ("WindowCenter", "WindowWidth"))
     return (_text(ds, "VOILUTFunction"), center, width) if np.isfinite([center, width]).all() and width > 0 else None
 
 
 def _windowed(values: np.ndarray, function: str, center: float, width: float) -> np.ndarray:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3 with an output range of 0 to 1, not yet cut off there."""
+    """Applies a window as PS3.3 C.11.2.1.2 and C.11.2.1.3 define it, to the range 0 to 1, not clipped yet."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - center) / width))
     if function != "LINEAR_EXACT" and width >= 1:  # LINEAR, the default, is not defined for less

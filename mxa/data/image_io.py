@@ -1,4 +1,4 @@
-"""Finding X-ray images, and reading one as gray."""
+"""Finds X-ray images, and reads one as gray."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
     """Reads a PNG, JPEG, BMP, TIFF, WebP or DICOM file as one gray channel.
 
     Args:
-        path: The file, or a binary stream of an image that is no DICOM. Palettes, alpha and RGB-stored gray are reduced
-            to gray; 16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied.
-        size: Height and width that the caller will reduce the image to. A JPEG is then decoded at the smallest of its
-            full, half, quarter and eighth size that is no smaller.
+        path: The file, or a binary stream of an image that is not DICOM. Palettes, alpha and RGB are reduced to gray;
+            16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied.
+        size: Height and width that the caller will reduce the image to. A JPEG is then decoded at full, half, quarter
+            or eighth size: the smallest that is at least this large.
 
     Returns:
         A PIL image of mode ``"L"`` (8 bit), or ``"F"`` with values in [0, 255] where the file is deeper or a DICOM.
 
     Raises:
-        InputError: no such file, not an image, cut short, several frames, a channel layout that is no gray, values that
+        InputError: no such file, not an image, cut short, several frames, channels other than gray or RGB, values that
             are not finite or out of range, or a DICOM that ``mxa.data.dicom.read_dicom`` refuses.
     """
     if isinstance(path, (str, Path)) and is_dicom(path):
@@ -72,7 +72,7 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
 
 
 def is_hidden(path: Path) -> bool:
-    """True for what a system or tool leaves beside images: ``.ipynb_checkpoints``, ``__MACOSX``, ``._1.png``."""
+    """True for what systems and tools leave beside images: ``.ipynb_checkpoints``, ``__MACOSX``, ``._1.png``."""
     return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
 
 
@@ -82,12 +82,12 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Lists the images below a folder, by their suffix, sorted, hidden ones not among them."""
+    """Lists the image files below a folder, sorted; hidden ones are left out."""
     return sorted(p for p in Path(folder).rglob("*") if is_image(p) and not is_hidden(p.relative_to(folder)))
 
 
 def describe_dicom(path: Path, identifiers: bool = False) -> dict[str, Any]:
-    """Says why a DICOM file is no frontal chest radiograph, logging it too, and gives its identifiers where asked."""
+    """Describes a DICOM file: ``warning``, logged too, if it is not a frontal chest X-ray; ``identifiers`` if asked."""
     header = read_header(path)
     reason = unusual(header)
     if reason:
@@ -96,7 +96,7 @@ def describe_dicom(path: Path, identifiers: bool = False) -> dict[str, Any]:
 
 
 def find_images(files: tuple[Path, ...]) -> list[Path]:
-    """Lists the images named and those in the folders named, sorted.
+    """Lists the files given, and the images below the folders given, each folder sorted.
 
     Raises:
         InputError: something does not exist, or there is no image.

@@ -1,4 +1,4 @@
-"""What a collection's tables say, as columns: one row an image."""
+"""A collection's tables as columns, with one row for each image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", 
 
 
 def text_column(values: Iterable[str] | str, count: int | None = None) -> np.ndarray:
-    """Packs text into one buffer, ``(N,)``: no Python object a row, so that worker processes share it.
+    """Packs text into one buffer, ``(N,)``, without a Python object for each row: worker processes share it.
 
     Args:
         values: The text of each row, or one for all.
@@ -38,28 +38,28 @@ def text_column(values: Iterable[str] | str, count: int | None = None) -> np.nda
 
 
 def hash_keys(text: np.ndarray) -> np.ndarray:
-    """Returns an int64 for each text, ``(N,)``, equal for equal ones in this process: a tenth of the text's memory."""
+    """Hashes texts to int64, ``(N,)``, in a tenth of their memory; in this process equal texts have equal hashes."""
     return np.fromiter(map(hash, text), np.int64, len(text))
 
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a collection, as arrays of N. What is not given is unknown; text may be given as any iterable.
+    """The rows of a collection, as columns of N. What is not given is unknown; text may be given as any iterable.
 
     Attributes:
         labels: Names of the L columns of ``targets``.
         paths: Image files below ``root``, ``(N,)`` text.
-        targets: ``(N, L)`` float32. As a collection reads them 1 positive, 0 negative, -1 uncertain, NaN blank; in a
-            dataset in [0, 1], NaN where masked.
+        targets: ``(N, L)`` float32. As read from tables: 1 positive, 0 negative, -1 uncertain, NaN blank. In a
+            dataset: [0, 1], NaN where masked.
         patients: Patient identifiers, ``(N,)`` text.
         studies: Identifiers of the studies (one visit, one or more images), ``(N,)`` text; the path by default.
         views: ``"AP"``, ``"PA"``, ``"LATERAL"``, ``"OTHER"`` or ``""`` (unknown), ``(N,)`` text.
         sexes: ``"F"``, ``"M"`` or ``""``, ``(N,)`` text.
         ages: Years, ``(N,)`` float32, NaN where unknown.
         splits: Split of each row, ``(N,)`` text: ``"train"``, ``"val"``, ``"test"``, ``"valid"`` or ``""``.
-        blank: What a blank cell means by the collection's habit: ``"negative"`` or ``"ignore"``.
+        blank: What a blank cell means by the collection's convention: ``"negative"`` or ``"ignore"``.
         root: Folder of the paths.
-        split: The split that all rows are, such as ``"test"`` or ``"all"``.
+        split: The split that was selected, such as ``"test"`` or ``"all"``.
         unused: Labels of the collection that were not asked for.
     """
 
@@ -95,27 +95,28 @@ class Records:
         return os.path.join(self.root, self.paths[index])
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Reads one image, gray; not much larger than ``size`` (height, width) needs, if the file allows it."""
+        """Reads one image as gray; a file that can is decoded not much larger than ``size`` (height, width)."""
         return read_image(self.path(index), size)
 
     def subset(self, rows: np.ndarray) -> Records:
-        """Keeps rows, given as indices or as a mask."""
+        """Keeps some rows, given as indices or as a mask."""
         if rows.dtype == bool and rows.all():
             return self
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
     def with_merged(self, labels: Sequence[str]) -> tuple[Records, dict[str, tuple], list[str]]:
-        """Adds those labels that the collection lacks and ``mxa.labels.MERGES`` makes from others; says which.
+        """Adds those labels that the collection lacks and ``mxa.labels.MERGES`` makes from others.
 
         Returns:
-            The records; for each label added what it was made from; and those made of some of their parts only.
+            The records; for each label added, what it was made from; and the labels added for which the collection has
+            only some of the labels to merge.
         """
-        cells, made, halves = merge(self.targets, self.labels, labels)
+        cells, made, partial = merge(self.targets, self.labels, labels)
         targets = np.concatenate([self.targets, cells], axis=1)
-        return replace(self, labels=(*self.labels, *made), targets=targets), made, halves
+        return replace(self, labels=(*self.labels, *made), targets=targets), made, partial
 
     def with_labels(self, labels: Sequence[str]) -> Records:
-        """Re-orders the targets by name; labels that the collection lacks are masked.
+        """Reorders the targets by name; labels that the collection lacks are masked.
 
         Raises:
             InputError: the collection has none of the labels.
@@ -131,11 +132,11 @@ class Records:
         return replace(self, labels=tuple(labels), targets=targets, unused=unused)
 
     def in_split(self, split: str) -> np.ndarray:
-        """Says which rows are of one split; all of them are of ``"all"``."""
+        """Says which rows are in a split, ``(N,)`` bool. Every row is in ``"all"``."""
         return (self.splits == split) | (split == "all")
 
     def in_views(self, views: str | Sequence[str]) -> np.ndarray:
-        """Says which rows are ``"frontal"`` (AP, PA and unknown), ``"lateral"``, ``"all"``, or of the views listed.
+        """Says which rows have a view: ``"frontal"`` (AP, PA, unknown), ``"lateral"``, ``"all"`` or a list of views.
 
         Raises:
             InputError: unknown view.
@@ -166,5 +167,5 @@ def normal_sex(text: str) -> str:
 
 
 def years(ages: pd.Series) -> np.ndarray:
-    """Returns ages that a table has as text, such as ``"058Y"``, as float64, NaN where unknown."""
+    """Converts ages in text, such as ``"058Y"``, to float64 years, NaN where unknown."""
     return pd.to_numeric(ages.str.removesuffix("Y"), errors="coerce").to_numpy(np.float64)

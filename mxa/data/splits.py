@@ -19,9 +19,9 @@ __all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_splits"]
 def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "") -> np.ndarray:
     """Cuts a share of the patients, stratified by label, without a random number.
 
-    Patients who share their rarest positive label (the one that the fewest patients have) form a stratum; of each,
-    those whose hash is lowest are cut, at least one of three. Where that leaves a label without a patient who has it,
-    although one at least is its share, the one whose hash is lowest is cut too.
+    Patients who share their rarest positive label, the one that the fewest patients have, form a stratum. From each
+    stratum the patients with the lowest hashes are cut, at least one of three or more. If a label is then missing from
+    the cut although its share is a patient or more, its patient with the lowest hash is cut too.
 
     Args:
         patients: Identifier of each row, ``(N,)``.
@@ -30,14 +30,14 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "
         salt: Another salt gives another cut.
 
     Returns:
-        ``(N,)`` bool, True for the rows cut. It depends on the rows alone, neither on their order nor on the process.
+        ``(N,)`` bool, True for the rows cut. It does not depend on the order of the rows or on the process.
     """
-    _, first, of = np.unique(hash_keys(patients), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(hash_keys(patients), return_index=True, return_inverse=True)
     names = patients[first]
     rank = np.argsort([hashlib.sha256(f"{salt}{name}".encode()).digest() for name in names]).argsort()
     positive = np.zeros((len(names), targets.shape[1]), dtype=bool)
     rows, columns = np.nonzero(targets == 1)
-    positive[of[rows], columns] = True
+    positive[inverse[rows], columns] = True
     frequency = np.where(positive, positive.sum(0), len(names) + 1)
     stratum = np.where(positive.any(1), frequency.argmin(1), -1) if targets.shape[1] else np.full(len(names), -1)
     chosen = np.zeros(len(names), dtype=bool)
@@ -50,15 +50,15 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "
             chosen[np.flatnonzero(have)[rank[have].argmin()]] = True
     if percent and len(names) > 1 and not chosen.any():
         chosen[rank.argmin()] = True
-    return chosen[of]
+    return chosen[inverse]
 
 
 def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None = None) -> Records:
-    """Cuts what the collection does not divide itself: validation patients (10 %), and test patients where asked.
+    """Cuts the splits that the collection lacks: validation (10 % of the patients), and test where asked.
 
     Args:
         records: Every row.
-        test_percent: Share of the patients that test, where no row is of a test split.
+        test_percent: Percentage of the patients to cut for a test split, if no row is in one.
         labels: Labels that the cut is stratified by, whatever their order; all by default.
     """
     targets = _stratifying(records, labels)
@@ -72,13 +72,13 @@ def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None
 
 
 def fold_splits(records: Records, number: int, count: int, labels: Sequence[str] | None = None) -> Records:
-    """Makes one fold of a cross-validation by patient: it tests, the others train; the collection's splits are dropped.
+    """Makes one fold of a cross-validation by patient: it tests, the others train. The collection's splits are dropped.
 
     Args:
         records: Every row.
         number: Which fold, from 0.
         count: How many folds; every image tests in exactly one.
-        labels: As of ``divide``.
+        labels: As for ``divide``.
 
     Raises:
         InputError: fewer than 2 folds, or no such fold.
@@ -100,7 +100,7 @@ def fold_splits(records: Records, number: int, count: int, labels: Sequence[str]
 
 
 def _stratifying(records: Records, labels: Sequence[str] | None) -> np.ndarray:
-    """Targets that a cut is stratified by, in the order of their names."""
+    """Returns the targets that a cut is stratified by, in the order of their names."""
     names = sorted(records.labels if labels is None else labels, key=canonical)
     return records.targets[:, [i for i in align(records.labels, names) if i is not None]]
 
@@ -118,8 +118,8 @@ def check_disjoint(records: Records, where: str) -> None:
         twice |= dict.fromkeys(one & other, pair)
     if twice:
         patient = min(twice)
-        of = records.patients == patient
-        files = [records.paths[of & (records.splits == split)][0] for split in twice[patient]]
+        theirs = records.patients == patient
+        files = [records.paths[theirs & (records.splits == split)][0] for split in twice[patient]]
         raise InputError(
             f"{where}: {len(twice)} patient(s) are in more than one split, such as the one of {' and '.join(files)}: "
             "divide by patient"

@@ -1,4 +1,4 @@
-"""Reading a collection's tables: text stays text, label cells become numbers."""
+"""Reads a collection's tables: text stays text, label cells become numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {"true": "1", "false": "0"}
 
 
 def find_table(root: Path, *patterns: str) -> Path:
-    """Finds a table in a folder, plain or as ``.gz``: the first file that matches the first pattern that matches any.
+    """Finds a table in a folder, plain or ``.gz``. Patterns are tried in order; the first match is taken.
 
     Raises:
         InputError: there is none.
@@ -46,7 +46,7 @@ def read_header(path: Path) -> list[str]:
     """Returns the names of a table's columns.
 
     Raises:
-        InputError: it is no table, two columns have one name, or no comma separates them.
+        InputError: it is not a table, two columns share a name, or commas do not separate them.
     """
     if _is_parquet(path):
         require("pyarrow", "data")
@@ -82,12 +82,12 @@ def read_table_file(
 
     Args:
         path: The file.
-        columns: Columns that must be there, read as text, a blank as ``""``; with none named every column is read.
+        columns: Columns that must be there, read as text, a blank as ``""``; if empty, every column is read.
         cells: Label columns that must be there, read as float32: 1, 0, -1, NaN where blank.
         optional: Columns that are blank where the table lacks them.
 
     Raises:
-        InputError: no such file, no table, no rows, a column is missing, or a label cell is no label.
+        InputError: no such file, not a table, no rows, a column is missing, or a label cell is not a label.
     """
     if not path.is_file():
         raise InputError(f"no table {path}: --root must name the folder that holds it")
@@ -107,11 +107,11 @@ def read_table_file(
 
 
 def label_cells(column: pd.Series, where: str) -> np.ndarray:
-    """Turns a column into cells, ``(N,)`` float32; "-1", "-1.0" and -1 are one thing, "True" is 1.
+    """Turns a column into cells, ``(N,)`` float32; "-1", "-1.0" and -1 mean the same, "True" is 1.
 
     Raises:
-        InputError: a cell is neither 1, 0, -1 nor blank; the message begins with ``where`` and names the first such
-            row, not what stands in it, which may be about a patient.
+        InputError: a cell is not 1, 0, -1 or blank. The message begins with ``where`` and gives the first such row. It
+            does not quote the cell, which may be about a patient.
     """
     text = column
     if column.dtype.kind not in "fiub":
@@ -129,12 +129,12 @@ def _read_csv(path: Path, wanted: set[str] | None, cells: Sequence[str]) -> pd.D
     if wanted is not None:
         options["usecols"] = wanted.__contains__
     try:
-        if cells:  # numbers at once: less than half the time and memory of text
+        if cells:  # read as numbers: less than half the time and memory of text
             numbers = {"dtype": {**dict.fromkeys(wanted, object), **dict.fromkeys(cells, np.float32)}}
             try:
                 return pd.read_csv(path, **options, **numbers, na_values=dict.fromkeys(cells, ("", "nan", "NaN", "NA")))
             except ValueError:
-                pass  # as text, so that the cell can be named
+                pass  # read as text, so that the error can name the row
         return pd.read_csv(path, **options, dtype=object)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a CSV table: {error}") from None

@@ -6,7 +6,7 @@ import re
 
 __all__ = ["normal_view", "not_frontal"]
 
-_NOT_FRONTAL = {  # in this order: a "LEFT LATERAL DECUBITUS" is no lateral
+_NOT_FRONTAL = {  # in this order: "LEFT LATERAL DECUBITUS" is not a lateral view
     "decubitus": re.compile(r"\b[LR]LD\b|DECUB"),
     "lateral": re.compile(r"\b(LL|RL|[LR]?LAT)\b|LATERAL|SWIMMER|^L$"),
     "oblique": re.compile(r"\b([LR]AO|[LR]PO|[LR]LO)\b|OBL"),
@@ -20,7 +20,7 @@ def _words(text: str) -> str:
 
 
 def not_frontal(text: str) -> str | None:
-    """Returns ``"decubitus"``, ``"lateral"`` or ``"oblique"`` where a view is one, else None.
+    """Returns ``"decubitus"``, ``"lateral"`` or ``"oblique"`` if a view is one of them, else None.
 
     >>> [not_frontal(v) for v in ("AP LLD", "Left lateral", "RAO", "AP", "")]
     ['decubitus', 'lateral', 'oblique', None, None]

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as ``torchrun`` starts them; one process is the case of one."""
+"""Processes that train one model together, as ``torchrun`` starts them; without it there is one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world_size() -> int:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Returns the device named, by default CUDA where there is one, else the CPU.
+    """Returns the device named; by default CUDA if there is a GPU, else the CPU.
 
     Raises:
         InputError: there is no such device.
@@ -47,12 +47,12 @@ def pick_device(name: str | None) -> torch.device:
 
 @contextmanager
 def processes(name: str | None) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started (``nccl`` on CUDA, else ``gloo``) and gives this one's device.
+    """Joins the processes that torchrun has started (``nccl`` on CUDA, else ``gloo``), and yields this one's device.
 
-    Without torchrun, or inside another such block, it gives the device and does no more.
+    Without torchrun, or inside another such block, it only yields the device.
 
     Args:
-        name: As for ``pick_device``; with several processes each takes the CUDA device of its local rank.
+        name: As for ``pick_device``; each of several processes takes the CUDA device of its local rank.
 
     Raises:
         InputError: there is no such device.
@@ -66,7 +66,7 @@ def processes(name: str | None) -> Iterator[torch.device]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    wait = timedelta(hours=6)  # for the first process, where it scores or writes alone
+    wait = timedelta(hours=6)  # while the first process scores or writes alone
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
     try:
         yield device
@@ -76,7 +76,7 @@ def processes(name: str | None) -> Iterator[torch.device]:
 
 
 def all_reduce(value: torch.Tensor) -> torch.Tensor:
-    """Sum over the processes; no gradient."""
+    """Returns the sum over the processes, without a gradient."""
     if world_size() > 1:
         value = value.detach().clone()
         distributed.all_reduce(value)
@@ -84,20 +84,20 @@ def all_reduce(value: torch.Tensor) -> torch.Tensor:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Says whether the flag is set in any process; all of them must ask."""
+    """Says whether the flag is set in any process; all of them must call this."""
     if world_size() == 1:
         return flag
     return bool(all_reduce(torch.tensor(float(flag), device=device)) > 0)
 
 
 def barrier() -> None:
-    """Goes on when every process has come here."""
+    """Waits until every process has come here."""
     if world_size() > 1:
         distributed.barrier()
 
 
 def all_gather(rows: np.ndarray) -> np.ndarray:
-    """Puts the rows ``(N_i, ...)`` of all processes one after the other, in the order of the ranks."""
+    """Concatenates the rows ``(N_i, ...)`` of all processes, in the order of their ranks."""
     if world_size() == 1:
         return rows
     pieces: list = [None] * world_size()

@@ -1,4 +1,4 @@
-"""The one error for what a user can put right: its message names the thing and the remedy."""
+"""The error for what a user can put right; its message names the thing and the remedy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class InputError(ValueError):
 
 
 def name_some(names: Sequence[str], most: int = 20) -> str:
-    """Puts names into a message, so that 200,000 of them are still one line."""
+    """Lists names for a message, the first ``most`` of them, so that 200,000 are still one line."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports a module that an extra brings.
+    """Imports a module that an extra installs.
 
     Raises:
         InputError: it is not installed; the message names the command that installs it.

@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk leaves whole, folders that one process holds, and hashes."""
+"""Files that a kill or a full disk does not damage, folders that one process locks, and hashes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["alone_in", "atomic_write", "digest", "whole_or_not_at_all", "write_t
 def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | None = None) -> None:
     """Calls ``write`` on a temporary file beside ``path``, flushes it to the disk and moves it into place.
 
-    Where that fails (a full disk), what was at ``path`` is still there and the temporary file is not.
+    If that fails, as on a full disk, the file at ``path`` is unchanged and the temporary file is removed.
 
     Args:
         path: The file.
-        write: Writes it.
-        previous: Where to keep what was at ``path``. Where the file system has hard links there is a file at ``path``
-            at every moment.
+        write: Writes the content to the path that it is called with.
+        previous: Path under which the old file is kept. If the file system has hard links, ``path`` exists at every
+            moment.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors' files, for one, are their owner's alone
+        mode = temporary.stat().st_mode  # safetensors, for one, lets only the owner read its files
         write(temporary)
         temporary.chmod(mode)
         with temporary.open("rb") as file:
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_or_not_at_all(path: Path) -> Iterator[None]:
-    """Turns what torch and safetensors raise on a full disk into one error; what was there before still is.
+    """Turns what torch and safetensors raise on a full disk into one error.
 
     Raises:
         InputError: the file could not be written.
@@ -78,14 +78,16 @@ def whole_or_not_at_all(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a folder inside the block; the system lets go of it however the process ends.
+    """Locks a folder inside the block. The system unlocks it however the process ends.
 
-    With ``wait`` a folder that another process holds is waited for.
+    Where there are no such locks (Windows, some network disks), nothing is locked.
 
-    Where the system or the file system has no such lock (Windows, some network disks), nothing is held.
+    Args:
+        directory: The folder.
+        wait: Wait while another process holds the lock.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     try:
         import fcntl
@@ -105,7 +107,7 @@ def alone_in(directory: Path, wait: bool = False) -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Every family of timm's that MXA is said to graft onto: nothing changes, everything trains, one line loads it."""
+"""Every timm family that MXA grafts onto: the logits stay the same, everything trains, one line loads it."""
 
 from __future__ import annotations
 

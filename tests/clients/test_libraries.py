@@ -1,4 +1,4 @@
-"""The libraries that people build with, around our models."""
+"""Our models inside the libraries that people build with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code and of Microsoft's EfficientViT, made of ours with the names that theirs have."""
+"""Checkpoints of the published code and of Microsoft's EfficientViT, made from our models under their names."""
 
 from __future__ import annotations
 

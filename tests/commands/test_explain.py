@@ -1,4 +1,4 @@
-"""The explain job: files in, pictures and boxes out, in the coordinates of the original image."""
+"""``mxa explain``: files in, pictures and boxes out, in the coordinates of the original image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job on the phantom, whose boxes are known: with maps made from them, and with real ones."""
+"""``mxa localize`` on the phantom, whose boxes are known: with maps made from the boxes, and with a model's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is published, looked at, loaded back and checked."""
+"""A run is published, and its folder is read, loaded and checked."""
 
 from __future__ import annotations
 

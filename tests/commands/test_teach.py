@@ -1,4 +1,4 @@
-"""A teacher in a training run: live, computed once, or as the start."""
+"""A teacher in a training run: live, computed once, or as the first weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests of collections."""
+"""Helpers for the tests of collections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every collection has in common: labels by name, parts by patient, views, errors."""
+"""What every collection has in common: labels by name, splits by patient, views, errors."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_unknown_names_are_named(made_nih, kwargs, message):
 
 
 def test_records_say_which_split_they_are(made_nih, made_chexpert, made_table):
-    for source, root, default in (
+    for collection, root, default in (
         ("nih", made_nih(lists=True), "test"),
         ("chexpert", made_chexpert(), "valid"),
         ("table", made_table(), "test"),
         ("phantom", None, "test"),
     ):
         for split in ("train", "val", "all", None):
-            assert create_dataset(source, root, split).records.split == (split or default)
+            assert create_dataset(collection, root, split).records.split == (split or default)
     (made_nih() / "test_list.txt").unlink()
     assert create_dataset("nih", made_nih()).records.split == "all"

@@ -1,4 +1,4 @@
-"""DICOM files of every form read or are an error that names the file; bombs are refused before they go off."""
+"""Every DICOM file reads or is an error that names it; decompression bombs are refused before they are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DICOM files give away nothing about a patient; what their header says of the image."""
+"""Nothing about a patient leaves a DICOM file; what its header says about the image."""
 
 from __future__ import annotations
 

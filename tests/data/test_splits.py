@@ -1,4 +1,4 @@
-"""Parts are whole patients: cut by a hash, stratified by label; overlaps and duplicates are errors."""
+"""Splits are whole patients: cut by a hash, stratified by label; overlaps and duplicates are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores as files: there and back, from other programs, and by study."""
+"""Files of scores: saved and read back, from other programs, and by study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and images for the explanations."""
+"""Models and images for the tests of explanations."""
 
 from __future__ import annotations
 

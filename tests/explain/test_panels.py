@@ -1,4 +1,4 @@
-"""Pictures: what is written holds what was asked, in its place."""
+"""Pictures: each holds what was asked for, in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Six maps, the same six wherever a client asks for them."""
+"""The six feature maps are the same, whichever way a client asks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The masked loss: plain BCE where everything is present, and nothing at all from what is masked."""
+"""The masked loss: plain BCE where every label is present, and no contribution from masked ones."""
 
 from __future__ import annotations
 

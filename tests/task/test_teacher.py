@@ -1,4 +1,4 @@
-"""Teachers of every source: their input, their raw logits by name, their file, and that they stay as they are."""
+"""Teachers of every kind: their input, their raw logits by name, their file, and that they do not change."""
 
 from __future__ import annotations
 

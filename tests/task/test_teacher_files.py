@@ -1,4 +1,4 @@
-"""Teachers of TorchXRayVision's files: found by name or path, digested, and refused where they hold anything else."""
+"""Teachers from TorchXRayVision's files: found by name or path, hashed, and refused if they hold anything else."""
 
 from __future__ import annotations
 

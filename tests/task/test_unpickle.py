@@ -1,4 +1,4 @@
-"""TorchXRayVision's files in both of torch's formats, and hostile ones, of which nothing may run."""
+"""TorchXRayVision's files in both of torch's formats, and hostile ones, whose code may not run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Speed and memory beside peers, measured in the same run."""
+"""Measures speed and memory beside peers, in the same run."""

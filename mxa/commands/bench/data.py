@@ -1,4 +1,4 @@
-"""How fast images come from files and from shards, and what a large table costs, beside TorchXRayVision."""
+"""Measures loading from files and from shards, and the cost of a large table, beside TorchXRayVision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BATCH = 32
 
 @dataclass
 class BenchDataConfig:
-    """Compares loaders with TorchXRayVision's CheX_Dataset: images a second, start-up, memory of a worker."""
+    """Compares loaders with TorchXRayVision's CheX_Dataset: images per second, start-up, memory of a worker."""
 
     root: str | None = None
     """CheXpert folder with train.csv; drawn JPEGs of CheXpert-small's size (390 x 320) by default."""
@@ -42,28 +42,28 @@ class BenchDataConfig:
     img_size: int = 224
     """Side of the images that come out, in pixels."""
     repeats: int = 5
-    """Rounds; each loads every contender's epoch once."""
+    """Rounds; each loads one epoch with every contender."""
     output: Path | None = None
     """JSON file to write configuration, environment and rows to."""
 
 
 def bench_data(config: BenchDataConfig) -> list[dict]:
-    """Measures the loading of the same frontal images, by one worker process in batches of 32.
+    """Measures how fast one worker process loads the same frontal images in batches of 32.
 
     TorchXRayVision's dataset resizes with its ``XRayResizer``; ours does what evaluation does. Shards are prepared
     first, with a shorter side of 256. Every contender's worker is started before its first round.
 
-    ``startup_s`` and ``startup_mb`` are what creating the dataset of CheXpert's real training table (223,414 rows,
-    shipped by TorchXRayVision) takes in a process of its own: seconds, and the growth of the peak of resident memory
-    above that after the imports. ``worker_growth_mb`` is how much private memory a worker process has gained after it
-    went once through every row of that table, images left aside (Linux; 1 MB is 10^6 bytes).
+    ``startup_s`` and ``startup_mb`` are the cost of creating the dataset of CheXpert's real training table (223,414
+    rows, shipped by TorchXRayVision) in a fresh process: seconds, and the growth of peak resident memory after the
+    imports. ``worker_growth_mb`` is the private memory that a worker process gains when it reads every row of that
+    table once, without images. Memory is measured on Linux; 1 MB is 10^6 bytes.
 
     Returns:
         One row per contender, TorchXRayVision's first: ``loader``, ``images_per_s`` with its ratio and quartiles, and
-        the three above, ``"-"`` where they do not apply.
+        the three costs above, ``"-"`` where they do not apply.
 
     Raises:
-        InputError: fewer than 32 images, or ``root`` is no CheXpert folder.
+        InputError: fewer than 32 images, or ``root`` is not a CheXpert folder.
     """
     if config.images < _BATCH:
         raise InputError(f"--images must be at least {_BATCH}")
@@ -94,7 +94,7 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
 
 
 def _subset(config: BenchDataConfig, folder: Path) -> Path:
-    """Makes a CheXpert folder of the images to load: links to those of ``root``, or drawings."""
+    """Makes a CheXpert folder of the images to load: links to those of ``root``, or drawn ones."""
     (folder / "train").mkdir(parents=True)
     rows = []
     if config.root is not None:
@@ -138,7 +138,7 @@ def _exhaust(loader: DataLoader) -> int:
 
 
 def _table_cost(package: str) -> dict[str, float]:
-    """Start-up and worker memory on the real table, each measured in a process of its own."""
+    """Measures start-up and worker memory on the real table, in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train.csv.gz").symlink_to(shipped_table("chexpert_train.csv.gz"))
         code = "import sys; from mxa.commands.bench.data import _measure_table; _measure_table(*sys.argv[1:])"
@@ -170,7 +170,7 @@ def _measure_table(package: str, folder: str) -> None:
 
 
 class _Rows(Dataset):
-    """Goes through a table's rows; the first and the last sample are the worker's private memory, in bytes."""
+    """Reads a table's rows. Samples 1000 and the last are the worker's private memory in bytes, all others 0."""
 
     def __init__(self, row: Callable[[int], tuple], count: int):
         self.row, self.count = row, count
@@ -180,7 +180,7 @@ class _Rows(Dataset):
 
     def __getitem__(self, index: int) -> int:
         self.row(index)
-        return _private_bytes() if index in (1000, self.count - 1) else 0  # by 1000 the worker's own start is over
+        return _private_bytes() if index in (1000, self.count - 1) else 0  # by 1000 the worker has started up
 
 
 def _private_bytes() -> int:
@@ -192,7 +192,7 @@ def _peak_bytes() -> int:
 
 
 def _kilobytes(path: str, name: str) -> int:
-    """Reads one line of what Linux says of this process; 0 where there is no such file."""
+    """Reads one value in kB from a file of Linux's ``/proc``; 0 if there is no such file."""
     with suppress(OSError), open(path) as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name))
     return 0

@@ -1,4 +1,4 @@
-"""The crop of a map to a box beside torch's own way to do it."""
+"""Measures the crop of a map to a box beside torch's own way to do it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def bench_layers(config: BenchLayersConfig) -> list[dict]:
 
 
 def _grid_resize(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """The usual way to do what ``roi_resize`` does."""
+    """Does what ``roi_resize`` does, in the usual way."""
     x1, y1, x2, y2 = boxes.unbind(1)
     zero = torch.zeros_like(x1)
     theta = torch.stack([x2 - x1, zero, x1 + x2 - 1, zero, y2 - y1, y1 + y2 - 1], dim=1).view(-1, 2, 3)

@@ -1,4 +1,4 @@
-"""Speed, memory and size of models beside peers."""
+"""Measures speed, memory and size of models beside peers."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def bench_models(config: BenchModelsConfig) -> list[dict]:
 
     A training step is forward, binary cross-entropy, backward and clearing the gradients, without an optimizer. MACs
     are half of torch's ``FlopCounterMode`` at batch 1 (products and convolutions). ``train_memory_mb`` is what a
-    training step needs beyond the weights: on CUDA the growth of allocated memory to its peak; on the CPU, which has no
-    such counter, the tensors that the forward pass saves for the backward pass, each storage counted once
-    (deterministic; for M5 at batch 32 5 to 8 % below the growth of the resident set).
+    training step needs beyond the weights. On CUDA it is the growth of allocated memory to its peak. The CPU has no
+    such counter: there it is the size of the tensors that the forward pass saves for the backward pass, each storage
+    counted once. That is deterministic; for M5 at batch 32 it is 5 to 8 % below the growth of the resident set.
 
     Returns:
         One row per model, peers first: ``model`` and ``params_m``, ``macs_g``, ``latency_b1_ms``, ``latency_ms``,
@@ -111,7 +111,7 @@ def _training_step(model: nn.Module, images: torch.Tensor, targets: torch.Tensor
 
 
 def _memory(model: nn.Module, step: Callable[[], object], images: torch.Tensor, device: torch.device) -> int:
-    """Bytes, as the docstring of ``bench_models`` says."""
+    """Returns the memory of a training step in bytes; ``bench_models`` says how."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

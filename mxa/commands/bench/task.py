@@ -1,4 +1,4 @@
-"""What a teacher costs: a distillation step beside a training step and a forward of the teacher, in the same run."""
+"""Measures what a teacher costs: a distillation step beside a training step and a forward pass of the teacher."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BenchTaskConfig:
 
 
 def bench_task(config: BenchTaskConfig) -> list[dict]:
-    """Measures whole steps (forward, loss, backward, AdamW), and the teacher's forward on the same images.
+    """Measures whole steps (forward, loss, backward, AdamW), and the teacher's forward pass on the same images.
 
     Returns:
         One row per student: ``model``, ``step_ms``, ``teacher_ms``, ``kd_step_ms`` (medians), ``images_per_s`` of the

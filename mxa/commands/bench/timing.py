@@ -1,8 +1,8 @@
-"""Speed and memory as ratios to peers, measured in the same run.
+"""Measures speed and memory as ratios to peers, in the same run.
 
 Absolute times say more about a machine and its moment than about a model. Every round here times each contender once,
-in a shuffled order, so that noise hits all alike; a ratio is the median over rounds of the round's own quotient, and
-its interquartile range says how far to trust it.
+in a shuffled order, so that noise hits all alike. A ratio is the median over rounds of the round's own quotient; its
+interquartile range says how far to trust it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MIN_SECONDS = 0.005  # shorter calls are timed several at once
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Uses so many CPU threads inside the block; torch's own choice by default."""
+    """Sets the number of CPU threads inside the block; None leaves torch's own choice."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -43,7 +43,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def alternate(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Milliseconds per call, ``repeats`` rounds of one time per function, each round in another order."""
+    """Times functions in ``repeats`` rounds, each in another order: for each round, milliseconds per call of each."""
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, got {repeats}")
     synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
@@ -70,18 +70,18 @@ def alternate(functions: Sequence[Callable[[], object]], repeats: int, device: t
 
 
 def counted(key: str, values: Sequence[float], i: int) -> dict:
-    """Value of contender i, and its quotient with that of contender 0."""
+    """Returns the value of contender i, and its ratio to that of contender 0."""
     return {key: values[i], f"{key}_ratio": values[i] / values[0]}
 
 
 def timed(key: str, rounds: Sequence[Sequence[float]], i: int) -> dict:
-    """Median of contender i, and the median and quartiles of its quotient with contender 0 in the same round."""
+    """Returns the median of contender i, and the median and quartiles of its ratio to contender 0 in the same round."""
     low, middle, high = np.quantile([times[i] / times[0] for times in rounds], (0.25, 0.5, 0.75)).tolist()
     return {key: median(times[i] for times in rounds), f"{key}_ratio": middle, f"{key}_ratio_iqr": [low, high]}
 
 
 def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
-    """Writes configuration, environment and rows as JSON, where the configuration names a file."""
+    """Writes configuration, environment and rows as JSON, if the configuration names a file."""
     if config.output is None:
         return
     environment = {

@@ -1,1 +1,1 @@
-"""How each published collection, or a table or folder of one's own, is read."""
+"""Readers of the published collections, and of a table or folder of one's own."""

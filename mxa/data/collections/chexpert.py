@@ -19,18 +19,18 @@ __all__ = ["CheXpert"]
 
 _TABLES = {"train": ("train.csv",), "valid": ("valid.csv", "val_labels.csv"), "test": ("test.csv", "test_labels.csv")}
 _STUDY = re.compile(r"(patient[^/]*)(?:/study[^/]*)?")
-_SIDES = {"AP": "AP", "PA": "PA"}  # 17 frontals are called LL or RL
+_SIDES = {"AP": "AP", "PA": "PA"}  # 17 frontal images are marked LL or RL: unknown
 _OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 
 class CheXpert(CollectionReader):
     """The folder that holds ``train.csv`` and ``valid.csv`` (v1.0 or v1.0-small), ``test.csv`` where present.
 
-    Paths in the tables begin with the collection's published name, which is not needed. ``"val"`` is cut from
+    Paths in the tables begin with the collection's published name, which is dropped. ``"val"`` is cut from
     ``train.csv``; ``"valid"`` is the official validation set; ``"all"`` is every row of ``train.csv``. The test table
-    lacks sex, age and view, and may lack labels: these are masked.
+    lacks sex, age and view. It may lack labels, which are then masked.
 
-    A folder without ``train.csv`` but with ``df_chexpert_plus*.csv`` is CheXpert Plus, its labels those of
+    A folder with ``df_chexpert_plus*.csv`` and no ``train.csv`` is CheXpert Plus. Its labels come from
     ``chexbert_labels/impression_fixed.json``.
     """
 
@@ -69,7 +69,7 @@ def _is_plus(root: Path) -> bool:
 
 
 def _check_apart(root: Path, split: str, paths: pd.Series, table: Path) -> None:
-    """Refuses a patient of ``train.csv`` in another table, whichever of them is read."""
+    """Refuses a patient who is in ``train.csv`` and in another table, whichever of the two is read."""
     others = [other for other in (("valid", "test") if split == "train" else ("train",)) if _has(root, other)]
     patients = {_study(p)[0] for p in paths} if others else set()
     for other in (find_table(root, *_TABLES[name]) for name in others):
@@ -79,7 +79,7 @@ def _check_apart(root: Path, split: str, paths: pd.Series, table: Path) -> None:
 
 
 def _study(path: str) -> tuple[str, str]:
-    """Returns the patient and the study, ``patient00001`` and ``patient00001/study1``, of a path."""
+    """Returns the patient and the study of a path: ``patient00001`` and ``patient00001/study1``."""
     found = _STUDY.search(path)
     return (found[1], found[0]) if found else (path, path)
 
@@ -92,7 +92,7 @@ def _records(
     cells: np.ndarray,
     split: str | np.ndarray,
 ) -> Records:
-    """Makes rows of a table in CheXpert's column names."""
+    """Makes records of a table that has CheXpert's column names."""
     lateral = np.fromiter((path.endswith(("lateral.jpg", "lateral.png")) for path in paths), bool)
     lateral |= (table["Frontal/Lateral"] == "Lateral").to_numpy(bool)
     ages = pd.to_numeric(table["Age"], errors="coerce").to_numpy(np.float32)
@@ -103,7 +103,8 @@ def _records(
         (_study(path)[0] for path in paths),
         studies=(_study(path)[1] for path in paths),
         views=(
-            "LATERAL" if other else _SIDES.get(side, "") for other, side in zip(lateral, table["AP/PA"], strict=True)
+            "LATERAL" if is_lateral else _SIDES.get(side, "")
+            for is_lateral, side in zip(lateral, table["AP/PA"], strict=True)
         ),
         sexes=map(normal_sex, table["Sex"]),
         ages=np.where(ages > 0, ages, np.nan),  # 0 stands for unknown

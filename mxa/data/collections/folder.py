@@ -1,4 +1,4 @@
-"""A folder of images, sorted into folders by finding."""
+"""A folder with one folder of images for each finding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Folder(CollectionReader):
     """Images in ``FINDING/``, or in ``train/FINDING/``, ``val/FINDING/`` and ``test/FINDING/``.
 
     A folder may be named for several findings, ``Edema|Mass``. An image is positive for its folder's findings and
-    negative for every other folder's; ``NORMAL`` is No Finding. No patient is known: every image counts as one of its
-    own.
+    negative for those of all other folders; ``NORMAL`` is No Finding. Patients are unknown: every image counts as a
+    patient of its own.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:

@@ -1,4 +1,4 @@
-"""Any CSV or Parquet table of one's own."""
+"""A CSV or Parquet table of one's own."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ COLUMNS = {
 
 
 class Table(CollectionReader):
-    """A CSV or Parquet file: a column of paths, and one column a label with 1, 0, -1 (uncertain) or blank.
+    """A CSV or Parquet file: a column of paths, and a column for each label with 1, 0, -1 (uncertain) or blank.
 
     Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
-    val, test), ``sex`` and ``age``, under any of the names of ``COLUMNS`` or that of ``Source.columns``. Every other
-    column is a label; where ``Source.labels`` names some, a column of anything else is passed over. Without a column
+    val, test), ``sex`` and ``age``. They have one of the names in ``COLUMNS``, or the one that ``columns`` gives.
+    Every other column is a label; if ``labels`` names the labels, other columns may hold anything. Without a column
     ``split``, validation patients are cut. An image without a patient counts as a patient of its own.
     """
 
@@ -80,7 +80,7 @@ class Table(CollectionReader):
         )
 
     def _cells(self, path: Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Reads every column that can be a label, so that splits and merges are the same whichever are wanted."""
+        """Reads every column that can be a label, so that splits and merges do not depend on which are wanted."""
         wanted = None if self.labels is None else {canonical(name) for name in self.labels}
         cells = {}
         for name in table:
@@ -88,7 +88,7 @@ class Table(CollectionReader):
                 cells[name] = label_cells(table[name], f"{path}: column {name!r}")
             except InputError as error:
                 if wanted is None:
-                    raise InputError(f"{error}; if the column is not a label, name those that are (--labels)") from None
+                    raise InputError(f"{error}; if the column is not a label, name the labels with --labels") from None
                 if canonical(name) in wanted:
                     raise
         if not cells:
@@ -97,14 +97,14 @@ class Table(CollectionReader):
 
 
 def plain_text(column: pd.Series) -> list[str]:
-    """Returns a column as text, a blank as ``""``, whole floats (of a column with blanks) as integers."""
+    """Returns a column as text. A blank is ``""``; whole floats, as in a column with blanks, are integers."""
     if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")
     return ["" if pd.isna(value) or value in ("nan", "<NA>") else str(value).strip() for value in column]
 
 
 def _below(root: Path, name: str) -> str:
-    """Returns a path relative to the root where it lies there, so that one file has one name."""
+    """Returns a path below the root relative to it, so that each file has one name."""
     if not name:
         return name
     path = os.path.normpath(name)
@@ -121,7 +121,7 @@ def parse_columns(text: str) -> dict[str, str]:
     >>> parse_columns("path=file, patient=MRN")
     {'path': 'file', 'patient': 'MRN'}
     """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
     if not all(equals and name.strip() in COLUMNS and own.strip() for name, equals, own in pairs):
         raise InputError(f"--columns {text!r}: give NAME=COLUMN pairs, NAME one of {', '.join(COLUMNS)}")
     return {name.strip(): own.strip() for name, _, own in pairs}

@@ -22,8 +22,8 @@ _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 class Mimic(CollectionReader):
     """The folder with ``mimic-cxr-2.0.0-chexpert.csv.gz``, ``-metadata``, ``-split`` and ``files/``.
 
-    Images lie in ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The official split is kept, ``"val"`` being its
-    ``validate``. Studies without a row in the label table (no report) are left out.
+    Images lie in ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The official split is kept; its ``validate`` is
+    ``"val"``. Studies without a row in the label table (no report) are left out.
     """
 
     labeler: ClassVar[str] = "chexpert"
@@ -54,7 +54,7 @@ class Mimic(CollectionReader):
             subjects,
             studies=studies,
             views=[normal_view(v) for v in images["ViewPosition"]],
-            splits=[_SPLITS.get(p, "") if not pd.isna(p) else "" for p in images["split"]],
+            splits=["" if pd.isna(name) else _SPLITS.get(name, "") for name in images["split"]],
             root=str(root),
         )
 

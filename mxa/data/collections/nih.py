@@ -26,8 +26,8 @@ _BOX = ("Bbox [x", "y", "w", "h]")
 class NIHChestXray14(CollectionReader):
     """A folder with ``Data_Entry_2017.csv`` (or ``_v2020``) and ``images/``, or ``images_001/images/`` and so on.
 
-    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the splits, where present; an image in neither is
-    in none. Cells are 1 where the finding is named, else 0.
+    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the splits, where present; an image that neither
+    lists is in no split. Cells are 1 where the finding is named, else 0.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
@@ -60,7 +60,7 @@ class NIHGoogle(CollectionReader):
     """Google's expert labels of 4,376 NIH images (Majkowska et al., 2020), adjudicated by radiologists.
 
     The folder is NIH's; the tables ``four_findings_expert_labels_test_labels.csv`` and ``..._validation_labels.csv``
-    are read from it where they are, else from the copy that TorchXRayVision ships. There is no training split. Their
+    are read from it where present, else from the copy that TorchXRayVision ships. There is no training split. Google's
     "Nodule or mass" is neither NIH's Nodule nor its Mass: see ``mxa.labels.MERGES``.
     """
 
@@ -70,12 +70,11 @@ class NIHGoogle(CollectionReader):
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
         tables = []
-        for split in ("test", "validation"):
-            own = Path(root) / f"four_findings_expert_labels_{split}_labels.csv"
+        for split, in_name in (("test", "test"), ("val", "validation")):
+            own = Path(root) / f"four_findings_expert_labels_{in_name}_labels.csv"
             path = own if own.is_file() else shipped_table("google2019_nih-chest-xray-labels.csv.gz")
             table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
-            name = "val" if split == "validation" else split
-            tables.append((table if own.is_file() else table[table["Set Id"] == name]).assign(split=name))
+            tables.append((table if own.is_file() else table[table["Set Id"] == split]).assign(split=split))
         table = pd.concat(tables, ignore_index=True)
         answers = table[list(self.FINDINGS)].astype(object)
         if not answers.isin(("YES", "NO")).all(axis=None):
@@ -88,7 +87,7 @@ def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
     """Reads ``BBox_List_2017.csv``: where radiologists saw a finding, in 983 of NIH's images.
 
     Returns:
-        File name -> label of NIH's -> ``(K, 4)`` float32 xyxy, normalised to [0, 1].
+        By file name, then by NIH label: ``(K, 4)`` float32 xyxy, normalised to [0, 1].
 
     Raises:
         InputError: no such table, a missing column, or an unknown finding.

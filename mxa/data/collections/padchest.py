@@ -19,7 +19,7 @@ __all__ = ["FINDINGS", "PadChest"]
 _VENOUS = ("jugular vein", "subclavian vein", "umbilical vein")
 
 #: What each finding is made of: the label of that name and those below it in PadChest's tree. Names are compared whole:
-#: a pseudonodule is no nodule, subcutaneous emphysema no emphysema, a mediastinal mass no lung mass.
+#: a pseudonodule is not a nodule, subcutaneous emphysema is not emphysema, a mediastinal mass is not a lung mass.
 FINDINGS = {
     "No Finding": ("normal",),
     "Atelectasis": (
@@ -85,8 +85,8 @@ class PadChest(CollectionReader):
     """The folder with ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv`` and the images.
 
     Images lie in the folders ``0`` to ``54``; they may also lie flat, in the folder or in ``images/``. Beside
-    ``FINDINGS`` any of PadChest's own labels can be asked for by name. An image of which the report says only that
-    nothing changed, or that it is excluded, has blank cells, which are masked by default. There is no official split:
+    ``FINDINGS`` any of PadChest's own labels can be asked for by name. If the report says only that nothing changed, or
+    that the image is excluded, its cells are blank, and blank cells are masked by default. There is no official split:
     10 % of the patients test, 10 % validate.
     """
 
@@ -103,13 +103,13 @@ class PadChest(CollectionReader):
         kinds, distinct = pd.factorize(table["Labels"])  # 160,000 rows, 24,000 texts
         said = [frozenset(name.strip() for name in re.findall(r"'([^']*)'", text)) for text in distinct]
         every = frozenset().union(*said)
-        made_of = {name: frozenset(parts) for name, parts in FINDINGS.items()}
+        made_of = {finding: frozenset(names) for finding, names in FINDINGS.items()}
         curated = {canonical(name) for name in PADCHEST}
         own = {canonical(name): name for name in every}
         for name in self.labels or ():
             if canonical(name) not in curated and canonical(name) in own:
                 made_of[name] = frozenset((own[canonical(name)],))
-        cells = np.array([[not parts.isdisjoint(names) for parts in made_of.values()] for names in said], np.float32)
+        cells = np.array([[not wanted.isdisjoint(names) for wanted in made_of.values()] for names in said], np.float32)
         cells[[names <= _SAYS_NOTHING for names in said]] = np.nan
         years = pd.to_numeric(table["StudyDate_DICOM"].str[:4], errors="coerce")
         return Records(

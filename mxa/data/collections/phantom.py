@@ -61,7 +61,7 @@ class PhantomSample:
 
 
 def describe(index: int, seed: int = 0) -> tuple[np.ndarray, int, str]:
-    """Labels, patient and view of one image, without drawing it (some 60 microseconds).
+    """Returns labels, patient and view of one image without drawing it (some 60 microseconds).
 
     Args:
         index: Image number, 0 or more.
@@ -130,7 +130,7 @@ class Phantom(CollectionReader):
     test_percent = 20
 
     def read(self, root: Path | None = None, split: str | None = None) -> PhantomRecords:
-        """See ``CollectionReader.read``; there is no file."""
+        """See ``CollectionReader.read``; no file is read."""
         rows = [describe(i) for i in range(COUNT)]
         return PhantomRecords(
             LABELS,

@@ -1,4 +1,4 @@
-"""Drawing of the chest phantom: anatomy, findings, exposure.
+"""Draws the chest phantom: anatomy, findings, exposure.
 
 Layers of attenuation are summed and read through a log-detector curve, so a finding is a change of tissue, not paint.
 Anatomy lives in a frame (u, v): u runs from -1 (patient's right, image left) to 1, v from -1 (top) to 1 (bottom).
@@ -20,7 +20,7 @@ from ...labels import CHEXPERT as LABELS
 __all__ = ["OPACITIES", "SceneParams", "keyed_rng", "render", "sigmoid"]
 
 OPACITIES = ("Edema", "Consolidation", "Pneumonia", "Atelectasis", "Lung Lesion")
-# Numbers of foci and of patches in each, radii, share of the air replaced, grain of the texture and share without it.
+# Number of foci, patches in each, radius, share of the air replaced, cells of the texture, share without texture.
 _FOCAL = {
     "Lung Lesion": ((1, 1, 1, 2, 3), (1,), (0.04, 0.1), (0.35, 0.6), 48, 0.9),
     "Consolidation": ((1,), (1,), (0.1, 0.16), (0.4, 0.7), 12, 0.45),
@@ -31,7 +31,7 @@ _FOCAL = {
 
 @dataclass(frozen=True)
 class SceneParams:
-    """What fixes an image besides its findings."""
+    """What determines an image besides its findings."""
 
     index: int
     seed: int
@@ -70,7 +70,7 @@ class _Scene:
         return keyed_rng(self.params.seed, 6, self.params.index, LABELS.index(name))
 
     def depth(self, medial: float = 0.0, down: float = 0.0) -> np.ndarray:
-        """Distance in from the edge of the lung's ellipse, moved by (medial, down)."""
+        """Distance inwards from the edge of the lung's ellipse, which is moved by (medial, down)."""
         q = ((self.v - self.vc - down) / self.b) ** 2
         p = (self.au - self.uc - 0.06 * self.v + medial) / self.a
         return (1 - np.sqrt(p * p + q * (0.4 + 0.6 * q))) * self.a
@@ -96,7 +96,7 @@ class _Scene:
         return (cos * u - sin * v + self.shift[0] + 1) / 2, (sin * u + cos * v + self.shift[1] + 1) / 2
 
     def box(self, name: str, u, v) -> None:
-        """Adds the image-aligned box around two or more anatomical u and v."""
+        """Adds the image-aligned box around points given by their u and v."""
         x, y = self.to_image(*np.meshgrid((np.min(u), np.max(u)), (np.min(v), np.max(v))))
         self.boxes[name].append(np.clip((x.min(), y.min(), x.max(), y.max()), 0, 1))
 
@@ -109,10 +109,10 @@ class _Scene:
         """Smooth unit-variance noise with about `cells` independent cells along a side."""
         basis = _basis(self.size, cells)
         coarse = torch.from_numpy(rng.standard_normal((cells, cells), dtype=np.float32))
-        return (basis @ coarse @ basis.T).numpy()  # by torch: a loader's workers hold it to one thread, not numpy
+        return (basis @ coarse @ basis.T).numpy()  # not numpy: a loader's workers limit torch alone to one thread
 
     def stroke(self, u: np.ndarray, v: np.ndarray, weight: np.ndarray | float, width: float) -> np.ndarray:
-        """Image of thin lines through (lines, points) coordinates, `width` a fraction of the side."""
+        """Image of thin lines through (lines, points) coordinates; `width` is a fraction of the side."""
         sigma = max(0.6, width * self.size)
         x, y = (c * (self.size - 1) for c in self.to_image(u, v))
         step = np.hypot(np.diff(x, append=x[:, -1:]), np.diff(y, append=y[:, -1:]))
@@ -144,7 +144,7 @@ class _Scene:
         return _union(half - self.au, knob - arch)
 
     def _vessels(self, rng) -> np.ndarray:
-        """Lines that leave each hilum in bundles, part and taper."""
+        """Lines that leave each hilum in bundles, then spread and taper."""
         t = np.linspace(0, 1, self.size // 3)
         side = np.repeat((-1.0, 1.0), 48)[:, None]
         bundle = np.repeat(rng.uniform(-1.5, 1.3, 24), 4)[:, None]
@@ -179,7 +179,7 @@ class _Scene:
         return bone + 0.07 * spine - 0.1 * trachea
 
     def _fracture(self, phase: np.ndarray, gap: float, top: float) -> np.ndarray:
-        """The ribs with one displaced and parted."""
+        """The ribs, one of them broken and displaced."""
         rng = self.rng("Fracture")
         rib, side, at = int(rng.integers(2, 6)), _sign(rng), rng.uniform(0.42, 0.58)
         long, shift = rng.uniform(0.1, 0.15), _sign(rng) * rng.uniform(0.25, 0.4)
@@ -301,7 +301,7 @@ _DRAW: dict[str, Callable] = {
 
 
 def render(params: SceneParams, findings: set[str], size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Image and boxes of the anatomy and exposure in `params` with any set of `findings` (no No Finding)."""
+    """Draws `params` with any set of `findings`, No Finding excepted; returns the image and its boxes by finding."""
     scene = _Scene(params, findings, size)
     children = [name for name in OPACITIES if name in findings]
     for name in LABELS:

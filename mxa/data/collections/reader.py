@@ -1,4 +1,4 @@
-"""What every collection has in common."""
+"""The base class of the readers of collections."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["CollectionReader"]
 
 @dataclass(frozen=True)
 class CollectionReader:
-    """A collection: turns its tables into rows.
+    """Reads the tables of a collection.
 
     Attributes:
-        labels: Names wanted, for a collection whose tables may hold any; every label by default.
-        columns: For a table: what its columns are called, by the name that they have here.
-        splits: Parts that can be asked for.
+        labels: Labels wanted, for a collection whose tables may hold labels of any name; all by default.
+        columns: For a table: its own name of a column, by our name.
+        splits: Splits that can be asked for.
+        test_percent: Percentage of the patients to cut for a test split, if the collection has none.
+        cut_by: Labels that a cut is stratified by, for a collection that can be asked for more; None is all.
         reads_urls: The root may be a URL.
-        test_percent: Share of the patients to cut for a test split where the collection names none.
-        cut_by: Labels that a cut is stratified by, for a collection that can be asked for more; None is all of them.
     """
 
     labels: Sequence[str] | None = None
@@ -34,19 +34,19 @@ class CollectionReader:
     reads_urls: ClassVar[bool] = False
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
-        """Reads every row with its split, cells as they stand: 1, 0, -1 (uncertain), NaN (blank).
+        """Reads every row with its split. Label cells are 1, 0, -1 (uncertain) or NaN (blank).
 
         Args:
             root: The collection's folder or file.
-            split: The split that is wanted, for a collection that has a table for each; None is the test split.
+            split: Split to read, for a collection with a table for each split; None is the test split.
 
         Raises:
-            InputError: a missing file or column, or a cell that means nothing.
+            InputError: a missing file or column, or a cell that is not understood.
         """
         raise NotImplementedError
 
     def read_all(self, root: str | Path) -> Records:
-        """Reads every row of every table there is, official validation and test splits included.
+        """Reads every row of every table, also of the official validation and test splits.
 
         Raises:
             InputError: as ``read``.

@@ -19,23 +19,23 @@ __all__ = ["VinDr"]
 class VinDr(CollectionReader):
     """The folder with ``annotations/image_labels_train.csv`` and ``..._test.csv``, or Kaggle's ``train.csv``.
 
-    A training image was read by three radiologists: a label that most of them gave is positive, one that fewer gave is
-    uncertain (so U-Ones is "any reader", U-Zeros "most readers"), one that none gave negative. The test images have one
-    row, the consensus of five. Images lie in ``train/`` and ``test/``, as DICOM, PNG or JPEG. No patient is published:
-    every image counts as one of its own.
+    Three radiologists read each training image. A label that most of them gave is positive, one that fewer gave is
+    uncertain, and one that none gave is negative; so U-Ones means "any reader" and U-Zeros "most readers". A test image
+    has one row, the consensus of five. Images lie in ``train/`` and ``test/``, as DICOM, PNG or JPEG. Patients are not
+    published: every image counts as a patient of its own.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
         root = Path(root)
         folder = root / "annotations" if (root / "annotations").is_dir() else root
-        names = {split: f"image_labels_{split}.csv" for split in ("train", "test")}
-        votes = {p: _physionet(find_table(folder, name)) for p, name in names.items() if has_table(folder, name)}
-        if not votes:
-            votes = {"train": _kaggle(find_table(root, "train.csv"))}
-        cells = pd.concat(votes.values())
-        splits = [split for split, rows in votes.items() for _ in range(len(rows))]
-        suffix = {split: _suffix(root / split, rows.index[0]) for split, rows in votes.items()}
+        files = {split: f"image_labels_{split}.csv" for split in ("train", "test")}
+        tables = {split: _physionet(find_table(folder, f)) for split, f in files.items() if has_table(folder, f)}
+        if not tables:
+            tables = {"train": _kaggle(find_table(root, "train.csv"))}
+        cells = pd.concat(tables.values())
+        splits = [split for split, rows in tables.items() for _ in range(len(rows))]
+        suffix = {split: _suffix(root / split, rows.index[0]) for split, rows in tables.items()}
         names = cells.index.tolist()
         paths = [f"{split}/{name}{suffix[split]}" for split, name in zip(splits, names, strict=True)]
         return Records(tuple(cells.columns), paths, cells.to_numpy(np.float32), names, splits=splits, root=str(root))
@@ -63,7 +63,7 @@ def _kaggle(path: Path) -> pd.DataFrame:
 
 
 def _cells(shares: pd.DataFrame) -> pd.DataFrame:
-    """Turns the share of readers who gave a label into 1 (most), -1 (fewer) or 0 (none), columns in VinDr's order."""
+    """Turns the share of readers who gave a label into 1 (most), -1 (fewer) or 0 (none), in VinDr's order of labels."""
     cells = pd.DataFrame(np.where(shares > 0.5, 1, np.where(shares > 0, -1, 0)), shares.index, shares.columns)
     return cells[[name for name in VINDR if name in cells]].astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Any dataset object of TorchXRayVision as ours."""
+"""Reads any dataset object of TorchXRayVision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["XrvRecords", "read_xrv", "shipped_table"]
 
 
 def shipped_table(name: str) -> Path:
-    """Returns a table of those that TorchXRayVision ships; it is not imported: that silences the process's warnings."""
+    """Finds a table that TorchXRayVision ships, without importing it, which would silence the process's warnings."""
     return Path(find_spec("torchxrayvision").origin).parent / "data" / name
 
 
@@ -30,7 +30,7 @@ class XrvRecords(Records):
     dataset: Any = None
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Reads one image through the dataset, with its own transform; mapped from [-1024, 1024] to [0, 255]."""
+        """Reads one image through the dataset and its transform, and maps [-1024, 1024] to [0, 255]."""
         number = int(self.paths[index].rpartition("-")[2])
         try:
             pixels = np.asarray(self.dataset[number]["img"], dtype=np.float32)
@@ -46,13 +46,13 @@ def read_xrv(dataset: Any) -> XrvRecords:
     TorchXRayVision puts into ``csv`` (``patientid``, ``view``, ``sex_male``, ``sex_female``, ``age_years``).
 
     Raises:
-        InputError: the object is no such dataset, its rows and labels differ in number, or a label is no label.
+        InputError: not such a dataset, its rows and labels differ in number, or a label is out of range.
     """
     try:
         labels, csv = np.asarray(dataset.labels, dtype=np.float32), dataset.csv.reset_index(drop=True)
         names = list(dataset.pathologies)
     except AttributeError as error:
-        raise InputError(f"{type(dataset).__name__} is no TorchXRayVision dataset: {error}") from None
+        raise InputError(f"{type(dataset).__name__} is not a TorchXRayVision dataset: {error}") from None
     if not len(csv) == len(labels) == len(dataset) or labels.shape[1] != len(names):
         raise InputError(f"{type(dataset).__name__}: its csv, labels and pathologies differ in number")
     if ((labels != -1) & ((labels < 0) | (labels > 1))).any():

@@ -1,4 +1,4 @@
-"""Loading beside TorchXRayVision: what the rows hold. No assertion is on a time."""
+"""``mxa bench data``: what the rows hold. No assertion is on a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed and memory: what the rows hold. No assertion is on a time."""
+"""``mxa bench models``: what the rows hold. No assertion is on a time."""
 
 from __future__ import annotations
 

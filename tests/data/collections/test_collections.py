@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG, PadChest, VinDr-CXR and image folders on small made layouts with the published column names."""
+"""MIMIC-CXR-JPG, PadChest, VinDr-CXR and image folders in small made layouts with the published column names."""
 
 from __future__ import annotations
 

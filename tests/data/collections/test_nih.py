@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: rows, parts, boxes and expert labels."""
+"""NIH ChestX-ray14: rows, splits, boxes and expert labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchXRayVision's own dataset objects, read as ours."""
+"""TorchXRayVision's dataset objects, read as ``CXRDataset``."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_range_names_and_bad_images():
         from_xrv(Made(), labels="Hernia")
     with pytest.raises(InputError, match="Made: its csv, labels and pathologies differ in number"):
         from_xrv(Made(n=2))
-    with pytest.raises(InputError, match="list is no TorchXRayVision dataset"):
+    with pytest.raises(InputError, match="list is not a TorchXRayVision dataset"):
         from_xrv([1, 2])
 
 
