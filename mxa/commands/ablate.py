@@ -282,7 +282,9 @@ def _write_tables(config: AblateConfig) -> dict[str, Any]:
     known = {arm: seeds for arm, seeds in finished.items() if seeds}
     rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
     for arm, changed in own.items():
-        rows[arm]["changes"] = ", ".join(f"{k} {v}" for k, v in changed.items()) or "nothing"
+        rows[arm]["changes"] = (
+            ", ".join(f"{k} {json.dumps(v) if isinstance(v, dict) else v}" for k, v in changed.items()) or "nothing"
+        )
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:
         arms = [_arm(config, arm, seeds, scores) for arm, seeds in known.items()]
