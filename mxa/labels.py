@@ -1,7 +1,7 @@
 """Label spaces of the chest X-ray collections, and alignment between them by name.
 
-A label space is a tuple of names in the order of a model's outputs. Nothing here, and nothing above, ever maps one
-space to another by position.
+A label space is a tuple of names in the order of a model's outputs. One space is mapped to another by name, never by
+position.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ XRV = (
     "Enlarged Cardiomediastinum",
 )
 
-#: PadChest's findings that other collections have too; what each is made of is in ``mxa.data.collections.padchest``.
+#: PadChest's findings that other collections have too. ``mxa.data.collections.padchest`` says what each is made of.
 PADCHEST = (
     "No Finding",
     "Atelectasis",
@@ -144,7 +144,7 @@ VINDR = (
 #: MIMIC-CXR's tables have CheXpert's observations.
 LABEL_SPACES = {"chexpert": CHEXPERT, "mimic": CHEXPERT, "nih": NIH, "padchest": PADCHEST, "vindr": VINDR, "xrv": XRV}
 
-#: Spellings of one finding. A finding that is a part of another is no synonym of it: see ``MERGES``.
+#: Other names of the same finding. A finding that is only a part of another is not a synonym: see ``MERGES``.
 _ALIASES = {
     "airspace opacity": "lung opacity",
     "effusion": "pleural effusion",
@@ -157,8 +157,8 @@ _ALIASES = {
     "pulmonary fibrosis": "fibrosis",
 }
 
-#: What a label that a collection lacks may be merged from, if asked: each alternative is a set of findings of which any
-#: one is enough. They narrow or bend the label's meaning, so nothing is merged unasked.
+#: From which findings a label that a collection lacks can be made. Each alternative is a set of findings, of which any
+#: one is enough. The made label is narrower or a little different, so labels are made only where that is asked for.
 MERGES = {
     "Lung Lesion": (("Nodule/Mass",), ("Nodule", "Mass")),
     "Nodule/Mass": (("Nodule", "Mass"),),
@@ -166,15 +166,15 @@ MERGES = {
     "Fracture": (("Rib fracture", "Clavicle fracture"),),
 }
 
-#: What an uncertain cell may become, and a blank one.
+#: Policies for uncertain cells, and for blank cells.
 UNCERTAIN = ("U-Ones", "U-Zeros", "U-Ignore", "LSR")
 BLANK = ("negative", "ignore")
 
 
 def canonical(name: str) -> str:
-    """Returns the key under which two spellings of one finding compare equal.
+    """Returns a key that is the same for all names of one finding.
 
-    Case, underscores, hyphens and space do not count, nor how an accent is encoded; synonyms are folded.
+    Case, underscores, hyphens, spaces and the encoding of accents make no difference; synonyms have the same key.
 
     >>> canonical("Effusion") == canonical("Pleural Effusion")
     True
@@ -232,10 +232,10 @@ def resolve_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
-    """Refuses names that stand neither in a label space nor in ``known``.
+    """Refuses names that are neither in a label space nor in ``known``.
 
     Raises:
-        InputError: there is one; the message names it and what is known.
+        InputError: a name is unknown; the message says which, and where known names come from.
     """
     every = {canonical(name) for space in (*LABEL_SPACES.values(), known) for name in space}
     if unknown := [name for name in names if canonical(name) not in every]:
@@ -246,10 +246,10 @@ def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
 def merge(
     cells: np.ndarray, labels: Sequence[str], wanted: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, tuple], list[str]]:
-    """Makes the columns of ``wanted`` that ``labels`` lacks but ``MERGES`` has an alternative for.
+    """Makes columns for labels that are wanted but missing, from the findings that ``MERGES`` lists.
 
-    Of an alternative's findings, one positive makes a positive, else one uncertain an uncertain; a negative needs all
-    of them negative. What remains is blank.
+    A cell is positive where any of the findings is. Otherwise it is uncertain where any of them is, negative where all
+    of them are, and else blank.
 
     Args:
         cells: ``(N, L)``: 1 positive, 0 negative, -1 uncertain, NaN blank.
@@ -257,8 +257,8 @@ def merge(
         wanted: Names wanted.
 
     Returns:
-        ``(N, M)`` float32 of the M columns made; for each its name and what it was made from; and the names of those
-        made of some of their parts only, which have no negative.
+        The M columns made, ``(N, M)`` float32; their names, each with the findings that it was made from; and the names
+        of those for which some findings were missing, which have no negative.
 
     >>> merge(np.float32([[1, 0], [0, 0], [0, np.nan]]), ("Nodule", "Mass"), ("Lung Lesion", "Edema"))
     (array([[ 1.],
@@ -293,8 +293,9 @@ def apply_policies(
         cells: ``(N, L)``: 1 positive, 0 negative, -1 uncertain, NaN blank.
         labels: Names of the L columns.
         uncertain: What -1 becomes: ``"U-Ones"`` (the paper's U-1) 1, ``"U-Zeros"`` 0, ``"U-Ignore"`` masked,
-            ``"LSR"`` a value drawn from [0.55, 0.85] (label smoothing; seeded). By label in one line, the rest last:
-            ``"U-Ones: Atelectasis, Edema; U-Zeros"``; or a mapping from label to policy with a ``"default"``.
+            ``"LSR"`` a value drawn from [0.55, 0.85] (label smoothing; seeded). Policies by label are one line, which
+            ends with the policy of the rest, ``"U-Ones: Atelectasis, Edema; U-Zeros"``; or a mapping from label to
+            policy with a ``"default"``.
         blank: What a blank becomes: ``"negative"`` 0, ``"ignore"`` masked; by label in the same way.
 
     Returns:

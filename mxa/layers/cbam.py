@@ -12,7 +12,7 @@ __all__ = ["CBAM", "CBAM3d", "ChannelAttention", "SpatialAttention", "SpatialAtt
 class ChannelAttention(ChannelAttn):
     """Channel attention (paper, E.1): ``x * sigmoid(mlp(GAP(x)) + mlp(GMP(x)))``.
 
-    One two-layer MLP without bias, ReLU between, serves both pooled vectors: timm's ``ChannelAttn``.
+    Both pooled vectors go through the same MLP, two layers without bias and a ReLU between: timm's ``ChannelAttn``.
 
     Args:
         dim: Channels C.
@@ -28,7 +28,7 @@ class ChannelAttention(ChannelAttn):
 class SpatialAttention(nn.Module):
     """Spatial attention (paper, E.2): ``x * sigmoid(conv([max over C; mean over C]))``.
 
-    The convolution has neither bias nor norm, which timm's ``SpatialAttn`` has.
+    The convolution has no bias and no norm; timm's ``SpatialAttn`` has a norm.
 
     Args:
         kernel_size: Side of the convolution, odd.
@@ -82,7 +82,7 @@ class SpatialAttention3d(SpatialAttention):
 
 
 class CBAM3d(nn.Module):
-    """CBAM of volumes: the same two attentions.
+    """CBAM of volumes: channel attention, then spatial attention.
 
     Args:
         dim: Channels C.
@@ -98,5 +98,5 @@ class CBAM3d(nn.Module):
         self.spatial = SpatialAttention3d(kernel_size, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.channel(x.flatten(3)).view_as(x)  # it pools over all of (D, H W)
+        x = self.channel(x.flatten(3)).view_as(x)  # (B, C, D, H W): it pools over every position
         return self.spatial(x)

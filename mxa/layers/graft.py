@@ -21,7 +21,7 @@ __all__ = ["GRAFTED", "graft", "recipe_of", "ungraft"]
 #: Architecture under which a grafted model is saved; ``mxa.models`` registers it.
 GRAFTED = "mxa_grafted"
 
-#: Modules whose attention works in windows inside a method that sees the whole map: MXA goes beside that method.
+#: Modules that cut the map into windows inside this method: MXA goes beside the method and sees the whole map.
 WHOLE_MAP = {
     "SwinTransformerBlock": "_attn",
     "SwinTransformerV2Block": "_attn",
@@ -30,7 +30,7 @@ WHOLE_MAP = {
     "PartitionAttention2d": "_partition_attn",
     "ParallelPartitionAttention": "_partition_attn",
 }
-#: Modules whose tokens lie in another order than a map's rows.
+#: Modules whose tokens are not in the order of a map's rows.
 OTHER_ORDER = {"MaskUnitAttention": "its tokens are not in rows"}
 _ATTENTION = re.compile(r"(?!.*(Block|Pool))\w*(Attention|Attn|XCA|LiteMLA)")
 
@@ -58,27 +58,28 @@ def graft(
 ) -> nn.Module:
     """Adds an MXA block beside every attention: ``attention(x)`` becomes ``attention(x) + MXA(x)`` (section 2.2).
 
-    The blocks are submodules ``mxa`` of the modules they stand beside; no other key of the ``state_dict`` changes, and
-    a checkpoint without MXA still loads (strictly but for MXA's keys, which keep their values). What the input of each
-    place looks like is seen in one forward, in eval mode. Windowed attention of Swin and MaxViT gets MXA on the whole
-    map; where a model cuts its windows elsewhere (TinyViT) MXA sees a window, which is logged. Attention that changes
-    the shape (downsampling, class attention) is left out, which is logged too, and so is the last one of a model that
-    classifies by its class token alone, which MXA does not touch.
+    Each block is the submodule ``mxa`` of the module that it stands beside; no other key of the ``state_dict`` changes.
+    A checkpoint without MXA still loads: the blocks keep their values, and every other key is strict.
+
+    One forward in eval mode shows what each place takes. In Swin and MaxViT, MXA sees the whole map, not a window.
+    Where a model cuts its windows before the attention (TinyViT), MXA sees a window, which is logged. Two kinds of
+    places are left out and logged: attention that changes the shape (downsampling, class attention), and the last
+    attention of a model that classifies by its class token alone, because MXA leaves that token as it is.
 
     Args:
         model: Any timm model; it is changed in place.
         where: Names of modules, or patterns (``"layer4.*.conv2"``), whose input and output have one shape; every
-            attention by default. A model without attention needs it. A saved graft has a mapping from each name to the
-            ``dim`` and the format that ``MXABlock`` takes there; then no forward is needed to see them.
-        last: Only the last so many of these places.
+            attention by default. A model without attention needs it. The recipe of a saved graft maps each name to the
+            ``dim`` and the format of its ``MXABlock``, and no forward is made.
+        last: Keep only this many places, the last ones.
         init_values: First value of the gates. With 0.0 the model's outputs do not change at all until it is trained.
-        reduction: As all that follow, of ``MXABlock``.
+        reduction: Reduction of the channel attention.
         kernel_size: Kernel of the spatial attention.
-        roi_head: Box head.
-        min_size: Smallest side of a box.
-        input_size: (C, H, W) of the model's input; by default as it was built, as far as that can be seen. Tokens of an
-            image of another shape (``dynamic_img_size``, ``set_input_size``) are taken for a map of this one's
-            proportions: graft anew for another.
+        roi_head: Box head, as in ``MXABlock``.
+        min_size: Smallest side of a box, in (0, 1).
+        input_size: (C, H, W) of the model's input; by default what the model was built for, as far as that can be seen.
+            The blocks expect maps of these proportions. For images of other proportions (``dynamic_img_size``,
+            ``set_input_size``) graft anew.
 
     Returns:
         The model.
@@ -128,7 +129,7 @@ def graft(
 
 
 def ungraft(model: nn.Module) -> nn.Module:
-    """Takes the grafted MXA blocks out again and returns the model, as it was.
+    """Removes the grafted MXA blocks and returns the model as it was.
 
     Raises:
         ValueError: it is not grafted.
@@ -146,10 +147,9 @@ def ungraft(model: nn.Module) -> nn.Module:
 
 
 def recipe_of(model: nn.Module) -> dict[str, Any] | None:
-    """Returns the arguments with which ``graft`` gives a model of the same architecture the same blocks, if it has any.
+    """Returns the arguments of ``graft`` that give the same model the same blocks again; None where none are grafted.
 
-    They are those of the blocks that it has now, also where timm has been told others (``create_model``) or has resized
-    the model since.
+    The arguments that timm has kept may say less: those of ``create_model``, or of another input size.
     """
     return getattr(model, "_mxa_grafted", (None, None))[1]
 
@@ -191,7 +191,7 @@ def _places(model: nn.Module, where: str | Iterable[str] | None) -> list[_Place]
 
 
 def _watch(model: nn.Module, places: Sequence[_Place], size: tuple[int, ...]) -> list[tuple | None]:
-    """Shapes of the input and the output of each place in one forward, None where it was not called."""
+    """Notes the shapes of each place's input and output in one forward; None for a place that was not called."""
     seen: list[tuple | None] = [None] * len(places)
     modes = {module: module.training for module in model.modules()}
     own = [vars(place.module).get(place.method) for place in places]
@@ -225,7 +225,7 @@ def _input_size(model: nn.Module) -> tuple[int, int, int]:
 
 
 class _Recorder:
-    """Calls a method and notes the shapes."""
+    """Calls a method and notes the shapes of its input and output."""
 
     def __init__(self, method: Callable, seen: list, i: int):
         self.method, self.seen, self.i = method, seen, i
@@ -262,7 +262,7 @@ def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int
         layout = next(_channels(place.module, x), {"dim": x[1], "input_fmt": "NCHW"})
         height, width = x[1:3] if layout["input_fmt"] == "NHWC" else x[2:]
         if x[0] == 1 and abs(height * size[2] - width * size[1]) > max(size[1:]):  # a cell of rounding
-            raise ValueError(f"its input {x} is no map of an image of {size[1]} x {size[2]}")
+            raise ValueError(f"its input {x} is not a map of an image of {size[1]} x {size[2]}")
         return layout
     if len(x) != 3:
         raise ValueError(f"its input {x} is neither a map nor tokens")
@@ -277,7 +277,7 @@ def _layout(model: nn.Module, place: _Place, seen: tuple | None, size: tuple[int
         if rows and rows * (tokens // rows) == tokens and rows * size[2] == tokens // rows * size[1]:
             grid = (rows, tokens // rows)
             return {"dim": x[2], "input_fmt": "NLC", "num_prefix_tokens": prefix, "grid_size": grid}
-    raise ValueError(f"its {x[1]} tokens are no grid of an input of {size[1]} x {size[2]}")
+    raise ValueError(f"its {x[1]} tokens are not a grid of an input of {size[1]} x {size[2]}")
 
 
 def _channels(module: nn.Module, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -291,7 +291,7 @@ def _channels(module: nn.Module, shape: tuple[int, ...]) -> Iterator[dict[str, A
 
 @cache
 def _grafted_class(kind: type, method: str) -> type:
-    """A class that is another but for one method, to whose result MXA is added."""
+    """Makes a subclass that adds MXA to the result of one method."""
     original = getattr(kind, method)
 
     def added(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -306,12 +306,12 @@ def _grafted_class(kind: type, method: str) -> type:
 
 
 def _new(kind: type, method: str) -> nn.Module:
-    """An empty module of a grafted class, for pickle and deepcopy."""
+    """Makes an empty module of a grafted class, for pickle and deepcopy."""
     grown = _grafted_class(kind, method)
     return grown.__new__(grown)
 
 
 def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Lets a checkpoint without MXA load: the block keeps its values. One with a part of them is an error as ever."""
+    """Lets a checkpoint without MXA load: the block keeps its values. One with some of its keys is an error."""
     if not any(key.startswith(prefix) for key in state):
         state.update({prefix + key: value for key, value in module.state_dict().items()})

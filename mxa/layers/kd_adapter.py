@@ -36,9 +36,8 @@ class KDAdapter(nn.Module):
             ``prod_i (1 - sigmoid(o_i))`` over the teacher's trained outputs; ``"all"``, the paper's product over all T;
             ``"mask"``, not at all.
 
-    Shape: teacher logits ``(B, T)`` to ``(logits (B, S), mask (S,))``; the mask is True where the teacher knows the
-        label,
-    and the logits are 0 elsewhere.
+    Shape: teacher logits ``(B, T)`` to ``(logits (B, S), mask (S,))``. The mask is True where the teacher knows the
+        label; elsewhere the logits are 0.
 
     Raises:
         ValueError: unknown ``no_finding``, repeated labels, or no label in common.

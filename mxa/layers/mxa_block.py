@@ -34,9 +34,10 @@ class MXABlock(nn.Module):
             gives zeros there.
         grid_size: For ``"NLC"``, the map's (H, W). Another number of tokens is taken as a map of the same aspect ratio;
             square by default.
-        source_dim: Channels of another, finer map of the same image, the second argument of ``forward``. The box, which
-            is still predicted from ``x``, is cut from it (a 1x1 convolution brings the crop to C channels): detail that
-            ``x`` no longer holds, where the paper's crop only enlarges ``x``. What it is worth: docs/results.md.
+        source_dim: Channels of a finer map of the same image, the second argument of ``forward``. The box is predicted
+            from ``x`` and cut from the finer map; a 1x1 convolution brings the crop to C channels. The crop then holds
+            detail that ``x`` has lost, while the paper's crop only enlarges ``x``. docs/results.md says what that is
+            worth.
 
     Shape: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H W, C)`` to the same, any H and W; a finer map is
     ``(B, source_dim, H', W')``, any H' and W'.
@@ -74,7 +75,7 @@ class MXABlock(nn.Module):
         self.dim = dim
         self.input_fmt = input_fmt
         self.num_prefix_tokens = num_prefix_tokens
-        self.grid_size = (1, 1) if grid_size is None else tuple(grid_size)  # (H, W), or another of that shape
+        self.grid_size = (1, 1) if grid_size is None else tuple(grid_size)  # (H, W), or any size of that aspect ratio
         self.roi = ROIPool(dim, roi_head, min_size, **dd)
         self.cbam = CBAM(dim, reduction, kernel_size, **dd)
         self.ls = LayerScale2d(dim, init_values, **dd)

@@ -11,7 +11,17 @@ __all__ = ["MeanROIHead", "ROIHead", "ROIHead3d", "ROIPool", "ROIPool3d", "roi_r
 
 
 def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """Bilinear sampling of one axis as a matrix: ``(B,)`` interval ends in [0, 1] to ``(B, out, size)``."""
+    """Makes the matrix that samples an interval of one axis linearly.
+
+    Args:
+        start: Start of each interval, ``(B,)`` in [0, 1].
+        stop: Its end, ``(B,)``.
+        size: Cells of the axis.
+        out: Cells of the output.
+
+    Returns:
+        ``(B, out, size)``; each row sums to 1.
+    """
     cells = torch.arange(size, device=start.device, dtype=start.dtype)
     points = torch.arange(out, device=start.device, dtype=start.dtype)
     at = start[:, None] + (stop - start)[:, None] * ((points + 0.5) / out)  # (B, out) in [0, 1]
@@ -22,7 +32,10 @@ def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int, out: int)
 
 
 def _reduction(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """The same, each of ``out`` cells the mean of as many points as leave no cell of the whole axis out."""
+    """Like ``_interpolation``, but each output cell is the mean of several points.
+
+    There are enough points that an interval of the whole axis leaves out no cell.
+    """
     share = -(-size // out)
     return _interpolation(start, stop, size, out * share).view(-1, out, share, size).mean(2)
 
@@ -31,16 +44,16 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | Non
     """Crops one box from each map and resizes it bilinearly to the size of the map (paper, appendix D).
 
     Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
-    no antialiasing. A box is axis-aligned, so the sampling is separable: two batched products with small matrices,
-    which are deterministic in the backward pass, need no loop and no host sync, and export everywhere. Coordinates
-    are computed in float32 at least. ``grid_sample`` is faster on a CPU (``mxa bench layers``), by 2 % of M5's
-    inference and less of its training step, but its backward pass is not deterministic on CUDA.
+    no antialiasing. A box is axis-aligned, so each axis is sampled by a product with a small matrix. The products are
+    deterministic in the backward pass, need no loop and no host sync, and export everywhere. Coordinates are computed
+    in float32 at least. ``grid_sample`` is faster on a CPU (``mxa bench layers``), by 2 % of M5's inference and less of
+    its training step, but its backward pass is not deterministic on CUDA.
 
     Args:
         x: Maps ``(B, C, H, W)``.
         boxes: ``(B, 4)``, ``x1, y1, x2, y2`` in [0, 1] of width and height; ``(0, 0, 1, 1)`` is the whole map.
-        size: Another (H', W') of the output. Where it is smaller than the map, each cell is the mean of several points,
-            so that nothing of the map is skipped.
+        size: (H', W') of the output, that of the map by default. Where it is smaller than the map, each cell is the
+            mean of several points, so that no cell of the map is skipped.
 
     Returns:
         ``(B, C, H, W)`` or ``(B, C, H', W')`` in the dtype of ``x``; differentiable in both arguments.
@@ -85,7 +98,7 @@ def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _clamp_value(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Clamps the value and lets the gradient through, so that a box on the border can leave it."""
+    """Clamps the value but not its gradient, so that a box at the border can move away from it."""
     return x.clamp(low, high).detach() + (x - x.detach())
 
 
@@ -97,12 +110,14 @@ def _box(centre: torch.Tensor, half: torch.Tensor, min_size: float) -> torch.Ten
 
 
 class ROIHead(nn.Module):
-    """Predicts one box per map as centre and spread of a spatial softmax, so that the box can follow an object.
+    """Predicts one box per map from the centre and the spread of a spatial softmax, so the box can follow an object.
 
-    A pointwise, a depthwise 3x3 and a pointwise convolution give one heat map that keeps position until the end. The
-    centre is its mean; the half size is ``sqrt(3)`` standard deviations (a uniform box's own half width, each cell's
-    variance included) times a learned scale per axis. The last convolution starts at zero and the scale at 0.8: the
-    first box is the centred 80 % of the map. (A first box of the whole map sits on the clamp and mostly stays there.)
+    A pointwise, a depthwise 3x3 and a pointwise convolution give one heat map, which keeps positions. The centre of the
+    box is the mean of the heat map. Its half size is ``sqrt(3)`` standard deviations times a learned scale per axis; a
+    uniform distribution over a box has just this half width. The variance includes that of a single cell.
+
+    The last convolution starts at zero and the scale at 0.8, so the first box is the centred 80 % of the map. A first
+    box of the whole map would lie at the clamp and mostly stay there.
 
     Args:
         dim: Channels C.
@@ -151,7 +166,7 @@ class ROIHead(nn.Module):
             means.append(mean)
             variances.append(variance)
         mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, 2)
-        scale = _clamp_value(self.log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box's clamp is far inside
+        scale = _clamp_value(self.log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
         return _box(mean, (3 * variance).sqrt() * scale, self.min_size)
 
 
@@ -174,10 +189,11 @@ class ROIHead3d(ROIHead):
 
 
 class MeanROIHead(nn.Module):
-    """The published code's box head, for comparison: convolutions to four sigmoids, averaged over the map.
+    """The box head of the published code, for comparison: convolutions to four sigmoids, averaged over the map.
 
-    Averaging makes the box blind to where things are: it cannot follow an object. Two departures: the four numbers are
-    put in order, and they start near the centred 80 % (four equal numbers, the published start, are an empty box).
+    The average does not depend on where things are, so the box cannot follow an object. Two things differ from the
+    published code. The four numbers are sorted into corners. They start near the centred 80 % of the map; four equal
+    numbers, the published start, are an empty box.
 
     Args:
         dim: Channels C.

@@ -14,9 +14,9 @@ CHUNK = 50  # replicates at a time
 
 
 def patient_weights(patients: np.ndarray, replicates: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yields bootstrap counts of the images, patients drawn with replacement.
+    """Yields how often each image counts in each bootstrap replicate; patients are drawn with replacement.
 
-    The same patients, number and seed give the same counts, so that two models can be compared replicate by replicate.
+    The same arguments give the same counts, so that two models can be compared replicate by replicate.
 
     Args:
         patients: ``(N,)`` identifiers.
@@ -42,8 +42,9 @@ def patient_weights(patients: np.ndarray, replicates: int = 1000, seed: int = 0)
 def seed_weights(seeds: int, replicates: int, seed: int) -> np.ndarray:
     """Returns the share of each training seed in each replicate, seeds drawn with replacement: ``(R, S)``.
 
-    Few seeds drawn with replacement spread too little, by a factor of ``sqrt((S - 1) / S)``: the shares' distances from
-    1/S are widened by its inverse, so that one may lie below 0. One seed has no spread to resample: its share is 1.
+    Means over seeds that are drawn with replacement spread too little, by a factor of ``sqrt((S - 1) / S)``. The
+    distance of each share from 1/S is divided by this factor, so that a share may lie below 0. A single seed has a
+    share of 1.
     """
     if seeds == 1:
         return np.ones((replicates, 1))
@@ -54,7 +55,7 @@ def seed_weights(seeds: int, replicates: int, seed: int) -> np.ndarray:
 def interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Percentile interval of replicates: ``(R, ...)`` to ``(2, ...)``, low and high.
 
-    Replicates that are NaN are left out; where all are, so is the interval.
+    Replicates that are NaN are left out; where all are NaN, the interval is NaN.
     """
     defined = ~np.isnan(values).all(0)
     ends = np.full((2, *values.shape[1:]), np.nan)

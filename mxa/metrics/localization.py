@@ -44,9 +44,10 @@ class Scores(NamedTuple):
 
 
 def pointing(heat_map: np.ndarray, boxes: np.ndarray) -> float:
-    """Says whether the peak of a map is inside: the share of its maxima that are, where several tie.
+    """Says whether the peak of a map is inside.
 
-    A constant map thus scores the part of the image that the boxes cover.
+    Where several cells share the maximum, the score is the share of them that are inside. The score of a constant map
+    is therefore the share of the image that the boxes cover.
 
     Args:
         heat_map: ``(H, W)``.
@@ -87,8 +88,8 @@ def energy_inside(heat_map: np.ndarray, boxes: np.ndarray) -> float:
 def box_from_map(heat_map: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Draws a box around the largest connected part of a map at or above ``threshold`` times its maximum.
 
-    Cells that touch, also at a corner, are connected. Of parts of one size the one with the larger sum counts, then the
-    one that comes first in reading order.
+    Cells that touch, also at a corner, are connected. Among parts of equal size the one with the larger sum is taken,
+    and among equal sums the first in reading order.
 
     Args:
         heat_map: ``(H, W)``.
@@ -133,13 +134,13 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> float:
 
 
 def score_map(heat_map: np.ndarray, boxes: np.ndarray, threshold: float = 0.5) -> Scores:
-    """Scores a map: its peak, its positive mass, and the box at half its maximum; arguments as above."""
+    """Scores a map by its peak, its positive mass, and the box around it; arguments and errors as ``box_from_map``."""
     box = box_from_map(heat_map, threshold)
     return Scores(pointing(heat_map, boxes), energy_inside(heat_map, boxes), iou(box, boxes))
 
 
 def score_box(box: np.ndarray, boxes: np.ndarray) -> Scores:
-    """Scores a box, ``(4,)``, as a map that is constant in it: it points at its centre; NaNs where the box has one."""
+    """Scores a box, ``(4,)``, as a map that is constant inside and points at its centre; NaN where the box is NaN."""
     if np.isnan(box).any():
         return Scores(np.nan, np.nan, np.nan)
     shared, own, union = _areas(box, boxes)
@@ -175,7 +176,7 @@ def mean_box(boxes: Sequence[np.ndarray], patients: Sequence[str]) -> np.ndarray
 def commonest_point(
     boxes: Sequence[np.ndarray], patients: Sequence[str], side: int = 256
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields, for each case of one finding, where the other patients' boxes are: their peak is the commonest point.
+    """Yields, for each case of one finding, a map of the other patients' boxes; its peak is the commonest point.
 
     Args:
         boxes: ``(K, 4)`` of each of the N cases.
@@ -183,8 +184,8 @@ def commonest_point(
         side: Cells along a side of the map.
 
     Yields:
-        The number of the case, and how many of the other patients' cases cover each cell, ``(side, side)`` int64. A
-        case for which there is no other patient is left out.
+        The number of the case, and how many of the other patients' cases cover each cell, ``(side, side)`` int64. Cases
+        without another patient are left out.
     """
     covers = [_inside(b, (side, side)) for b in boxes]
     total = np.sum(covers, axis=0)
@@ -219,20 +220,20 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
 
 
 def _cover(boxes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points of a grid are inside any of the boxes, ``(len(y), len(x))``."""
+    """Says which points of a grid are inside any of the boxes, ``(len(y), len(x))``."""
     across = (boxes[:, 0, None] <= x) & (x <= boxes[:, 2, None])
     down = (boxes[:, 1, None] <= y) & (y <= boxes[:, 3, None])
     return (down[:, :, None] & across[:, None]).any(0)
 
 
 def _inside(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Which cells of a map have their centre inside."""
+    """Says which cells of a map have their centre inside."""
     y, x = ((np.arange(n) + 0.5) / n for n in shape)
     return _cover(_boxes(boxes), x, y)
 
 
 def _areas(box: np.ndarray, boxes: np.ndarray) -> tuple[float, float, float]:
-    """Area that a box shares with the union of boxes, its own, and that of all together: on the grid of the edges."""
+    """Areas of what a box shares with the union of boxes, of the box, and of all together; exact, edge by edge."""
     one, many = _boxes(np.asarray(box)[None]), _boxes(boxes)
     x, y = (np.unique(np.concatenate([one[:, axis::2], many[:, axis::2]])) for axis in (0, 1))
     area = np.outer(np.diff(y), np.diff(x))

@@ -44,11 +44,11 @@ class CaseScore(NamedTuple):
 def localization_table(
     rows: Iterable[CaseScore], replicates: int = 1000, level: float = 0.95, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Averages cases by method and finding, with percentile intervals: patients are drawn, not cases, and seeds.
+    """Averages cases by method and finding, with percentile intervals over patients and seeds.
 
-    Every method sees the same draws. A replicate in which a finding has no case is skipped for that finding and for the
-    mean over the findings. Seeds are trainings of one model: each metric is the mean over them, and they are drawn
-    as in ``mxa evaluate``.
+    Patients are drawn, not cases, and every method sees the same draws. A replicate in which a finding has no case is
+    skipped for that finding and for the mean over the findings. Seeds are trainings of one model: each metric is the
+    mean over the seeds, which are drawn as in ``mxa evaluate``.
 
     Args:
         rows: Any order; methods and findings keep the order in which they first come.
@@ -58,8 +58,8 @@ def localization_table(
 
     Returns:
         For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases
-        (of one seed), ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, in
-        [0, 1] (ends beyond are cut), None where undefined. For JSON.
+        (of one seed), ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, cut
+        to [0, 1]; None where undefined. For JSON.
 
     Raises:
         InputError: no rows, no replicates, one case of a method twice, or a case that not every seed has.
@@ -116,7 +116,10 @@ def _means(cases: Sequence[CaseScore], weights: np.ndarray) -> np.ndarray:
 
 
 def _macro(means: np.ndarray) -> np.ndarray:
-    """Mean ``(D, M)`` of ``(F, D, M)`` over the findings that the first draw defines; NaN where another lacks one."""
+    """Mean ``(D, M)`` of ``(F, D, M)`` over the findings that are defined in the first draw, that of all cases.
+
+    A draw in which one of these findings is undefined is NaN.
+    """
     defined = ~np.isnan(means[:, :1])  # (F, 1, M)
     count = defined.sum(0)
     return np.where(count > 0, np.where(defined, means, 0).sum(0) / np.where(count > 0, count, 1), np.nan)

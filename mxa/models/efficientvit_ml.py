@@ -30,10 +30,10 @@ __all__ = ["VARIANTS", "EfficientVitMl"]
 
 
 class CascadedGroupAttentionMl(CascadedGroupAttention):
-    """timm's attention without its eval-mode cache of the position biases.
+    """timm's attention without its cache of the position biases in eval mode.
 
-    The cache keeps an autograd graph between calls (a second backward in eval mode fails) and outlives
-    ``load_state_dict`` (the old biases stay in use).
+    The cache keeps an autograd graph between calls, so that a second backward fails. It also outlives
+    ``load_state_dict``, so that old biases stay in use.
     """
 
     def train(self, mode: bool = True) -> CascadedGroupAttentionMl:
@@ -224,7 +224,7 @@ VARIANTS = {  # paper, Table N.1; the kernels are timm's
 
 
 def _entry_cfg(entry: dict) -> dict:
-    """A configuration of timm's of an entry of the manifest; what timm has no field for stays there."""
+    """Turns an entry of the manifest into a configuration of timm's; what timm has no field for is left out."""
     labels = entry["labels"]
     names = LABEL_SPACES[labels] if isinstance(labels, str) else tuple(labels)
     source = {}
@@ -236,7 +236,7 @@ def _entry_cfg(entry: dict) -> dict:
     return _cfg(num_classes=len(names), label_names=names, license=entry["license"], **source, **preprocessing)
 
 
-# The first tag with weights would become the default: the star makes .chexpert the default.
+# timm's default would be the first tag with weights; the star makes .chexpert the default.
 default_cfgs = generate_default_cfgs(
     {
         f"efficientvit_ml_{size}{suffix}.r224_in1k": _cfg(

@@ -23,8 +23,8 @@ def mxa_grafted(
 ) -> nn.Module:
     """Builds a timm model and grafts MXA onto it, as a saved configuration says.
 
-    The blocks are the saved ones, whatever the model was grafted for. Where another ``img_size`` or ``patch_size`` is
-    asked for, the maps that they see are looked up anew.
+    A saved graft has the layout of every block, so the blocks are the saved ones. Where another ``img_size`` or
+    ``patch_size`` is asked for, one forward shows the layouts anew.
 
     Args:
         pretrained: Load the weights that come with the configuration.

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
-    """``timm.create_model`` with one clear error.
+    """Creates a timm model; whatever goes wrong is one clear error.
 
     Args:
         name: A timm name, ``local-dir:`` or ``hf-hub:``.
@@ -59,15 +59,15 @@ def load_model(name: str | Path, **kwargs) -> nn.Module:
     """Loads a model with its weights, in eval mode, from a run folder or by a timm name.
 
     Raises:
-        InputError: neither, or the weights do not fit.
+        InputError: it is neither, or the weights do not fit.
     """
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"{path} is no run folder: it has no config.json")
+            raise InputError(f"{path} is not a run folder: it has no config.json")
         name = f"local-dir:{path}"
     elif path.exists() or path.suffix in (".pt", ".pth", ".safetensors"):
-        raise InputError(f"{path} is no run folder: give the folder that holds config.json and model.safetensors")
+        raise InputError(f"{path} is not a run folder: give the folder that holds config.json and model.safetensors")
     return create(str(name), pretrained=True, **kwargs).eval()
 
 
@@ -86,14 +86,16 @@ def named_outputs(model: nn.Module) -> tuple[str, ...]:
 
 
 def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None]:
-    """Reads the tensors of a file, and the names of its outputs where it, or the ``config.json`` beside it, has them.
+    """Reads the tensors of a file, and the names of its outputs.
+
+    The names are in the file or in the ``config.json`` beside it; None where they are in neither.
 
     Args:
         path: A ``.safetensors`` file, or a pickle, which is opened with ``weights_only=True``.
-        allowed: Classes that a pickle may hold besides.
+        allowed: Classes that a pickle may hold beside tensors.
 
     Raises:
-        InputError: no such file, it is neither, or it holds no state dict.
+        InputError: no such file, another kind of file, or no state dict in it.
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -108,14 +110,14 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if first.startswith("Weights only load failed"):
             first = "it holds other objects, such as a whole model: save its state_dict()"
-        raise InputError(f"{path} is no checkpoint of tensors alone, and nothing else is opened: {first}") from None
+        raise InputError(f"{path} is not a checkpoint of tensors alone, and nothing else is opened: {first}") from None
     names = content.get("labels") if isinstance(content, dict) else None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{path} is no checkpoint: it holds no state_dict")
+        raise InputError(f"{path} is not a checkpoint: it holds no state_dict")
     return clean_state_dict(content), names
 
 
@@ -124,14 +126,16 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def init_weights(model: nn.Module, start: str) -> set[str]:
-    """Starts a model from other weights; the head keeps the rows whose label *names* it shares, the rest stays fresh.
+    """Starts a model from other weights.
+
+    The head takes the rows of labels that both have, by name; its other rows stay as they are.
 
     Args:
         model: The model to fill, its label names set.
         start: A timm name with weights, a run folder, or a file (``.safetensors``, ``.pt``) of the same architecture.
 
     Returns:
-        The keys that were filled, the head's not among them.
+        The keys that were filled, without those of the head.
 
     Raises:
         InputError: no such start, its label names are not as many as its head's rows, or its weights are of another
@@ -149,7 +153,7 @@ def init_weights(model: nn.Module, start: str) -> set[str]:
 def fill_weights(
     model: nn.Module, state: dict[str, torch.Tensor], names: Sequence[str] | None, origin: str
 ) -> set[str]:
-    """Fills a model from a state whose outputs are ``names``, as ``init_weights`` does; ``origin`` is for errors."""
+    """Fills a model as ``init_weights`` does, from a state whose outputs are ``names``; errors call it ``origin``."""
     cfg = model.pretrained_cfg
     own = model.state_dict()
     stems, heads = _names(cfg.get("first_conv")), _names(cfg.get("classifier"))

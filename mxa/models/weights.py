@@ -28,7 +28,7 @@ __all__ = [
 def label_names(model: nn.Module) -> tuple[str, ...] | None:
     """Returns the names of a model's outputs in order, or None where they are unknown.
 
-    Works on every timm model: names come with the weights' configuration, or from ``set_label_names``.
+    It works on every timm model. The names come with the weights' configuration, or from ``set_label_names``.
     """
     cfg = getattr(model, "pretrained_cfg", {})
     names = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
@@ -39,7 +39,7 @@ def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
     """Names a model's outputs, for ``label_names``, prediction, evaluation and saving; None makes them unknown.
 
     Raises:
-        ValueError: the number of names is not the number of outputs, or two mean the same.
+        ValueError: there are more or fewer names than outputs, or two names mean the same.
     """
     if isinstance(names, str):
         raise ValueError(f"label names must be a sequence of names, got the text {names!r}")
@@ -55,9 +55,10 @@ def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
 
 
 def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Gives a model the outputs ``names``; of those that it has (by name, in any spelling) it keeps the rows.
+    """Gives a model the outputs ``names``.
 
-    Other rows start fresh. The rest of the model, the head's norm included, is as it was.
+    A label that the model has already, in any spelling, keeps its row of the head. Other rows start fresh. The rest of
+    the model, the head's norm included, stays as it was.
 
     Args:
         model: A timm model whose classifier is one layer and whose outputs are named; it is changed in place.
@@ -67,7 +68,8 @@ def load_labels(model: nn.Module, names: Sequence[str]) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: its outputs have no names, or its classifier is not one layer.
+        ValueError: its outputs have no names, there are more or fewer names than rows of the head, or its classifier is
+            not one layer.
 
     >>> import mxa, timm
     >>> model = mxa.load_labels(timm.create_model("efficientvit_ml_m0"), ["Edema", "Effusion", "Scoliosis"])
@@ -125,7 +127,7 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Resizes position biases to the model's windows, as timm does, where the heads are as many."""
+    """Resizes position biases to the model's windows, as timm does; those of another number of heads stay."""
     own = model.state_dict()
     other = {
         k: v
@@ -145,8 +147,8 @@ def check_keys(state_dict: dict[str, torch.Tensor], model: nn.Module, adapted: C
     Args:
         state_dict: What is to be loaded.
         model: The model.
-        adapted: Keys whose absence or shape is dealt with elsewhere. All of MXA's keys may be absent besides (a model
-            with MXA that starts from a plain backbone), never some of them.
+        adapted: Keys that may be missing or of another shape. MXA's keys may be missing too, all of them but not some:
+            a model with MXA can start from a plain backbone.
 
     Raises:
         RuntimeError: a key is missing, unexpected or of another shape; the message lists the keys.
@@ -169,8 +171,8 @@ def check_keys(state_dict: dict[str, torch.Tensor], model: nn.Module, adapted: C
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Prepares a checkpoint for timm's loader and checks every key, which the loader does not.
 
-    Position biases are resized to the model's windows. Only the head may be replaced, where the number of outputs
-    differs, and the stem's first convolution adapted, where the number of channels does.
+    Position biases are resized to the model's windows. Two things may differ: the head is replaced where the number of
+    outputs differs, and the stem's first convolution is adapted where the number of channels differs.
 
     Raises:
         RuntimeError: anything else does not fit (see ``check_keys``).

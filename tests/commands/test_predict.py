@@ -45,7 +45,7 @@ def test_bad_input(run, table, tmp_path):
     results = predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run), skip_bad=True))
     assert "does not decode" in results[0]["error"]
     assert "probabilities" in results[1]
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         predict(PredictConfig(files=(table.parent / "3.png",), model=str(tmp_path)))
     save_pretrained(timm.create_model("efficientvit_ml_m0", img_size=64), tmp_path / "plain")
     with pytest.raises(InputError, match="no MXA block"):

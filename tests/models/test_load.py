@@ -75,7 +75,7 @@ class TestLoadModel:
             assert torch.equal(loaded(images()), model.eval()(images()))
 
     def test_folder_without_a_run(self, tmp_path):
-        with pytest.raises(InputError, match=r"is no run folder.*config\.json"):
+        with pytest.raises(InputError, match=r"is not a run folder.*config\.json"):
             load_model(tmp_path)
 
     @pytest.mark.parametrize("config", ["", "{}", '{"architecture": "nothing", "pretrained_cfg": {}}'])
@@ -104,7 +104,7 @@ class TestLoadModel:
     @pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.pt", "run.txt"])
     def test_a_file_is_no_run_folder(self, name, tmp_path):
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(InputError, match="is no run folder: give the folder"):
+        with pytest.raises(InputError, match="is not a run folder: give the folder"):
             load_model(tmp_path / name)
 
     def test_missing_file_and_unknown_name(self):
@@ -258,7 +258,7 @@ class TestInitWeights:
     def test_a_file_that_is_no_checkpoint(self, suffix, content, tmp_path):
         path = tmp_path / f"w.{suffix}"
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is no checkpoint"):
+        with pytest.raises(InputError, match="is not a checkpoint"):
             init_weights(named(), str(path))
 
     @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {"model": 1, "epoch": 2}, {}])
@@ -270,7 +270,7 @@ class TestInitWeights:
     def test_a_pickle_is_not_run(self, tmp_path):
         marker = tmp_path / "ran"
         torch.save({"model": _Touch(marker)}, tmp_path / "w.pt")
-        with pytest.raises(InputError, match="is no checkpoint"):
+        with pytest.raises(InputError, match="is not a checkpoint"):
             init_weights(named(), str(tmp_path / "w.pt"))
         assert not marker.exists()
 
