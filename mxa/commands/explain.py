@@ -65,7 +65,7 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
         What each JSON file holds. Points are ``x, y`` and boxes ``x1, y1, x2, y2`` in pixels of the original image,
         as EXIF turns it, counted from the outer edge of its first pixel:
 
-        - ``file``, ``size`` (width, height), and ``warning`` where a DICOM file is no frontal chest radiograph
+        - ``file``, ``size`` (width, height), and ``warning`` where a DICOM file is not a frontal chest radiograph
         - ``boxes``: of each MXA block, by module name
         - ``labels``: for each label its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam`` and
           ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label; the box

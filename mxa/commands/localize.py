@@ -66,6 +66,7 @@ class LocalizeConfig(DataConfig):
     replicates: int = 1000
     """Bootstrap replicates (of patients, and of seeds where there are several) for the intervals."""
     batch_size: int = 32
+    """Images at a time."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
 
@@ -99,7 +100,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     for name, seeds in models.items():
         for argument, model in zip(arguments[name], seeds, strict=True):
             if _kind(model) != _kind(seeds[0]):
-                raise InputError(f"{argument} is no seed of the model that {arguments[name][0]} is one of")
+                raise InputError(f"{argument} is not a seed of the model that {arguments[name][0]} is one of")
     known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
     if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
         raise InputError(f"no model has an output for any of {', '.join(findings)}")

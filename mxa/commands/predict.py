@@ -39,6 +39,7 @@ class PredictConfig:
     skip_bad: bool = False
     """Skip images that do not read, instead of stopping."""
     batch_size: int = 32
+    """Images at a time."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
 

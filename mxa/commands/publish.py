@@ -77,6 +77,7 @@ class PublishConfig(DataConfig):
     replicates: int = 1000
     """Bootstrap replicates (of patients) for the intervals."""
     workers: int = 2
+    """Worker processes that read images."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
 

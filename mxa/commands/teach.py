@@ -43,7 +43,9 @@ class TeachConfig(DataConfig):
     teacher_sha256: str | None = None
     """SHA-256 that the teacher's file must have."""
     batch_size: int = 64
+    """Images at a time."""
     workers: int = 2
+    """Worker processes that read images."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
     amp: bool = False

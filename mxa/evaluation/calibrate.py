@@ -34,7 +34,9 @@ class CalibrateConfig(DataConfig):
     overwrite: bool = False
     """Replace a calibration that was made on other images."""
     batch_size: int = 64
+    """Images at a time."""
     workers: int = 2
+    """Worker processes that read images."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
 
@@ -71,7 +73,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """
     run = Path(config.model)
     if not (run / "model.safetensors").is_file():
-        raise InputError(f"{run} is no run folder: calibration.json lies beside model.safetensors")
+        raise InputError(f"{run} is not a run folder: calibration.json lies beside model.safetensors")
     config = config.resolved(run)
     names = sorted(config.open("val").records.paths.tolist())
     images = hashlib.sha256("\n".join(names).encode()).hexdigest()
@@ -140,7 +142,7 @@ def read_calibration(run: str | Path) -> Calibration:
         result = Calibration(content["temperatures"], content["thresholds"], content["provenance"])
         held = result.provenance["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no calibration ({error}): write it again with mxa calibrate") from None
+        raise InputError(f"{path} is not a calibration ({error}): write it again with mxa calibrate") from None
     if held != weights_sha256(str(run)):
         raise InputError(f"{path} was made for other weights than {run} holds: run mxa calibrate again")
     return result

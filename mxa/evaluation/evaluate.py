@@ -89,7 +89,9 @@ class EvaluateConfig(DataConfig):
     replicates: int = 1000
     """Bootstrap replicates (of patients) for the intervals."""
     batch_size: int = 64
+    """Images at a time."""
     workers: int = 2
+    """Worker processes that read images."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
     amp: bool = False

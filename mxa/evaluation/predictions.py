@@ -74,7 +74,7 @@ class Predictions:
         return replace(self, logits=self.logits[keep], targets=self.targets[keep], cases=cases)
 
     def check(self) -> None:
-        """Refuses scores that are no numbers.
+        """Refuses scores that are not finite.
 
         Raises:
             InputError: there is one; the message names the image and the label.

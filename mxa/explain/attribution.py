@@ -118,7 +118,7 @@ def _find(model: nn.Module, layer: str | None, image: torch.Tensor) -> tuple[nn.
             grids[name] = grid_of(output)
         elif name == last:
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise InputError(f"the layer {last} gives {shape}, which is no map: {remedy}")
+            raise InputError(f"the layer {last} gives {shape}, which is not a map: {remedy}")
 
     observe(model, image, {modules[name]: partial(look, name=name) for name in names if name in modules})
     if last not in grids:

@@ -205,7 +205,7 @@ def test_seeds_of_one_model_are_one_row_with_their_mean(config, tmp_path):
 def test_seeds_are_of_one_model(config, run, tmp_path):
     for labels, name in ((LABELS, "efficientvit_ml_m0"), (LABELS[::-1], "efficientvit_ml_m0_mxa")):
         other = save(tmp_path / name, labels, name)
-        with pytest.raises(InputError, match=f"{other} is no seed of the model that {run} is one of"):
+        with pytest.raises(InputError, match=f"{other} is not a seed of the model that {run} is one of"):
             localize(config(models=(f"{run},{other}",)))
     assert not (tmp_path / "out").exists()
 

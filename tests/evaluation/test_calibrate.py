@@ -125,7 +125,7 @@ def test_what_is_refused(calibrated, run, table, tmp_path):
     folder, _ = calibrated
     with pytest.raises(InputError, match=r"has no calibration\.json: write it with mxa calibrate"):
         read_calibration(run)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         calibrate(CalibrateConfig(str(tmp_path / "none"), data="table", root=str(table)))
     content = json.loads((folder / "calibration.json").read_text())
     content["provenance"]["weights_sha256"] = "0" * 64
@@ -133,7 +133,7 @@ def test_what_is_refused(calibrated, run, table, tmp_path):
     with pytest.raises(InputError, match="was made for other weights"):
         predict(PredictConfig((table.parent / "0.png",), str(folder), calibrated="f1"))
     (folder / "calibration.json").write_text("{}")
-    with pytest.raises(InputError, match="is no calibration"):
+    with pytest.raises(InputError, match="is not a calibration"):
         read_calibration(folder)
     lines = [
         line for i, line in enumerate(table.read_text().splitlines()) if i < 3 or ",val," not in line or i % 12 == 5
