@@ -1,23 +1,4 @@
 """The documented name of ``mxa.evaluation.evaluate``."""
 
-from .evaluation.evaluate import (
-    EvaluateConfig,
-    evaluate,
-    score,
-    score_images,
-    separate_validation,
-    weights_sha256,
-    with_validation,
-    write_report,
-)
-
-__all__ = [
-    "EvaluateConfig",
-    "evaluate",
-    "score",
-    "score_images",
-    "separate_validation",
-    "weights_sha256",
-    "with_validation",
-    "write_report",
-]
+from .evaluation.evaluate import *  # noqa: F403
+from .evaluation.evaluate import __all__  # noqa: F401

@@ -1,27 +1,4 @@
 """The documented name of ``mxa.evaluation.predictions``."""
 
-from .evaluation.predictions import (
-    CASE_COLUMNS,
-    Arm,
-    MissingScores,
-    Predictions,
-    by_study,
-    has_targets,
-    of_records,
-    read_metadata,
-    read_predictions,
-    stack,
-)
-
-__all__ = [
-    "Arm",
-    "CASE_COLUMNS",
-    "MissingScores",
-    "Predictions",
-    "by_study",
-    "has_targets",
-    "of_records",
-    "read_metadata",
-    "read_predictions",
-    "stack",
-]
+from .evaluation.predictions import *  # noqa: F403
+from .evaluation.predictions import __all__  # noqa: F401

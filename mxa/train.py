@@ -1,10 +1,4 @@
 """The documented name of ``mxa.training.loop``."""
 
-from .training.loop import (
-    TrainConfig,
-    build_model,
-    fit,
-    train,
-)
-
-__all__ = ["TrainConfig", "build_model", "fit", "train"]
+from .training.loop import *  # noqa: F403
+from .training.loop import __all__  # noqa: F401
