@@ -75,11 +75,11 @@ def main() -> None:
     }
     path = MODELS / "weights.json"
     manifest = {**json.loads(path.read_text()), name: entry}
-    splits = []
+    entries = []
     for key, metadata in manifest.items():  # a line a field
         lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata.items())
-        splits.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
-    path.write_text("{\n" + ",\n".join(splits) + "\n}\n")
+        entries.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
     card = {**entry, "labels": mxa.label_names(model), "recipe": recipe}
     docs = Path(__file__).parents[2] / "docs" / f"weights-{args.tag}.md"
     docs.write_text(model_card(name, card, result))
