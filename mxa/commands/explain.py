@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..explain.attribution import grad_cam, integrated_gradients
 from ..explain.geometry import find_peak, least_shown
 from ..explain.panels import draw_gallery, draw_panel
 from ..explain.rois import gate_maps, predict_rois
-from ..labels import align, resolve_labels
+from ..labels import align, canonical, resolve_labels
 from ..layers import MXABlock
 from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
@@ -51,7 +51,7 @@ class ExplainConfig:
     against: str | None = None
     """A second model, say without MXA: its attention is shown beside the first one's, and the difference."""
     labels: str | None = None
-    """Labels to explain, separated by commas; the three most probable by default."""
+    """Labels to explain, separated by commas; the three most probable findings by default."""
     skip_bad: bool = False
     """Leave out images that do not read, instead of stopping."""
     device: str | None = None
@@ -67,9 +67,9 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
 
         - ``file``, ``size`` (width, height), and ``warning`` where a DICOM file is not a frontal chest radiograph
         - ``boxes``: of each MXA block, by module name
-        - ``labels``: for each label its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam`` and
-          ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label; the box
-          encloses the connected part above half of the maximum that holds the peak; a model without maps (a plain
+        - ``labels``: for each finding its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam``
+          and ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label. The
+          box encloses the connected part above half of the maximum that holds the peak. A model without maps (a plain
           ViT) has no ``grad_cam``
         - ``attention``, ``gate``: the same for each module, half counted from the map's lowest value above 0
         - ``picture``: the name of the PNG beside it
@@ -85,13 +85,14 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
     device = pick_device(config.device)
     model = load_model(config.model).to(device)
     labels = None if config.labels is None else _indices(model, config.labels)
-    named_outputs(model)
+    if not (findings := _findings(named_outputs(model), labels)):
+        raise InputError("No Finding has no place in an image: name a finding in --labels, or take another model")
     other = load_model(config.against).to(device) if config.against else None
     for m in (model, other):
         if other is not None and not _has(m, CascadedGroupAttention):
             raise InputError("--against compares cascaded group attention: both models must have it (efficientvit)")
     compared = (Path(config.against or "").name, Path(config.model).name)
-    explainer = _Explainer(model, other, labels, compared)
+    explainer = _Explainer(model, other, findings, config.labels is not None, compared)
     paths = find_images(config.files)
     names = _names(paths)
     _refuse_overwriting(paths, names, config.output)
@@ -115,16 +116,18 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
     if all("error" in row for row in rows):
         raise InputError(f"none of the {len(rows)} images reads: {rows[0]['error']}")
     if len(gallery) > 1:
-        draw_gallery(*zip(*gallery, strict=True), Path(config.output) / "gallery.png")
+        draw_gallery(*zip(*gallery, strict=True), Path(config.output) / "gallery.png", compared[1])
     return rows
 
 
 class _Explainer:
     """Explains one image after another."""
 
-    def __init__(self, model: nn.Module, other: nn.Module | None, labels: list[int] | None, compared: tuple[str, str]):
+    def __init__(
+        self, model: nn.Module, other: nn.Module | None, findings: list[int], asked: bool, compared: tuple[str, str]
+    ):
         self.models = [model] if other is None else [model, other]
-        self.labels, self.compared = labels, compared
+        self.findings, self.asked, self.compared = findings, asked, compared
         self.transforms = [create_transform(m) for m in self.models]
         self.names = named_outputs(model)
         self.device = next(model.parameters()).device
@@ -153,7 +156,8 @@ class _Explainer:
         model, x = self.models[0], inputs[0]
         with torch.no_grad():
             probabilities = model(x)[0].sigmoid().cpu()
-        chosen = probabilities.topk(min(3, len(self.names))).indices.tolist() if self.labels is None else self.labels
+        by_probability = sorted(self.findings, key=lambda i: -probabilities[i].item())
+        chosen = self.findings if self.asked else by_probability[:3]
         rois = predict_rois(model, x) if _has(model, MXABlock) else {}
         gates = gate_maps(model, x) if rois else {}
         attention = attention_maps(model, x) if _has(model, CascadedGroupAttention) else {}
@@ -182,13 +186,14 @@ class _Explainer:
         maps = {"attention, mean of the blocks (1 = even)": means[0]} if means else {}
         if gates:
             maps["spatial gate of the first block"] = next(iter(gates.values()))[0]  # it has the most cells
-        titles = {"grad_cam": "Grad-CAM", "integrated_gradients": "integr. gradients"}
+        titles = {"grad_cam": "Grad-CAM", "integrated_gradients": "integrated gradients"}
         labels = {
             f"{name} {finding['probability']:.2f}": {titles[method]: heat[i] for method, heat in found.items()}
             for i, (name, finding) in enumerate(row["labels"].items())
         }
         comparison = (means[1], means[0]) if len(means) == 2 else None
-        draw_panel(image, rois, maps, labels, picture, Path(row["file"]).name, comparison, self.compared)
+        title = Path(row["file"]).name
+        draw_panel(image, rois, maps, labels, picture, title, comparison, self.compared, self.compared[1])
         return rois
 
 
@@ -203,6 +208,15 @@ def _indices(model: nn.Module, labels: str) -> list[int]:
         missing = [name for name, index in zip(wanted, found, strict=True) if index is None]
         raise InputError(f"--labels: the model does not know {', '.join(missing)}; it knows {', '.join(names)}")
     return list(found)
+
+
+def _findings(names: Sequence[str], labels: list[int] | None) -> list[int]:
+    """The outputs that have a map: those asked for, or all, but "No Finding", which has no place in an image."""
+    asked = range(len(names)) if labels is None else labels
+    found = [i for i in asked if canonical(names[i]) != canonical("No Finding")]
+    if len(found) < len(asked):
+        _logger.info("No Finding gets no map: it has no place in an image")
+    return found
 
 
 def _smooth_gradients(model: nn.Module, images: torch.Tensor, labels: list[int]) -> torch.Tensor:

@@ -91,7 +91,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         else:
             batch.append((row, transform(image)))
             if config.rois and len(batch) == 1 and not any("probabilities" in r for r in results):
-                _draw(model, read_image(path), batch[0][1].to(device), path, config.rois)
+                _draw(model, Path(config.model).name, read_image(path), batch[0][1].to(device), path, config.rois)
         results.append(row)
         if len(batch) == config.batch_size:
             flush()
@@ -111,7 +111,7 @@ def _calibrated(calibration: Calibration, point: str, logits: dict[str, float]) 
     }
 
 
-def _draw(model: torch.nn.Module, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
+def _draw(model: torch.nn.Module, name: str, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
     from ..explain import draw_rois, predict_rois
 
-    draw_rois(image, predict_rois(model, x[None]), output, title=f"{path.name}: regions of the MXA blocks")
+    draw_rois(image, predict_rois(model, x[None]), output, f"{path.name}: regions of the MXA blocks", name)

@@ -17,6 +17,7 @@ from .geometry import least_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 __all__ = ["draw_comparison", "draw_gallery", "draw_panel", "draw_rois"]
@@ -25,14 +26,17 @@ _STYLES = (("#ffd23f", "-"), ("#3bceac", "--"), ("#ff5d8f", ":"), ("#7aa2ff", "-
 _SIDE = 3.0  # inches, of one picture in a panel
 
 
-def draw_rois(image: Image.Image, rois: Mapping[str, torch.Tensor], path: str | Path, title: str = "") -> None:
-    """Draws the boxes of one image, a colour and a line style a stage, and writes a PNG.
+def draw_rois(
+    image: Image.Image, rois: Mapping[str, torch.Tensor], path: str | Path, title: str = "", model: str = ""
+) -> None:
+    """Draws the boxes of one image, a colour and a line style for each stage, and writes a PNG.
 
     Args:
         image: The X-ray.
         rois: From ``predict_rois``; the first box of each head is drawn.
         path: The file to write.
         title: Written above the image.
+        model: Name of the model, written below.
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
@@ -42,12 +46,15 @@ def draw_rois(image: Image.Image, rois: Mapping[str, torch.Tensor], path: str | 
     _draw_xray(axes, image)
     _draw_boxes(axes, image, rois)
     axes.set_title(_plain(title), fontsize=10)
-    _legend(figure, axes)
-    _save(figure, path)
+    _save(figure, path, model, axes)
 
 
 def draw_gallery(
-    images: Sequence[Image.Image], rois: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | Path
+    images: Sequence[Image.Image],
+    rois: Sequence[Mapping[str, torch.Tensor]],
+    titles: Sequence[str],
+    path: str | Path,
+    model: str = "",
 ) -> None:
     """Draws the boxes of the last stage on each of several images (paper, figure I.1), and writes a PNG.
 
@@ -56,6 +63,7 @@ def draw_gallery(
         rois: Of each, from ``predict_rois``; the first box of each head.
         titles: Written above each.
         path: The file to write.
+        model: Name of the model, written below.
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
@@ -72,8 +80,7 @@ def draw_gallery(
         last = _stage(list(boxes)[-1])
         _draw_boxes(axes, image, {name: box for name, box in boxes.items() if _stage(name) == last}, by_block=True)
         axes.set_title(_plain(title, 36), fontsize=8)
-    _legend(figure, grid[0, 0])
-    _save(figure, path)
+    _save(figure, path, model, grid[0, 0])
 
 
 def draw_comparison(
@@ -84,10 +91,10 @@ def draw_comparison(
     title: str = "",
     names: tuple[str, str] = ("naive", "improved"),
 ) -> None:
-    """Draws two models' attention and the difference beside each other (paper, figure L.1), and writes a PNG.
+    """Draws the X-ray, two models' attention and the difference (paper, figure L.1), and writes a PNG.
 
-    In the difference red and dashed lines are where the improved model attends less, blue and solid lines where it
-    attends more, and white is no change.
+    In the difference, red and dashed lines are where the improved model attends less, blue and solid lines where it
+    attends more. What does not change shows the X-ray.
 
     Args:
         image: The X-ray.
@@ -100,10 +107,10 @@ def draw_comparison(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    figure = _figure(_SIDE * 3 + 1.5, _SIDE * image.height / image.width + 0.8)
+    figure = _figure(_SIDE * 4 + 1.0, _SIDE * image.height / image.width + 0.9)
     figure.suptitle(_plain(title), fontsize=10)
-    _compare(figure.subplots(1, 3), image, naive, improved, names)
-    _save(figure, path)
+    _compare(figure.subplots(1, 4), image, naive, improved, names)
+    _save(figure, path, " and ".join(names))
 
 
 def draw_panel(
@@ -115,12 +122,14 @@ def draw_panel(
     title: str = "",
     comparison: tuple[torch.Tensor, torch.Tensor] | None = None,
     names: tuple[str, str] = ("naive", "improved"),
+    model: str = "",
 ) -> None:
     """Draws everything about one image on one page, and writes a PNG.
 
-    The first row has the X-ray, with its boxes, and the maps of the model; then comes a row for each method with a
-    column for each label, then a row as in ``draw_comparison``. Lines enclose what is above half of a map's maximum,
-    in a map of the model and in a comparison above half way from its lowest value that is not 0.
+    Every row begins with the X-ray alone. The first has its boxes and the maps of the model, each map with a scale of
+    its own, from its lowest value that is not 0. Then comes a row for each method with a column for each label, all of
+    a row on one scale from 0, and a row as in ``draw_comparison``. A map is clear in the lowest fifth of its scale, so
+    that the X-ray is seen; lines enclose what is above half of the scale.
 
     Args:
         image: The X-ray.
@@ -131,71 +140,83 @@ def draw_panel(
         title: Written above.
         comparison: Attention of two models, as for ``draw_comparison``.
         names: Of those models.
+        model: Name of the model, written below.
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
     methods = list(next(iter(labels.values()))) if labels else []
-    columns = max(1 + len(maps), len(labels), 3 if comparison else 1)
+    columns = 1 + max(bool(rois) + len(maps), len(labels), 3 if comparison else 0)
     rows = 1 + len(methods) + bool(comparison)
-    figure = _figure((_SIDE + 0.5) * columns, (_SIDE * image.height / image.width + 0.3) * rows + 0.7)
+    figure = _figure((_SIDE + 0.3) * columns, (_SIDE * image.height / image.width + 0.3) * rows + 0.8)
     figure.suptitle(_plain(title), fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    _draw_xray(grid[0, 0], image)
-    grid[0, 0].set_title("regions of the MXA blocks" if rois else "X-ray", fontsize=8)
-    _draw_boxes(grid[0, 0], image, rois)
-    for axes, (name, heat) in zip(grid[0, 1:], maps.items(), strict=False):
-        _draw_heat(axes, image, heat, name, least_shown(heat))
+    for axes in grid[:, 0]:
+        _draw_xray(axes, image)
+        axes.set_title("X-ray", fontsize=8)
+    if rois:
+        _draw_xray(grid[0, 1], image)
+        _draw_boxes(grid[0, 1], image, rois)
+        grid[0, 1].set_title("regions of the MXA blocks", fontsize=8)
+    for axes, (name, heat) in zip(grid[0, 1 + bool(rois) :], maps.items(), strict=False):
+        _draw_scale([axes], _draw_heat(axes, image, heat, name, least_shown(heat), heat.max().item()))
     for row, method in zip(grid[1:], methods, strict=False):
-        for axes, (name, found) in zip(row, labels.items(), strict=False):
-            _draw_heat(axes, image, found[method], f"{name}: {method}")
+        top = max(found[method].max().item() for found in labels.values())
+        for axes, (name, found) in zip(row[1:], labels.items(), strict=False):
+            picture = _draw_heat(axes, image, found[method], f"{name}: {method}", 0.0, top)
+        _draw_scale(row, picture)
     if comparison:
         _compare(grid[-1], image, *comparison, names)
-    if rois:
-        _legend(figure, grid[0, 0])
-    _save(figure, path)
+    _save(figure, path, model, grid[0, 1] if rois else None)
 
 
 def _compare(
     row: Sequence[Axes], image: Image.Image, naive: torch.Tensor, improved: torch.Tensor, names: tuple[str, str]
 ) -> None:
     improved = resize(improved[None], tuple(naive.shape))[0]
-    ends = min(least_shown(naive), least_shown(improved)), max(naive.max().item(), improved.max().item())
-    for axes, heat, name in zip(row, (naive, improved), names, strict=False):
-        _draw_heat(axes, image, heat, f"attention: {name}", *ends)
+    low, top = min(least_shown(naive), least_shown(improved)), max(naive.max().item(), improved.max().item())
+    _draw_xray(row[0], image)
+    for axes, heat, name in zip(row[1:], (naive, improved), names, strict=False):
+        picture = _draw_heat(axes, image, heat, f"attention: {name}", low, top)
+    _draw_scale(row[1:3], picture)
     delta = improved - naive
     top = max(delta.abs().max().item(), 1e-6)
-    axes, extent = row[2], (0, image.width, image.height, 0)
-    picture = axes.imshow(delta.numpy(), cmap="RdBu", vmin=-top, vmax=top, extent=extent)
-    _draw_lines(axes, image, delta, [-top / 2, top / 2])
-    axes.set_axis_off()
-    axes.set_title("delta (blue, solid: more; red, dashed: less)", fontsize=8)
-    _draw_scale(axes, picture)
+    _draw_xray(row[3], image)
+    picture = _draw_map(row[3], image, delta, "RdBu", -top, top, (2 * delta.abs() / top).clamp(max=1) * 0.85)
+    _draw_lines(row[3], image, delta, [-top / 2, top / 2])
+    row[3].set_title("delta (blue, solid: more; red, dashed: less)", fontsize=8)
+    _draw_scale(row[3:4], picture)
 
 
 def _draw_xray(axes: Axes, image: Image.Image) -> None:
     small = image.copy()
     small.thumbnail((900, 900))
-    axes.imshow(small.convert("F"), cmap="gray", vmin=0, vmax=255, extent=(0, image.width, image.height, 0))
+    extent = (0, image.width, image.height, 0)
+    axes.imshow(small.convert("F"), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bicubic")
     axes.set_axis_off()
 
 
 def _draw_heat(
-    axes: Axes, image: Image.Image, heat: torch.Tensor, title: str, low: float = 0.0, top: float | None = None
-) -> None:
+    axes: Axes, image: Image.Image, heat: torch.Tensor, title: str, low: float, top: float
+) -> ScalarMappable:
+    """Draws a map over the X-ray, clear in the lowest fifth of its scale, and a line at half way to ``top``."""
     _draw_xray(axes, image)
-    top = heat.max().item() if top is None else top
-    extent = (0, image.width, image.height, 0)
-    ends = {"vmin": low, "vmax": top if top > low else low + 1}
-    picture = axes.imshow(heat.numpy(), cmap="viridis", alpha=0.6, extent=extent, **ends)
-    if top > low:
-        _draw_lines(axes, image, heat, [(low + top) / 2])
-    else:
-        axes.text(0.5, 0.5, "the same everywhere", color="white", fontsize=9, ha="center", transform=axes.transAxes)
     axes.set_title(_plain(title, 52), fontsize=8)
-    _draw_scale(axes, picture)
+    top = top if top > low else low + 1
+    opacity = 0.65 * ((heat - low) / (top - low) * 1.25 - 0.25).clamp(0, 1)
+    if heat.max() <= low:
+        axes.text(0.5, 0.5, "nothing", color="white", fontsize=9, ha="center", transform=axes.transAxes)
+    _draw_lines(axes, image, heat, [(low + top) / 2])
+    return _draw_map(axes, image, heat, "YlOrRd", low, top, opacity)
+
+
+def _draw_map(
+    axes: Axes, image: Image.Image, heat: torch.Tensor, colours: str, low: float, top: float, opacity: torch.Tensor
+) -> ScalarMappable:
+    where = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
+    return axes.imshow(heat.numpy(), cmap=colours, vmin=low, vmax=top, alpha=opacity.numpy(), **where)
 
 
 def _draw_lines(axes: Axes, image: Image.Image, heat: torch.Tensor, levels: list[float]) -> None:
@@ -210,10 +231,11 @@ def _draw_lines(axes: Axes, image: Image.Image, heat: torch.Tensor, levels: list
         axes.contour(x, y, heat.numpy(), levels, colors="white", linewidths=1)
 
 
-def _draw_scale(axes: Axes, picture: object) -> None:
-    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.02)
+def _draw_scale(row: Sequence[Axes], picture: ScalarMappable) -> None:
+    """Draws the colours of a map, solid, beside the pictures that share them."""
+    mappable = require("matplotlib.cm", "explain").ScalarMappable(picture.norm, picture.cmap)
+    bar = row[-1].figure.colorbar(mappable, ax=list(row), fraction=0.045 / len(row), pad=0.02 / len(row))
     bar.ax.tick_params(labelsize=6)
-    bar.solids.set_alpha(1)
     bar.locator = require("matplotlib.ticker", "explain").MaxNLocator(4)
     bar.update_ticks()
 
@@ -233,14 +255,6 @@ def _draw_boxes(axes: Axes, image: Image.Image, rois: Mapping[str, torch.Tensor]
                 (x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, edgecolor=colour, linestyle=style, **label
             )
         )
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        legend = figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8, facecolor="#404040")
-        for text in legend.get_texts():
-            text.set_color("white")
 
 
 def _stage(name: str) -> str:
@@ -268,7 +282,15 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _save(figure: Figure, path: str | Path, model: str, boxes: Axes | None = None) -> None:
+    """Writes a figure with the legend of its boxes, the model's name and what it is not for."""
+    handles, names = boxes.get_legend_handles_labels() if boxes else ((), ())
+    if handles:
+        legend = figure.legend(handles, names, loc="outside lower left", ncols=4, fontsize=8, facecolor="#404040")
+        for text in legend.get_texts():
+            text.set_color("white")
+    footer = f"{_plain(model)}: not for diagnosis" if model else "not for diagnosis"
+    figure.supxlabel(footer, fontsize=8, x=0.99, ha="right")
     try:
         atomic_write(Path(path), lambda file: figure.savefig(file, dpi=120, format="png"))
     except (OSError, ValueError) as error:

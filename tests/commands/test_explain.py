@@ -123,6 +123,23 @@ def test_the_three_most_probable_by_default_and_a_second_model(runs, files, tmp_
         run(runs, tmp_path, path, against=str(runs / "resnet10t"))
 
 
+def test_no_finding_has_no_map(runs, files, tmp_path, caplog):
+    model = load_model(runs / "resnet10t")
+    names = ("No Finding", "Mass", "Edema", "Hernia")
+    with torch.no_grad():
+        model.fc.bias.copy_(torch.tensor([9.0, 2.0, 1.0, 0.0]))
+    set_label_names(model, names)
+    save_pretrained(model, tmp_path / "runs" / "model")
+    path = files / "deep.png"
+    caplog.set_level("INFO", logger="mxa")
+    [row] = run(tmp_path / "runs", tmp_path, path, model="model")
+    assert set(row["labels"]) == set(names[1:]) and "No Finding gets no map" in caplog.text
+    [row] = run(tmp_path / "runs", tmp_path, path, model="model", labels="no_finding,Mass")
+    assert list(row["labels"]) == ["Mass"]
+    with pytest.raises(InputError, match="No Finding has no place in an image: name a finding in --labels"):
+        run(tmp_path / "runs", tmp_path, path, model="model", labels="No Finding")
+
+
 @pytest.mark.parametrize(("model", "attends"), [("efficientvit_ml_m0", True), ("resnet10t", False)])
 def test_models_without_mxa(runs, files, tmp_path, model, attends):
     rows = run(runs, tmp_path, (files / "deep.png", files / "a"), model=model, labels="Mass")

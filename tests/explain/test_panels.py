@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mxa.explain import draw_comparison, draw_gallery, draw_panel, draw_rois
+from mxa.explain import draw_comparison, draw_gallery, draw_panel, draw_rois, panels
 from mxa.utils.errors import InputError
 
 XRAY = Image.fromarray(np.full((120, 80), 100, dtype=np.uint8))
@@ -50,7 +50,7 @@ def test_comparison_says_more_and_less(tmp_path):
         assert colours(tmp_path / "c.png", dark, 40) > 0.0005
     with Image.open(tmp_path / "c.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    panel = pixels[:, int(0.67 * pixels.shape[1]) : int(0.93 * pixels.shape[1])]
+    panel = pixels[:, int(0.76 * pixels.shape[1]) : int(0.95 * pixels.shape[1])]
     red = (panel[..., 0] - panel[..., 2] > 100).nonzero()
     blue = (panel[..., 2] - panel[..., 0] > 80).nonzero()
     assert red[0].mean() < blue[0].mean() and red[1].mean() < blue[1].mean()
@@ -64,6 +64,55 @@ def test_panel(tmp_path):
     with Image.open(tmp_path / "p.png") as full, Image.open(tmp_path / "nothing.png") as least:
         assert full.width > 3.5 * least.width and full.height > 3 * least.height
     assert sorted(p.name for p in tmp_path.iterdir()) == ["nothing.png", "p.png"]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, as numbers ``(H, W, 3)`` of each of their pictures."""
+    drawn = []
+    save = panels._save
+
+    def kept(figure, *args):
+        save(figure, *args)
+        pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3].astype(int)  # upwards, as the axes
+        corners = [axes.get_window_extent().extents.astype(int) for axes in figure.axes]
+        drawn.append((figure, [pixels[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3] for x1, y1, x2, y2 in corners]))
+
+    monkeypatch.setattr(panels, "_save", kept)
+    return drawn
+
+
+def coloured(pixels) -> float:
+    """Share of the pixels that are not gray."""
+    return (np.ptp(pixels, axis=-1) > 8).mean()
+
+
+def test_the_x_ray_is_seen_beside_and_under_a_map(tmp_path, figures):
+    draw_panel(XRAY, {}, {"attention": heat(32, 32) + 0.5}, {"Mass": {"Grad-CAM": heat(32, 32)}}, tmp_path / "p.png")
+    bare, attention, below, grad_cam = figures[0][1][:4]
+    assert coloured(bare) == coloured(below) == 0
+    for shown in (attention, grad_cam):
+        assert 0.02 < coloured(shown) < 0.5
+        assert (abs(shown - 100).max(-1) < 3).mean() > 0.4  # the X-ray's own gray
+
+
+def test_a_row_of_maps_has_one_scale(tmp_path, figures):
+    labels = {"Mass": {"Grad-CAM": heat(32, 32)}, "Edema": {"Grad-CAM": heat(32, 32) * 0.1}}
+    draw_panel(XRAY, {}, {}, labels, tmp_path / "p.png")
+    figure, pictures = figures[0]
+    titles = [axes.get_title() for axes in figure.axes]
+    mass, edema = (pictures[titles.index(f"{name}: Grad-CAM")] for name in labels)
+    assert coloured(mass) > 0.02 and coloured(edema) == 0
+    assert len(figure.axes) == 7  # two rows of three pictures, and one scale
+
+
+def test_every_picture_names_the_model_and_what_it_is_not_for(tmp_path, figures):
+    draw_rois(XRAY, ROIS, tmp_path / "a.png", model="m0_mxa")
+    draw_gallery([XRAY], [ROIS], ["a"], tmp_path / "b.png", "m0_mxa")
+    draw_panel(XRAY, ROIS, {}, {}, tmp_path / "c.png", model="m0_mxa")
+    draw_comparison(XRAY, heat(20, 20), heat(40, 40), tmp_path / "d.png", names=("m0", "m0_mxa"))
+    footers = [figure.get_supxlabel() for figure, _ in figures]
+    assert footers == ["m0_mxa: not for diagnosis"] * 3 + ["m0 and m0_mxa: not for diagnosis"]
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):
