@@ -12,7 +12,7 @@ from ..utils.errors import InputError
 
 __all__ = ["TABLE_2", "arm_fields", "read_arms", "same_arm"]
 
-#: The paper's rows, and the one that it leaves out: the row of the table of each arm.
+#: The arms of the paper's table, and KD alone, which it leaves out; each with the name of its row.
 TABLE_2 = {"baseline": "baseline", "mxa": "+ MXA", "kd": "+ KD", "mxa+kd": "+ MXA + KD"}
 #: Fields that all arms share: where they are run, and on what.
 _SHARED = {

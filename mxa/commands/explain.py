@@ -1,4 +1,4 @@
-"""Why a model says what it says of an image: pictures and boxes."""
+"""``mxa explain``: pictures and boxes of what a model looks at in an image."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _smooth_gradients(model: nn.Module, images: torch.Tensor, labels: list[int])
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """A name for each file: its stem, and a number where that is taken (``gallery`` is from the start)."""
+    """A name for each file: its stem, with a number where that is taken. ``gallery`` is always taken."""
     taken, names = {"gallery"}, []
     for path in paths:
         name, number = path.stem, 1

@@ -226,7 +226,7 @@ def _scored_labels(config: EvaluateConfig, path: Path) -> tuple[str, ...]:
 
 
 def _file_splits(config: EvaluateConfig, found: Predictions, path: Path) -> Predictions:
-    """Keeps, of a file with targets and splits, the split asked for (the test split) and the validation rows."""
+    """Keeps the split asked for, by default the test split, and the validation rows of a file with targets."""
     _logger.info("%s has its own targets: --data, --views, --merge and --blank do not apply", path)
     if "split" in found.metadata:  # of an evaluation of ours: what was asked for then, and validation rows
         keep = (found.cases["split"] != "val") | (config.validation and found.metadata["split"] != "val")
@@ -283,7 +283,7 @@ def with_validation(scored: Predictions, split: str, val: Predictions | None) ->
 
 
 def separate_validation(found: Predictions) -> tuple[Predictions, Predictions | None]:
-    """The rows that are reported, and the validation rows where they are others."""
+    """Separates the rows that are reported from validation rows; None where there are no others."""
     val = (found.cases["split"] == "val").to_numpy(bool)
     if val.all() or not val.any():
         return found, None
@@ -295,7 +295,7 @@ def _splits(found: Predictions, level: str) -> tuple[Predictions, Predictions | 
 
 
 def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd.DataFrame | None:
-    """Reads the columns to group by that no image has by itself, indexed by image; before the work, not after it."""
+    """Reads the columns to group by that predictions lack, indexed by image; before the work, not after it."""
     wanted = [name for name in by if name not in (*CASE_COLUMNS, "frontal")]
     path = config.groups or (Path(config.root) if config.data == "table" and config.root else None)
     if not wanted or (path is None and files):  # a file of scores may have them

@@ -15,10 +15,12 @@ __all__ = ["read_models"]
 
 
 def read_models(models: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Reads what a command was given as models: run folders, timm names or files of scores; A,B,C are seeds of one.
+    """Reads the models that a command was given: run folders, timm names or files of scores; A,B,C are seeds of one.
+
+    ``FILE:ARM`` stands for the seeds of an arm in the file that ``mxa ablate`` writes (see ``runs.named_runs``).
 
     Returns:
-        For each model, by a name unlike any other's, its arguments, each with a short name unlike any other's:
+        The arguments of each model, by the model's name, and a short name for each argument. No two names are alike:
         ``runs/a-seed0,runs/a-seed1`` gives ``{"a (2 seeds)": {"runs/a-seed0": "a-seed0", "runs/a-seed1": "a-seed1"}}``.
 
     Raises:
@@ -53,7 +55,7 @@ def _short(argument: str) -> str:
 
 
 def _unlike(taken: Collection[str], *wished: str) -> str:
-    """The first of some names that is not taken; the last with plus signs where all are."""
+    """The first of some names that is not taken; where all are, the last one with plus signs."""
     for name in wished:
         if name not in taken:
             return name

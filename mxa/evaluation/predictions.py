@@ -111,7 +111,7 @@ def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -
 
 
 def of_records(records: Records, logits: np.ndarray, metadata: Mapping[str, Any]) -> Predictions:
-    """Puts a model's logits ``(N, L)`` beside the rows of the dataset that they are of."""
+    """Makes predictions of a model's logits ``(N, L)`` and the records that they belong to, row by row."""
     texts = {"image": "paths", "patient": "patients", "study": "studies", "view": "views", "sex": "sexes"}
     cases = {name: getattr(records, column).astype(object) for name, column in texts.items()}
     cases = pd.DataFrame({**cases, "age": records.ages, "split": records.splits.astype(object)})
@@ -119,7 +119,7 @@ def of_records(records: Records, logits: np.ndarray, metadata: Mapping[str, Any]
 
 
 def stack(first: Predictions, *others: Predictions) -> Predictions:
-    """Puts the rows of several one after the other; labels and ``metadata`` are the first's.
+    """Joins the rows of several predictions; labels and ``metadata`` are those of the first.
 
     Raises:
         InputError: their labels differ.
@@ -136,7 +136,7 @@ def has_targets(path: Path) -> bool:
     """Says whether a file of scores has targets too.
 
     Raises:
-        InputError: no such file, or no table.
+        InputError: there is no such file, or it is not a table.
     """
     return any(name.startswith("target:") for name in read_header(_file_of_scores(path)))
 
@@ -150,15 +150,15 @@ def _file_of_scores(path: str | Path) -> Path:
 def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
     """Reads scores of any program from a Parquet or CSV file.
 
-    A column of image names; for each label a column ``logit:LABEL``, or ``LABEL`` or ``probability:LABEL`` with
-    probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with ``records``. Patient, study, view,
-    sex, age and split under any of the names of ``mxa.data.collections.generic_table.COLUMNS``; without patients every
-    image is a patient of its own.
+    The file has a column of image names and a column for each label: ``logit:LABEL``, or ``LABEL`` or
+    ``probability:LABEL`` with probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with
+    ``records``. The columns of patient, study, view, sex, age and split may have any of the names that
+    ``mxa.data.collections.generic_table.COLUMNS`` lists. Without a column of patients every image is its own patient.
 
     Args:
         path: The file.
-        records: Rows of the collection: scores are joined by image name, targets and the rest are from here. An image
-            of ``records`` without a score is an error, a score without an image is left out.
+        records: The collection. A score is found by the name of its image; targets and all else come from here. An
+            image without a score is an error; a score without an image is left out.
 
     Raises:
         InputError: no such file, no image column, no scores, a score out of range, or an image that cannot be found.
@@ -223,7 +223,7 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a Parquet file of scores says of itself; nothing for another program's."""
+    """Reads the metadata of a Parquet file of scores; empty where another program wrote it."""
     if path.suffix not in (".parquet", ".pq"):
         return {}
     from pyarrow import parquet
@@ -232,7 +232,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:
-    """Adds what is unknown, and puts views, sexes, ages and splits as collections have them."""
+    """Adds the columns that are missing, and writes views, sexes, ages and splits as the collections do."""
     cases = cases.assign(**{name: "" for name in CASE_COLUMNS if name not in cases and name != "age"})
     for name in [n for n in CASE_COLUMNS if n != "age"]:
         cases[name] = plain_text(cases[name])
@@ -245,7 +245,7 @@ def _complete(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
-    """Finds the score of every row of a collection, by path or, where that is unique on both sides, by file name."""
+    """Finds the score of every image of a collection: by path, else by file name where both sides have it once."""
     rows = {name: i for i, name in enumerate(scores.cases[column])}
     wanted = [os.path.normpath(p) for p in records.paths]
     ours, theirs = (Counter(map(os.path.basename, names)) for names in (wanted, rows))
@@ -298,8 +298,8 @@ class Arm:
 def by_study(predictions: Predictions, how: Literal["mean", "max"]) -> Predictions:
     """Makes one case of all images of a study: its score the mean or the maximum of its images' probabilities.
 
-    A study is positive for a label where any image is, negative where a known one is not. What its images do not share
-    (the view) is unknown; its name is that of its first image.
+    A study is positive for a label where any of its images is, and negative where none is and one is negative. What its
+    images do not share, such as the view, is unknown. Its name is that of its first image.
     """
     keys = predictions.cases[["split", "patient", "study"]].astype(str).agg("\x00".join, axis=1)
     index = pd.factorize(keys)[0]

@@ -1,4 +1,4 @@
-"""Pictures of why, as tensors first."""
+"""What a model looks at: boxes, gates, attention and attributions as tensors, and pictures of them."""
 
 from .attention import attention_maps, attention_weights, mean_attention
 from .attribution import grad_cam, integrated_gradients

@@ -1,4 +1,4 @@
-"""What speaks for a label: Grad-CAM and integrated gradients, through captum."""
+"""Which places speak for a label: Grad-CAM and integrated gradients, computed by captum."""
 
 from __future__ import annotations
 

@@ -37,18 +37,18 @@ def to_image(boxes: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def upsample(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Interpolates maps ``(B, h, w)`` bilinearly to the image, ``(B, H, W)``; beyond the outer centres they stay."""
+    """Interpolates maps ``(B, h, w)`` to the image, ``(B, H, W)``: bilinear, constant beyond the outermost centres."""
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(maps), 4)
     return _sample(maps, grid, whole)[0]
 
 
 def place(crops: torch.Tensor, grid: Grid, boxes: torch.Tensor) -> torch.Tensor:
-    """Puts maps that a ROI crop was made into back where the crop was taken: the inverse of ``roi_resize``.
+    """Puts what was computed on a ROI crop back where the crop was taken: the inverse of ``roi_resize``.
 
     Args:
-        crops: ``(B, h, w)``, as many cells as the map that the boxes cut.
-        grid: Of that map.
-        boxes: ``(B, 4)``, xyxy in [0, 1] of that map.
+        crops: ``(B, h, w)``, with as many cells as the map that was cropped.
+        grid: The grid of that map.
+        boxes: The crops ``(B, 4)``, xyxy in [0, 1] of that map.
 
     Returns:
         ``(B, H, W)``, bilinear inside the box, 0 where a pixel's centre is outside.
@@ -58,7 +58,7 @@ def place(crops: torch.Tensor, grid: Grid, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(maps: torch.Tensor, grid: Grid, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maps over their boxes at every pixel, and which pixels lie in the box: both ``(B, H, W)``."""
+    """Each map, stretched over its box, at every pixel, and which pixels lie in the box: both ``(B, H, W)``."""
     weights, within = [], []
     for axis in (0, 1):
         n = grid.cells[axis]
@@ -79,7 +79,7 @@ class Peak(NamedTuple):
     point: tuple[float, float]
     """Centre of the strongest pixel, x and y."""
     box: tuple[float, float, float, float]
-    """xyxy around the connected pixels above half of the maximum, those that hold the peak."""
+    """xyxy around the pixels above half of the maximum that are connected with the peak."""
 
 
 def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
@@ -87,7 +87,7 @@ def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
 
     Args:
         heat: The map.
-        low: The level that counts as nothing; half is half way from there to the maximum.
+        low: The level that counts as 0: "half" is half way from there to the maximum.
 
     Returns:
         The peak, or None where nothing stands out: a map that is even, not above ``low`` or not finite.
@@ -111,5 +111,5 @@ def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
 
 
 def least_shown(heat: torch.Tensor) -> float:
-    """The lowest value above 0 of a map: of attention, which is 0 nowhere, or of a gate, which is outside its box."""
+    """The lowest value of a map that is above 0: a gate is 0 outside its box, attention is 0 nowhere."""
     return heat[heat > 0].min().item() if (heat > 0).any() else 0.0

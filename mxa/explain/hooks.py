@@ -26,8 +26,8 @@ def observe(model: nn.Module, images: torch.Tensor, looks: Mapping[nn.Module, Lo
     Args:
         model: The model; hooks and modes are as before afterwards.
         images: ``(B, C, H, W)``.
-        looks: For each module a function of its first input, its output and a function that gives the ``Grid`` of a
-            map ``(B, C, h, w)`` that exists at that moment.
+        looks: A function for each module to look at. It is called with the module's first input, its output, and a
+            function from a map ``(B, C, h, w)`` at that place to its ``Grid``.
     """
     size = tuple(images.shape[-2:])
     now = Grid(size, (1.0, 1.0), (0.0, 0.0), size)
@@ -62,7 +62,7 @@ def observe(model: nn.Module, images: torch.Tensor, looks: Mapping[nn.Module, Lo
 
 
 def _pair(value: int | tuple[int, int] | str) -> tuple[int, int]:
-    if isinstance(value, str):  # padding="valid": a strided convolution has no other word
+    if isinstance(value, str):  # "valid" is the only text that a strided convolution takes as its padding
         return 0, 0
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
@@ -83,8 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def true_gradients(model: nn.Module) -> Iterator[None]:
     """Gives the boxes of MXA their mathematical gradient: none where a corner is held at the border.
 
-    In training the gradient passes through the clamp, so that a box can leave the border. An attribution that counts
-    on it would speak of a box that does not move.
+    In training the gradient passes through the clamp, so that a box can leave the border. An attribution would then
+    count a movement of the box that does not happen.
     """
 
     def hold(_, inputs: tuple[torch.Tensor, ...], boxes: torch.Tensor) -> torch.Tensor:

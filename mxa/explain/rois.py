@@ -46,8 +46,8 @@ def roi_heat_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
     """Collects where each ROI head looks: the spatial softmax whose mean and spread are the box.
 
     Returns:
-        Module name of each ``ROIHead`` to ``(B, H, W)`` float32 at the size of the input: the share of a cell at its
-        centre, bilinear between. A ``MeanROIHead`` has no such map and is left out.
+        Module name of each ``ROIHead`` to ``(B, H, W)`` float32 at the size of the input: a cell's share at its centre,
+        bilinear between the centres. A ``MeanROIHead`` has no such map and is left out.
 
     Raises:
         InputError: the model has no MXA block, or none with a softmax head.
@@ -67,8 +67,8 @@ def roi_heat_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
 def gate_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Collects the spatial gate of every MXA block (paper, E.2), put back where its ROI was cut.
 
-    The gate is computed in the crop, so a cell of it stands for a part of the box. It says how much of the crop passes
-    at that place, before the block's channel gains; it knows nothing of the label.
+    The gate is computed on the crop, so each of its cells stands for a piece of the box. It says how much of the crop
+    passes at that place, before the block's channel gains. It does not depend on a label.
 
     Returns:
         Module name of each block to ``(B, H, W)`` float32 at the size of the input, in (0, 1) inside the box and 0

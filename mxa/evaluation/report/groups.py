@@ -1,4 +1,4 @@
-"""The same scores by groups of patients: who is served worse?"""
+"""The numbers of an evaluation for groups of patients: who is served worse?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["AGE_BANDS", "group_numbers", "groups_of"]
 #: Lower ends of the age bands, in years.
 AGE_BANDS = (0, 18, 40, 60, 80)
 
-_LEAST = 10  # positives and negatives of a label that every group of a grouping needs, for the label to count
+_LEAST = 10  # a label counts in a grouping where every group has as many positives and as many negatives
 
 
 def groups_of(cases: pd.DataFrame, by: str) -> dict[str, np.ndarray]:
-    """Divides cases by a column; ``"age"`` into bands, ``"frontal"`` by view. Cases of no known group are in none.
+    """Divides cases by a column: ``"age"`` into bands, ``"frontal"`` by view. A case may be in no group.
 
     Returns:
         Name of each group and a mask ``(N,)``, in the order of their names.
@@ -54,9 +54,9 @@ def group_numbers(
     """Scores each group of each grouping, and the gaps between them.
 
     A label counts in a grouping where every scored group has at least 10 positives and 10 negatives of it, so that all
-    groups are compared over the same labels. True and false positive rates are at Youden's threshold. Each group but
-    the largest has its differences to the largest, with intervals; a gap is the largest minus the smallest value among
-    the groups, and is above 0 by chance alone.
+    groups are compared over the same labels. True and false positive rates are at Youden's threshold. Every other group
+    is compared with the largest: the differences have intervals. A gap is the largest value among the groups minus the
+    smallest; it is above 0 by chance alone.
 
     Returns:
         ``groups``: for each grouping its ``labels``, ``groups`` (``images``, and ``auc``, ``tpr``, ``fpr`` with

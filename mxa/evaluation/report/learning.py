@@ -23,8 +23,8 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
     """Validation scores by epoch: the mean over a row's runs, and their range as a band (the paper's figures 2, Q.1).
 
     Args:
-        curves: For each metric the scores of each row, ``(runs, epochs)``, NaN after a run's end.
-        unit: What a run is, for the title.
+        curves: For each metric the scores of each row, ``(runs, epochs)``; NaN after a run has ended.
+        unit: What the runs of a row differ in, for the title.
     """
     figure = require("matplotlib.figure", "train").Figure(figsize=(5.2 * len(curves), 3.8), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -32,7 +32,7 @@ def learning_figure(curves: Mapping[str, Curves], unit: str) -> Figure:
         for number, (name, scores) in enumerate(rows.items()):
             scores = scores[:, ~np.isnan(scores).all(0)]
             epochs = np.arange(1, scores.shape[1] + 1)
-            one = len(epochs) == 1  # of which a line without a marker and a band without an edge are not seen
+            one = len(epochs) == 1  # a line without a marker and a band without an edge would not be seen
             style = {"color": COLOURS[number % 6], "linestyle": STYLES[(number + number // 6) % 6]}
             style["marker"] = "o" if one else ""
             ax.plot(epochs, np.nanmean(scores, 0), label=f"{name} ({len(scores)})", linewidth=1.5, **style)

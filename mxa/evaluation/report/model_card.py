@@ -20,9 +20,9 @@ def model_card(name: str, entry: dict[str, Any], result: dict[str, Any]) -> str:
     """Returns the card of a model: how it is loaded, what it is for, its data and terms, its numbers, its limits.
 
     Args:
-        name: What ``timm.create_model`` takes: ``hf-hub:organisation/architecture.tag``, or the last part alone.
-        entry: The model's entry of the manifest.
-        result: What ``mxa.evaluation.evaluate`` gave of the model and, after it, of any that stand beside it.
+        name: The name for ``timm.create_model``: ``hf-hub:organisation/architecture.tag``, or ``architecture.tag``.
+        entry: The model's entry in the manifest.
+        result: What ``evaluate`` returned: the model first, then those that it is compared with.
     """
     front = {"library_name": "timm", "license": entry["license"], "tags": ["mxa", "timm", "chest-x-ray", "multi-label"]}
     recipe = {k: v for k, v in entry["recipe"].items() if v is not None}

@@ -64,11 +64,11 @@ def numbers(
         replicates: Bootstrap replicates.
         by: Columns of the cases to report groups by; view, sex and age, where they are known, by default.
         min_group: Images under which a group is counted but not scored.
-        pairs: Which arms are compared, by number, the first of a pair the reference; all with the first by default.
+        pairs: Numbers of the arms that are compared, the reference first; by default every arm with the first.
 
     Returns:
-        A dict for JSON: ``models``, a list with a dict an arm, and ``paired``, a list with one for every pair. What is
-        undefined is None and left out of means.
+        A dict for JSON: ``models`` has a dict for each arm, ``paired`` one for each pair. What is undefined is None and
+        left out of means.
 
     Raises:
         InputError: a score is not finite, the arms are not of the same images, or a column to group by is unknown.
@@ -125,7 +125,7 @@ def _choose(val: Predictions | None) -> _Chosen:
 def _measure(
     logits: np.ndarray, targets: np.ndarray, chosen: _Chosen, weight: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Every metric of one seed: ``(..., L)`` of the labels, ``(...,)`` of the pooled ones."""
+    """Every metric of one seed: ``(..., L)`` by label, and ``(...,)`` of all labels pooled."""
     ranked = [ranking(logits[:, i], targets[:, i], weight) for i in range(targets.shape[1])]
     values = {name: np.stack([r[k] for r in ranked], axis=-1) for k, name in enumerate(("auc", "ap"))}
     pooled = None if weight is None else np.tile(weight, targets.shape[1])
@@ -149,7 +149,7 @@ def _measure(
 def _measured(
     arm: Arm, chosen: Sequence[_Chosen], shares: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every metric, mean over the seeds: the point ``(L,)`` or ``()``, and the replicates ``(R, L)`` or ``(R,)``."""
+    """The mean of every metric over the seeds: the point ``(L,)`` or ``()``, the replicates ``(R, L)`` or ``(R,)``."""
     seeds = [(one.logits, c) for one, c in zip(arm.scored, chosen, strict=True)]
     whole = [_measure(logits, arm.targets, c) for logits, c in seeds]
     point = {name: np.mean([w[name] for w in whole], axis=0) for name in whole[0]}
@@ -173,7 +173,7 @@ def _measured(
 
 
 def _means(arm: Arm, auc: np.ndarray) -> dict[str, list[int]]:
-    """Which labels each mean is over."""
+    """The labels that each mean is taken over."""
     defined = np.flatnonzero(~np.isnan(auc)).tolist()
     enough = [i for i in defined if min((arm.targets[:, i] == k).sum() for k in (0, 1)) >= ENOUGH]
     five = [i for i in align(arm.labels, CHEXPERT5) if i in defined]
@@ -280,7 +280,7 @@ def _paired(first: Arm, point: Mapping, drawn: Mapping, other: Arm, point2: Mapp
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of those that are defined."""
+    """The mean of the values that are defined."""
     defined = [float(v) for v in values if not math.isnan(v)]
     return sum(defined) / len(defined) if defined else math.nan
 

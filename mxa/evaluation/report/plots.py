@@ -111,7 +111,7 @@ def curves_figure(arms: Sequence[Arm], kind: str) -> Figure:
 
 
 def reliability_figure(arm: Arm, model: dict[str, Any], bins: int = 10) -> Figure:
-    """Share of positives against mean probability, in bins of as many images; before and after temperature scaling."""
+    """Share of positives against mean probability in ten equal bins of images, before and after temperature scaling."""
     one = arm.scored[0]
     temperatures = [row.get("temperature", [None])[0] for row in model["labels"].values()]
 
