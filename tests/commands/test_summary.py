@@ -280,7 +280,7 @@ def test_errors_name_the_thing(fields, message):
 def test_a_column_that_is_not_a_label_is_passed_over_where_labels_are_named(tmp_path, capsys):
     rows = [("a.png", "p", 1, 170, 0), ("b.png", "q", 0, 181, 1)]
     table = write_table(tmp_path / "t.csv", ("path", "patient", "Edema", "height", "Mass"), rows)
-    with pytest.raises(InputError, match=r"column 'height', .* is not a label, name those that are \(--labels\)"):
+    with pytest.raises(InputError, match=r"column 'height', .* is not a label, name the labels with --labels"):
         of("table", table)
     summary = of("table", table, labels="Mass")
     assert list(summary["labels"]) == ["Mass"] and kinds(summary, "Mass") == (1, 1, 0, 0)

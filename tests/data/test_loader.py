@@ -23,7 +23,7 @@ def dataset(request, made_nih, tmp_path) -> CXRDataset:
     if request.param == "files":
         return create_dataset("nih", root, "all", **options)
     output = tmp_path / "shards"
-    prepare(PrepareConfig(output, "nih", str(root), **options, format="png", shard_size=4, workers=1))
+    prepare(PrepareConfig(output, data="nih", root=str(root), **options, format="png", shard_size=4, workers=1))
     return create_dataset("shards", output, "all", **options)
 
 
