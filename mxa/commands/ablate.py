@@ -46,7 +46,7 @@ class AblateConfig(TrainConfig):
     """What is compared, on the same patients: a training recipe with and without MXA and a teacher, and other arms."""
 
     output: Path
-    """Folder: a run folder and a file of scores for each run, table.md, report.html, learning.png, boxes.png."""
+    """Folder for table.md, report.html, learning.png, boxes.png, scores.parquet of all runs, and their run folders."""
     _: KW_ONLY
     model: str = "efficientvit_ml_m0_mxa"
     """The model with MXA; the baseline is that without."""
