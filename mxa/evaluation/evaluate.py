@@ -120,9 +120,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
     models = read_models(config.models)
-    config = config.resolved(*(argument for seeds in models.values() for argument in seeds))
-    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     arguments = [argument for seeds in models.values() for argument in seeds]
+    config = config.resolved(*arguments)
+    by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     of_files = any(Path(argument).suffix in SUFFIXES or of_run(argument) for argument in arguments)
     columns = _group_columns(config, by or (), of_files)
     arms = []
@@ -177,7 +177,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
     """
     if held := of_run(name):
         path, wanted = held
-        return _file_splits(config, next(one for run, one in read_runs(path).items() if run.name == wanted), path)
+        return _file_splits(config, *read_runs(path, wanted).values(), path)
     if Path(name).suffix in SUFFIXES:
         path = Path(name)
         if has_targets(path):

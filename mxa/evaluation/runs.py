@@ -66,18 +66,22 @@ def runs_metadata(path: Path) -> dict[Run, dict[str, Any]]:
     return {Run(one["arm"], one["seed"], one["fold"]): one["metadata"] for one in runs}
 
 
-def read_runs(path: Path) -> dict[Run, Predictions]:
-    """Reads the scores of every run of a file, in order; none where there is no such file.
+def read_runs(path: Path, name: str | None = None) -> dict[Run, Predictions]:
+    """Reads the scores of every run of a file, in order, or of the one of a name; none where there is no such file.
 
     Raises:
         InputError: the file holds no runs, or its scores cannot be read.
     """
-    if not (metadata := runs_metadata(path)):
+    metadata = {run: one for run, one in runs_metadata(path).items() if name in (None, run.name)}
+    if not metadata:
         return {}
     table = read_table_file(path, ())
     keys = [name for name in Run._fields if name in table]
-    rows = {Run(*key): frame.drop(columns=keys) for key, frame in table.groupby(keys, sort=False)}
-    return {run: from_table(path, rows[run].reset_index(drop=True), metadata[run]) for run in metadata}
+    rows = table.groupby(keys, sort=False).indices
+    return {
+        run: from_table(path, table.iloc[rows[run[: len(keys)]]].drop(columns=keys).reset_index(drop=True), one)
+        for run, one in metadata.items()
+    }
 
 
 def named_runs(argument: str) -> list[str]:

@@ -114,14 +114,16 @@ def checked_fields(kind: type, values: Mapping[str, Any], where: str, option: bo
     Raises:
         InputError: an unknown field, or a value of another kind; it says what is wanted.
     """
-    hints = {f.name: get_type_hints(kind)[f.name] for f in fields(kind)}
+    declared = get_type_hints(kind)
+    hints = {f.name: declared[f.name] for f in fields(kind)}
     for name in values:
         if name not in hints:
             raise InputError(f"{where}: {unknown_field(name, hints)}")
+    parser = require("jsonargparse", "train").ArgumentParser(exit_on_error=False)
+    for name in values:
+        parser.add_argument(f"--{name}", type=hints[name])
     checked = {}
     for name, value in values.items():
-        parser = require("jsonargparse", "train").ArgumentParser(exit_on_error=False)
-        parser.add_argument(f"--{name}", type=hints[name])
         try:
             kinds = kinds_of(hints[name])
             if (value is None and NoneType not in kinds) or (bool in kinds and not isinstance(value, bool | None)):
