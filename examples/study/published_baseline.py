@@ -133,7 +133,7 @@ def main() -> None:
         ties[arm] = np.mean([tied_share(one) for one in halves], axis=0)
         losses[arm] = f"{np.mean([loss(one) for one in found]):.3f}"
     note = "What the published baseline was: last epoch's weights, scored in half precision; see docs/results.md."
-    result = write_report(args.output, arms, args.replicates, note=note)
+    result = write_report(args.output, arms, args.replicates, notes=[note])
     rates = uncertain_rates(test.labels)
     rows = [
         (

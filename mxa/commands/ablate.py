@@ -292,7 +292,8 @@ def _write_tables(config: AblateConfig) -> dict[str, Any]:
         names = list(known)
         if {"mxa", "mxa+kd"} <= set(names) and names[0] != "mxa":  # what the teacher adds to MXA
             pairs.append((names.index("mxa"), names.index("mxa+kd")))
-        result = write_report(folder, arms, config.replicates, note=config.note, pairs=pairs)
+        notes = [config.note] if config.note else []
+        result = write_report(folder, arms, config.replicates, notes=notes, pairs=pairs)
         for arm, numbers in zip(known, result["models"], strict=True):
             rows[arm]["numbers"] = numbers
         _pictures(folder, config, known, arms)
@@ -320,7 +321,8 @@ def _markdown(
     model = [config.model] if any("model" not in own.get(arm, {}) for arm in known) else []
     what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
     title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
-    parts = [f"## {title}\n", *([f"{config.note}\n"] if config.note else []), f"{what}.\n"]
+    notes = result.get("notes", [config.note] if config.note else [])
+    parts = [f"## {title}\n", *(f"{note}\n" for note in notes), f"{what}.\n"]
     if changes := [f"- {arm}: {row['changes']}" for arm, row in rows.items() if "changes" in row]:
         parts += ["Arms and what they change:\n", "\n".join(changes) + "\n"]
     parts.append(markdown(table_rows(rows)))

@@ -84,13 +84,13 @@ def evaluate(config: Any, result: Any) -> None:
     """Shows AUC by label, means and paired differences."""
     from ..evaluation.report.rows import label_rows, paired_rows, summary_rows
 
+    for note in result["notes"]:
+        print(f"note: {note}")
     for model in result["models"]:
         print(f"{model['name']}: {model['images']:,} images of {model['patients']:,} patients")
         _print_table(*label_rows(model))
         if model["undefined"]:
             print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
-        if any(metadata.get("split") == "all" for metadata in model["metadata"]) and config.split is None:
-            print("there is no test split: every image was scored, also those that the model was trained on (--split)")
     _print_table(*summary_rows(result))
     if result["paired"]:
         _print_table(*paired_rows(result))
@@ -102,10 +102,17 @@ def calibrate(config: Any, result: Any) -> None:
     """Shows temperatures and thresholds by label."""
     from ..evaluation.calibrate import NAME
 
-    columns = ("label", "temperature", *(f"threshold, {point}" for point in result.thresholds))
+    columns = ("label", "n+", "n-", "temperature", *(f"threshold, {point}" for point in result.thresholds))
+    counts = result.provenance["positives_and_negatives"]
     rows = [
-        (label, _number(result.temperatures.get(label)), *(_number(p.get(label)) for p in result.thresholds.values()))
-        for label in result.thresholds["youden"]
+        (
+            label,
+            *map(str, counts[label]),
+            _number(result.temperatures.get(label)),
+            *(_number(p.get(label)) for p in result.thresholds.values()),
+        )
+        for label in counts
+        if label not in result.provenance["not_calibrated"]
     ]
     _print_table(columns, rows)
     if left := result.provenance["not_calibrated"]:

@@ -83,7 +83,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
-    records = read_collection(config.data, config.root, "every", labels, config.columns)
+    records = read_collection(
+        config.data, config.root, "every", labels, config.columns, test_fraction=config.test_fraction
+    )
     records = records if labels is None else records.with_labels(labels)
     records = records.subset(records.in_views(config.views))
     if len(records) == 0:
@@ -226,7 +228,7 @@ def _metadata(records: Records, i: int) -> dict[str, Any]:
     cells = {n: None if np.isnan(c) else int(c) for n, c in zip(records.labels, records.targets[i], strict=True)}
     return {
         "file": records.paths[i],
-        "patient": records.patients[i],
+        "patient": _patient(records, i),
         "study": records.studies[i],
         "view": records.views[i],
         "sex": records.sexes[i],
@@ -235,6 +237,11 @@ def _metadata(records: Records, i: int) -> dict[str, Any]:
         "labels": cells,
         "positive": [n for n, cell in enumerate(cells.values()) if cell == 1],
     }
+
+
+def _patient(records: Records, i: int) -> str:
+    """Returns the patient of an image, ``""`` where it is unknown."""
+    return records.patients[i] if records.patients[i] != records.paths[i] else ""
 
 
 def _write_rows(folder: Path, shards: list[_Shard], results: dict[str, dict[str, Any]]) -> str:

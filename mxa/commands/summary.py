@@ -45,7 +45,8 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     ``studies`` and ``patients_positive``. No patient, study or file is named.
 
     Returns:
-        A dict for JSON: ``data``, ``split`` and ``view_filter`` as asked; ``images``, ``patients``, ``studies``;
+        A dict for JSON: ``data``, ``split`` and ``view_filter`` as asked; ``images``, ``patients``, ``studies``, and
+        ``without_patient``, the images that count as a patient of their own because theirs is unknown;
         ``splits``, ``views`` and ``sexes`` as counts; ``ages`` (years); ``labels``, ``{name: {positive, negative,
         uncertain, blank, share_uncertain, share_blank, prevalence, patients_positive}}``; and ``co_occurrence``,
         ``(L, L)`` lists of how many images are positive for both labels, in the order of ``labels``. The prevalence is
@@ -60,7 +61,9 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         Path(config.output).mkdir(parents=True, exist_ok=True)
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
-    records = read_collection(config.data, config.root, config.split, labels, config.columns)
+    records = read_collection(
+        config.data, config.root, config.split, labels, config.columns, test_fraction=config.test_fraction
+    )
     if labels is not None:
         if lacking := [name for name, i in zip(labels, align(records.labels, labels), strict=True) if i is None]:
             raise InputError(f"the collection has no {', '.join(lacking)}; it has {', '.join(records.labels)}")
@@ -84,6 +87,7 @@ def _count(records: Records) -> dict[str, Any]:
     return {
         "images": len(records),
         "patients": int(patients.max()) + 1,
+        "without_patient": records.without_patient(),
         "studies": len(studies.drop_duplicates()),
         "splits": _counts(records.splits, "none"),
         "views": _counts(records.views),
@@ -155,6 +159,8 @@ def summary_lines(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[
         for name, row in summary["labels"].items()
     ]
     lines = [_headline(summary)]
+    if unknown := summary["without_patient"]:
+        lines.append(f"patients: unknown for {_share(unknown, total)} of the images, each counts as one of its own")
     for key in ("splits", "views", "sexes"):
         lines.append(f"{key}: " + ", ".join(f"{name} {_share(count, total)}" for name, count in summary[key].items()))
     age = "age: not in the tables"

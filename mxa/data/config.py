@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +21,7 @@ __all__ = ["DataConfig", "absolute_root"]
 
 _logger = logging.getLogger(__name__)
 _DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
-_OF_ONE_COLLECTION = ("data", "root", "columns", "blank")  # not taken from a run on another collection
+_OF_ONE_COLLECTION = ("data", "root", "columns", "blank", "test_fraction")  # not taken from a run on another collection
 
 
 @dataclass(kw_only=True)
@@ -45,32 +45,50 @@ class DataConfig:
     "U-Ones: Edema; U-Zeros"."""
     blank: str | None = None
     """What a blank label means: negative or ignore, also by label; the collection's convention by default."""
+    test_fraction: float | None = None
+    """Share of the patients to cut for a test split, where the collection has none, such as 0.2."""
 
     unused: ClassVar[tuple[str, ...]] = ()  # fields above that a command does not use
 
     def resolved(self, *runs: str | Path) -> Self:
         """Fills the fields that are None from the ``config.yaml`` of run folders, then with defaults.
 
-        If ``data`` is not the collection that a run was trained on, ``root``, ``columns`` and ``blank`` are not taken
-        from it.
+        If ``data`` is not the collection that a run was trained on, ``root``, ``columns``, ``blank`` and
+        ``test_fraction`` are not taken from it.
 
         Args:
             runs: The models that a command was given. What is not a folder (a timm name, a file of scores) is skipped.
 
         Raises:
-            InputError: a field that the command does not use, runs that were trained on different data, or a run folder
-                that does not say what it was trained on.
+            InputError: a field that the command does not use, runs that were trained on different data or with another
+                test split, or a run folder that does not say what it was trained on.
         """
         if given := [name for name in self.unused if getattr(self, name) is not None]:
             raise InputError(f"{type(self).__name__} does not use {', '.join(given)}: leave it out")
         free = [k for k in self.data_fields() if getattr(self, k) is None and k not in self.unused]
         found = _shared({str(run): _trained_on(Path(run), self.data) for run in runs if Path(run).is_dir()}, free)
         taken = {k: found[k] for k in free if found.get(k) is not None}
+        self._check_test_patients(runs)
         if "data" in taken:
             said = ", ".join(f"{k} {v}" for k, v in taken.items() if v is not False)
             _logger.info("data as %s was trained on: %s", runs[0], said)
         defaults = {k: v for k, v in _DEFAULTS.items() if k in free}
         return replace(self, **{**defaults, **taken})
+
+    def _check_test_patients(self, runs: Sequence[str | Path]) -> None:
+        """Refuses to cut test patients whom a run was trained on."""
+        for run in runs if self.test_fraction is not None else ():
+            if self.trained(run) and _said(Path(run))["test_fraction"] != self.test_fraction:
+                raise InputError(
+                    f"{run} was trained without --test-fraction {self.test_fraction}, on patients who would test it: "
+                    "leave the option out, or train again with it"
+                )
+
+    def trained(self, run: str | Path) -> bool:
+        """Says whether a run folder was trained on this collection; False for what is not a run folder."""
+        found = _said(Path(run))
+        same = self.data in (None, found["data"]) and absolute_root(self.root) in (None, found["root"])
+        return found["data"] is not None and same
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""
@@ -91,11 +109,16 @@ def absolute_root(root: str | Path | None) -> str | None:
     return None if root is None else str(root) if is_url(root) else str(Path(root).resolve())
 
 
-def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
-    """Reads the data fields of a run's ``config.yaml``, without its collection's own if ``data`` is another."""
+def _said(run: Path) -> dict[str, Any]:
+    """Reads the data fields of a run's ``config.yaml``; None for what it does not say."""
     path = run / "config.yaml"
     settings = read_yaml_file(path) if path.is_file() else {}
-    found = {field.name: settings.get(field.name) for field in fields(DataConfig)}
+    return {field.name: settings.get(field.name) for field in fields(DataConfig)}
+
+
+def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
+    """Reads the data fields of a run's ``config.yaml``, without its collection's own if ``data`` is another."""
+    found = _said(run)
     if data is None and found["data"] is None:
         raise InputError(f"{run} does not say what it was trained on: give --data (and --root)")
     if data not in (None, found["data"]):

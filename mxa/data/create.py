@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,7 @@ def create_dataset(
     merge: bool = False,
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
+    test_fraction: float | None = None,
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
@@ -90,6 +92,8 @@ def create_dataset(
         columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
         fold: Number (from 0) and count of the folds of a cross-validation by patient. That fold is the test split, the
             rest is divided into training and validation; the collection's own splits do not count.
+        test_fraction: Share of the patients that is cut for a test split, for a collection that has none; stratified by
+            label, as validation is.
 
     Raises:
         InputError: unknown collection, split, label, policy or view, a missing file or column, an image named twice, a
@@ -98,12 +102,15 @@ def create_dataset(
     wanted = None if labels is None else resolve_labels(labels)
     if merge and wanted is None:
         raise InputError("--merge needs --labels: say which labels are to be made")
-    records = read_collection(collection, root, split, wanted, columns, fold)
+    records = read_collection(collection, root, split, wanted, columns, fold, test_fraction)
     where = f"{collection} {root}" if root else collection
     if split is None:
         split = next((split for split in ("test", "valid") if (records.splits == split).any()), "all")
     if split == "test" and not (records.splits == "test").any():
-        raise InputError(f"{where} has no test split: use --split all; in mxa ablate --split val or --folds")
+        raise InputError(
+            f"{where} has no test split: train with --test-fraction 0.2 to cut one, or use --split all; in mxa ablate "
+            "--split val or --folds"
+        )
     records = _keep(records, split, views, where)
     partial = []
     if merge:
@@ -151,6 +158,7 @@ def read_collection(
     labels: Sequence[str] | None = None,
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
+    test_fraction: float | None = None,
 ) -> Records:
     """Reads a collection's tables and gives every row a split; label cells are not changed.
 
@@ -161,6 +169,7 @@ def read_collection(
         labels: Names of the labels wanted; all by default.
         columns: As in ``create_dataset``.
         fold: As in ``create_dataset``.
+        test_fraction: As in ``create_dataset``.
 
     Raises:
         InputError: as ``create_dataset``.
@@ -183,9 +192,32 @@ def read_collection(
     where = f"{collection} {root}"
     check_unique(records, where)
     check_disjoint(records, where)
+    if test_fraction is not None:
+        _check_fraction(test_fraction, records, kind, where, fold)
+    percent = kind.test_percent if test_fraction is None else 100 * test_fraction
     if fold:
-        return divide(fold_splits(records, *fold, kind.cut_by), 0, kind.cut_by)
-    return divide(records, kind.test_percent, kind.cut_by)
+        divided = divide(fold_splits(records, *fold, kind.cut_by), 0, kind.cut_by)
+    else:
+        divided = divide(records, percent, kind.cut_by)
+    if (count := records.without_patient()) and len(set(divided.splits.tolist())) > 1:
+        warnings.warn(
+            f"{where}: {count:,} of {len(records):,} images have no patient, and each counts as a patient of its own. "
+            "If patients have several images, they may be in more than one split: give a table with patients",
+            stacklevel=2,
+        )
+    return divided
+
+
+def _check_fraction(
+    test_fraction: float, records: Records, kind: CollectionReader, where: str, fold: tuple[int, int] | None
+) -> None:
+    """Refuses a share that is none, and one that would change a test split."""
+    if not 0 < test_fraction < 1:
+        raise InputError(f"--test-fraction is a share of the patients, between 0 and 1, got {test_fraction}")
+    if fold:
+        raise InputError("--test-fraction and --folds both say what tests: give one of them")
+    if "valid" in kind.splits or (records.splits == "test").any():
+        raise InputError(f"{where} has a test split of its own: leave --test-fraction out")
 
 
 def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records:

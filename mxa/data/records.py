@@ -98,6 +98,10 @@ class Records:
         """Reads one image as gray; a file that can is decoded not much larger than ``size`` (height, width)."""
         return read_image(self.path(index), size)
 
+    def without_patient(self) -> int:
+        """Counts the images whose patient is unknown: each counts as a patient of its own, named as the image."""
+        return int((self.patients == self.paths).sum())
+
     def subset(self, rows: np.ndarray) -> Records:
         """Keeps some rows, given as indices or as a mask."""
         if rows.dtype == bool and rows.all():

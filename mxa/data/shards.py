@@ -127,11 +127,12 @@ class Shards(CollectionReader):
             table = read_table_file(path, ROW_COLUMNS, labels)
         if unknown := set(table["shard"]) - set(manifest["shards"]):
             raise InputError(f"{root}/{ROWS} names shards that {MANIFEST} does not, such as {min(unknown)}")
+        paths = [f"{shard}/{key}" for shard, key in zip(table["shard"], table["key"], strict=True)]
         return ShardRecords(
             labels,
-            (f"{shard}/{key}" for shard, key in zip(table["shard"], table["key"], strict=True)),
+            paths,
             table[list(labels)].to_numpy(np.float32),
-            table["patient"],
+            (patient or path for patient, path in zip(table["patient"], paths, strict=True)),
             studies=table["study"],
             views=table["view"],
             sexes=table["sex"],

@@ -53,7 +53,7 @@ def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "
     return chosen[inverse]
 
 
-def divide(records: Records, test_percent: int = 0, labels: Sequence[str] | None = None) -> Records:
+def divide(records: Records, test_percent: float = 0, labels: Sequence[str] | None = None) -> Records:
     """Cuts the splits that the collection lacks: validation (10 % of the patients), and test where asked.
 
     Args:

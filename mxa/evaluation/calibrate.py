@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..data import DataConfig
-from ..metrics.operating import OPERATING_POINTS, TEMPERATURES, choose_thresholds, fit_temperatures, sigmoid
+from ..metrics.operating import (
+    ENOUGH,
+    LEAST,
+    OPERATING_POINTS,
+    TEMPERATURES,
+    choose_thresholds,
+    count_cases,
+    fit_temperatures,
+    sigmoid,
+)
 from ..utils.errors import InputError
 from ..utils.files import write_text
 from .evaluate import EvaluateConfig, score, weights_sha256
@@ -20,7 +30,7 @@ from .evaluate import EvaluateConfig, score, weights_sha256
 __all__ = ["CalibrateConfig", "Calibration", "calibrate", "read_calibration"]
 
 NAME = "calibration.json"
-LEAST = 5  # validation positives under which a label is left as it is
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,7 +75,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """Fits temperatures and chooses thresholds on the validation patients, and writes ``calibration.json``.
 
     A label with fewer than 5 positives or negatives among them is left as the model gives it; so is the probability,
-    not the call, of one that no temperature fits. Both are said.
+    not the call, of one that no temperature fits. Both are said, and a warning names the labels with fewer than 20.
 
     Raises:
         InputError: bad input, no run folder, a calibration that was made on other images (without ``overwrite``), or no
@@ -82,13 +92,17 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     found = score(EvaluateConfig((config.model,), run, split="val", validation=False, **shared), config.model)
     found.check()
     temperatures = fit_temperatures(found.logits, found.targets).round(6)  # as the file has them
-    counts = {n: [int((found.targets[:, i] == k).sum()) for k in (1, 0)] for i, n in enumerate(found.labels)}
-    kept = [i for i, name in enumerate(found.labels) if min(counts[name]) >= LEAST]
+    positives, negatives, enough = count_cases(found.targets)
+    counts = {n: [int(positives[i]), int(negatives[i])] for i, n in enumerate(found.labels)}
+    kept = np.flatnonzero(enough).tolist()
+    few = [f"{n} ({p} and {q})" for n, (p, q) in counts.items() if LEAST <= min(p, q) < ENOUGH]
     unfit = np.isclose(temperatures[:, None], TEMPERATURES).any(1)
     if not kept:
         raise InputError(
             f"no label has {LEAST} positives and {LEAST} negatives among the {len(found)} validation images"
         )
+    if few:
+        _logger.warning("chosen on fewer than %d positives or negatives, so uncertain: %s", ENOUGH, ", ".join(few))
     scaled = sigmoid(found.logits / np.where(np.isnan(temperatures) | unfit, 1, temperatures))
     chosen = choose_thresholds(scaled, found.targets)
     result = Calibration(

@@ -105,10 +105,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Thresholds and temperatures are chosen on validation patients, where the split that is scored does not hold them.
 
     Returns:
-        What ``mxa.evaluation.report.numbers`` does, as in ``metrics.json``: ``models``, ``paired``.
+        What ``mxa.evaluation.report.numbers`` does, as in ``metrics.json``: ``models``, ``paired``, ``notes``.
 
     Raises:
-        InputError: bad input, a model whose outputs have no names, or an image that does not read.
+        InputError: bad input, a model whose outputs have no names, an image that does not read, or no ``split`` for a
+            run that was trained on a collection without a test split.
     """
     from .predictions import Arm  # here, so that scoring alone does not need what the pages need
 
@@ -125,18 +126,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     of_files = any(Path(argument).suffix in SUFFIXES or of_run(argument) for argument in arguments)
     columns = _group_columns(config, by or (), of_files)
-    arms = []
+    arms, notes = [], [config.note] if config.note else []
     for name, seeds in models.items():
         scored = []
         for argument, short in seeds.items():
             found = score(config, argument)
+            notes += _trained_on_these(config, argument, found)
             (folder / "predictions").mkdir(parents=True, exist_ok=True)
             found.save(folder / "predictions" / f"{short}.parquet")
             scored.append(_grouped(found, columns))
         splits = [_splits(one, config.level) for one in scored]
         val = tuple(split[1] for split in splits) if all(split[1] is not None for split in splits) else ()
         arms.append(Arm(name, tuple(split[0] for split in splits), val))
-    return write_report(folder, arms, config.replicates, by, config.min_group, config.note)
+    return write_report(folder, arms, config.replicates, by, config.min_group, notes)
+
+
+def _trained_on_these(config: EvaluateConfig, name: str, found: Predictions) -> list[str]:
+    """Says that images that a run was trained on were scored."""
+    if found.metadata.get("split") not in ("all", "train") or not config.trained(name):
+        return []
+    return [f"{Path(name).name} was trained on images that are scored here: its numbers are too good."]
 
 
 def write_report(
@@ -145,25 +154,36 @@ def write_report(
     replicates: int,
     by: Sequence[str] | None = None,
     min_group: int = 50,
-    note: str | None = None,
+    notes: Sequence[str] = (),
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Computes the numbers of some arms and writes ``report.html``, ``metrics.json`` and ``.csv``, ``model_card.md``.
 
     Returns:
-        What ``mxa.evaluation.report.numbers`` does, and ``notes``.
+        What ``mxa.evaluation.report.numbers`` does, and ``notes``: those given, and how many patients are unknown.
     """
     from .report import numbers  # here, so that scoring alone does not need what the pages need
     from .report.page import page
     from .report.rows import card, csv_text
 
     result = numbers(arms, replicates, by, min_group, pairs)
-    result["notes"] = [note] if note else []
+    result["notes"] = [*notes, *_unknown_patients(arms[0].scored[0].cases)]
     write_text(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     write_text(folder / "metrics.csv", csv_text(result))
     write_text(folder / "model_card.md", card(result))
     write_text(folder / "report.html", page(result, arms))
     return result
+
+
+def _unknown_patients(cases: pd.DataFrame) -> list[str]:
+    """Says how many images have no patient, and what follows."""
+    count = int((cases["patient"] == cases["image"]).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(cases):,} images have no patient, and each counts as a patient of its own. If patients "
+        "have several images, the intervals are too narrow, and a split that was cut may hold patients of training."
+    ]
 
 
 def score(config: EvaluateConfig, name: str) -> Predictions:
@@ -194,7 +214,7 @@ def score(config: EvaluateConfig, name: str) -> Predictions:
         dataset.on_bad = "mask" if config.skip_bad else "raise"
         return score_images(model, dataset, known, config.batch_size, config.workers, config.amp)
 
-    return _each_split(config, run, labels)
+    return _each_split(config, run, labels, name)
 
 
 def score_images(
@@ -246,12 +266,17 @@ def _file_splits(config: EvaluateConfig, found: Predictions, path: Path) -> Pred
 
 
 def _each_split(
-    config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None
+    config: EvaluateConfig, run: Callable[[CXRDataset], Predictions], labels: tuple[str, ...] | None, name: str = ""
 ) -> Predictions:
     """Scores the split asked for and, where it is another one, the validation split."""
     data = replace(config, labels=labels, uncertain="U-Ignore")
     dataset = data.open(config.split)
     split = dataset.records.split
+    if config.split is None and split == "all" and name and config.trained(name):
+        raise InputError(
+            f"{config.where()} has no test split, and {name} was trained on its images: train with --test-fraction 0.2 "
+            "to cut one by patient, or score its validation patients with --split val, or every image with --split all"
+        )
     Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     scored = run(dataset)
     metadata = {

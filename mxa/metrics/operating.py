@@ -12,11 +12,14 @@ from ..utils.errors import InputError
 from .functional import checked
 
 __all__ = [
+    "ENOUGH",
+    "LEAST",
     "OPERATING_POINTS",
     "TEMPERATURES",
     "choose_threshold",
     "choose_thresholds",
     "count_calls",
+    "count_cases",
     "fit_temperatures",
     "logit",
     "sigmoid",
@@ -25,6 +28,12 @@ __all__ = [
 #: How a threshold is chosen: the largest sensitivity + specificity (Youden), the largest sensitivity at a specificity
 #: of at least 95 %, the largest F1.
 OPERATING_POINTS = ("youden", "specificity95", "f1")
+
+#: Validation positives, and negatives, under which nothing is chosen for a label.
+LEAST = 5
+
+#: Positives, and negatives, under which what is chosen is called uncertain.
+ENOUGH = 20
 
 #: The lowest and the highest temperature that is fitted.
 TEMPERATURES = (0.05, 20.0)
@@ -42,6 +51,19 @@ def logit(probabilities: np.ndarray) -> np.ndarray:
     """
     with np.errstate(divide="ignore"):
         return np.clip(np.log(probabilities) - np.log1p(-probabilities), -1000, 1000)
+
+
+def count_cases(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts what there is to choose on.
+
+    Args:
+        targets: ``(N, L)``: 1, 0, or NaN where masked.
+
+    Returns:
+        Positives and negatives of each label, and whether there are ``LEAST`` of both: three arrays ``(L,)``.
+    """
+    positives, negatives = (targets == 1).sum(0), (targets == 0).sum(0)
+    return positives, negatives, np.minimum(positives, negatives) >= LEAST
 
 
 def count_calls(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ def test_scoring_changes_no_dataset(model, table, tmp_path, monkeypatch, skip_ba
     dataset = create_dataset("table", table, "test")
     dataset.on_bad = "replace"
     before = dict(vars(dataset))
-    monkeypatch.setattr("mxa.evaluation.evaluate._each_split", lambda config, run, labels: run(dataset))
+    monkeypatch.setattr("mxa.evaluation.evaluate._each_split", lambda config, run, *rest: run(dataset))
     options = {"data": "table", "root": table, "workers": 0, "skip_bad": skip_bad}
     assert len(score(EvaluateConfig(models=(model,), output=tmp_path, **options), model).logits) == 12
     assert vars(dataset) == before

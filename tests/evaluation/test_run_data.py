@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mxa.cli import main
+from mxa.commands import output
+from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.data import create_dataset
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate
@@ -69,3 +72,52 @@ def test_merge_makes_the_labels_of_a_file_of_scores(made_nih, tmp_path):
     model = evaluate(EvaluateConfig((str(file),), tmp_path / "merged", merge=True, **config))["models"][0]
     assert model["metadata"][0]["merged"] is True
     assert model["labels"]["Lung Lesion"]["n_pos"] == (records.targets[:, records.labels.index("Nodule")] == 1).sum()
+
+
+@pytest.fixture
+def without_test(own, table, tmp_path):
+    """A run, and its table, with neither a test split nor patients."""
+    only = shutil.copytree(table.parent, tmp_path / "only") / "table.csv"
+    frame = pd.read_csv(only, dtype=str).drop(columns=["split", "patient"])
+    frame.to_csv(only, index=False)
+    settings = (own / "config.yaml").read_text()
+    (own / "config.yaml").write_text(settings.replace(str(table), str(only)))
+    return own
+
+
+def test_images_of_training_are_scored_only_when_asked_for(without_test, tmp_path, capsys):
+    asked = {"output": tmp_path / "out", **SMALL}
+    with pytest.raises(InputError, match=r"has no test split, and .* was trained on its images: train with --test-fra"):
+        evaluate(EvaluateConfig((str(without_test),), **asked))
+    with pytest.raises(SystemExit, match=r"mxa evaluate: table .*--split val"):
+        main(["evaluate", str(without_test), "--output", str(tmp_path / "out"), "--workers", "0"])
+    assert not (tmp_path / "out").exists()
+    result = evaluate(EvaluateConfig((str(without_test),), split="all", **asked))
+    said = "own was trained on images that are scored here: its numbers are too good."
+    assert result["notes"][0] == said
+    output.evaluate(EvaluateConfig((str(without_test),), split="all", **asked), result)
+    assert capsys.readouterr().out.startswith(f"note: {said}")
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    validated = evaluate(EvaluateConfig((str(without_test),), split="val", **asked))
+    assert said not in validated["notes"]
+
+
+def test_a_report_says_that_patients_are_unknown(without_test, own, tmp_path):
+    result = evaluate(EvaluateConfig((str(without_test),), split="all", output=tmp_path / "out", **SMALL))
+    said = "48 of 48 images have no patient, and each counts as a patient of its own."
+    assert result["notes"][1].startswith(said)
+    for name in ("report.html", "model_card.md", "metrics.json"):
+        assert said in (tmp_path / "out" / name).read_text()
+
+
+def test_a_report_of_known_patients_says_nothing_of_them(own, tmp_path):
+    assert evaluate(EvaluateConfig((str(own),), tmp_path / "out", **SMALL))["notes"] == []
+
+
+def test_patients_stay_unknown_in_shards(without_test, table, tmp_path):
+    prepare(PrepareConfig(data="table", root=str(tmp_path / "only/table.csv"), output=tmp_path / "shards", size=16))
+    with pytest.warns(UserWarning, match="48 of 48 images have no patient"):
+        records = create_dataset("shards", tmp_path / "shards", "all").records
+    assert records.without_patient() == 48
+    prepare(PrepareConfig(data="table", root=str(table), output=tmp_path / "known", size=16))
+    assert create_dataset("shards", tmp_path / "known", "all").records.without_patient() == 0

@@ -47,5 +47,4 @@ class Folder(CollectionReader):
         labels = sorted({name for _, names, _ in rows for name in names})
         targets = np.array([[name in names for name in labels] for _, names, _ in rows], dtype=np.float32)
         paths = [path for path, _, _ in rows]
-        warnings.warn(f"{root}: patients are unknown, so every image counts as one of its own", stacklevel=2)
         return Records(tuple(labels), paths, targets, paths, splits=[split for _, _, split in rows], root=str(root))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +61,6 @@ class Table(CollectionReader):
             row = splits.index("?") + 1
             raise InputError(f"{path}: column {names['split']!r}, row {row}: a split is train, val or test")
         patients = column("patient")
-        if missing := patients.count(""):
-            what = f"{missing} rows have no patient" if "patient" in names else "no column 'patient'"
-            warnings.warn(f"{path}: {what}: such an image counts as a patient of its own", stacklevel=2)
         return Records(
             tuple(cells),
             paths,

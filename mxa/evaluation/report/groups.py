@@ -54,9 +54,9 @@ def group_numbers(
     """Scores each group of each grouping, and the gaps between them.
 
     A label counts in a grouping where every scored group has at least 10 positives and 10 negatives of it, so that all
-    groups are compared over the same labels. True and false positive rates are at Youden's threshold. Every other group
-    is compared with the largest: the differences have intervals. A gap is the largest value among the groups minus the
-    smallest; it is above 0 by chance alone.
+    groups are compared over the same labels. Where thresholds are chosen, it must have one. True and false positive
+    rates are at Youden's threshold. Every other group is compared with the largest: the differences have intervals. A
+    gap is the largest value among the groups minus the smallest; it is above 0 by chance alone.
 
     Returns:
         ``groups``: for each grouping its ``labels``, ``groups`` (``images``, and ``auc``, ``tpr``, ``fpr`` with
@@ -80,7 +80,9 @@ def _grouping(
 ) -> dict[str, Any]:
     scored = {name: rows for name, rows in groups.items() if rows.sum() >= min_group}
     counts = np.array([[(arm.targets[rows] == kind).sum(0) for kind in (0, 1)] for rows in scored.values()])
-    labels = np.flatnonzero((counts >= _LEAST).all((0, 1))) if len(scored) else np.array([], int)
+    chosen_for = [np.isfinite(c.thresholds["youden"]) for c in chosen if c.thresholds]
+    counted = (counts >= _LEAST).all((0, 1)) & np.all(chosen_for, axis=0) if len(scored) else np.array([], bool)
+    labels = np.flatnonzero(counted)
     result: dict[str, Any] = {"labels": [arm.labels[i] for i in labels], "groups": {}, "gaps": {}, "by_label": {}}
     values = {name: _rates_of(arm, chosen, rows, labels, weights, shares) for name, rows in scored.items()}
     for name, rows in groups.items():

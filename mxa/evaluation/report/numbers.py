@@ -25,14 +25,13 @@ from ...metrics import (
     sigmoid,
 )
 from ...metrics.bootstrap import seed_weights
+from ...metrics.operating import ENOUGH, count_cases
 from ...task import masked_bce_with_logits
 from ...utils.errors import InputError
 from ..predictions import Arm, Predictions
 from .groups import group_numbers
 
 __all__ = ["CHEXPERT5", "ENOUGH", "numbers"]
-
-ENOUGH = 20  # positives and negatives under which a label does not count in the headline mean
 
 #: The five labels of CheXpert's competition.
 CHEXPERT5 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -119,7 +118,13 @@ def _in_order(one: Predictions, arm: Arm) -> Predictions:
 def _choose(val: Predictions | None) -> _Chosen:
     if val is None:
         return _Chosen({}, None)
-    return _Chosen(choose_thresholds(val.logits, val.targets), fit_temperatures(val.logits, val.targets))
+    *_, enough = count_cases(val.targets)
+    thresholds = choose_thresholds(val.logits, val.targets)
+    temperatures = fit_temperatures(val.logits, val.targets)
+    return _Chosen(
+        {point: np.where(enough, values, np.nan) for point, values in thresholds.items()},
+        np.where(enough, temperatures, np.nan),
+    )
 
 
 def _measure(
@@ -242,7 +247,8 @@ def _label(
             row |= _with_interval(name, point[name][i], drawn[name][:, i])
     if arm.val:
         row["temperature"] = [c.temperatures[i] for c in chosen]
-        row["val_pos"] = int((arm.val[0].targets[:, i] == 1).sum())
+        positives, negatives, _ = count_cases(arm.val[0].targets[:, [i]])
+        row |= {"val_pos": int(positives[0]), "val_neg": int(negatives[0])}
         row["operating_points"] = {}
         for name in OPERATING_POINTS:
             operating: dict[str, Any] = {"threshold": [sigmoid(c.thresholds[name][i]) for c in chosen]}

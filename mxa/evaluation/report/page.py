@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from ...metrics import OPERATING_POINTS
+from ...metrics.operating import ENOUGH, LEAST
 from ..predictions import Arm
 from . import plots
-from .numbers import ENOUGH
 from .rows import Table, group_rows, label_rows, paired_rows, point_rows, provenance, shown, summary_rows
 
 __all__ = ["page"]
@@ -38,6 +38,11 @@ _OF_SPLIT = {
     "train": "These are images to train on: the numbers say little about others.",
     "val": "Validation patients serve to choose a model: their numbers are too good to report.",
 }
+
+_CHOSEN = (
+    f"Nothing is chosen for a label with fewer than {LEAST} positives or negatives among the validation patients. With "
+    f"fewer than {ENOUGH} of either, a threshold and a temperature are uncertain."
+)
 
 _POINTS = {
     "youden": "Youden: the largest sensitivity + specificity",
@@ -88,6 +93,7 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
             _table(label_rows(model)),
         ]
         if arm.val:
+            parts.append(_text(_CHOSEN))
             for point in OPERATING_POINTS:
                 parts += [f"<h3>Operating point: {_POINTS[point]}</h3>", _table(point_rows(model, point))]
             parts.append(_picture(plots.confusion_figure(model), "Confusion at Youden's threshold"))

@@ -90,8 +90,19 @@ def point_rows(model: dict[str, Any], point: str) -> Table:
         numbers = row["operating_points"][point]
         thresholds = [t for t in numbers["threshold"] if t is not None]
         threshold = f"{sum(thresholds) / len(thresholds):.3f}" if thresholds else "-"
-        rows.append((name, str(row["val_pos"]), threshold, *(shown(numbers, rate) for rate in rates)))
-    return ("label", "n+ chosen on", "threshold", "sensitivity", "specificity", "PPV", "NPV", "F1"), rows
+        counts = (str(row["val_pos"]), str(row["val_neg"]))
+        rows.append((name, *counts, threshold, *(shown(numbers, rate) for rate in rates)))
+    return (
+        "label",
+        "n+ chosen on",
+        "n- chosen on",
+        "threshold",
+        "sensitivity",
+        "specificity",
+        "PPV",
+        "NPV",
+        "F1",
+    ), rows
 
 
 def group_rows(model: dict[str, Any]) -> Table:

@@ -274,7 +274,7 @@ def test_vindr_by_policy_is_any_reader_or_most(vindr):
         assert rows[0]["a1"] == [1, 1] and rows[1]["a1"] == [1, 0]
     everything = create_dataset("vindr", vindr, "all").records
     np.testing.assert_array_equal(everything.targets[0], [1, NAN])
-    with pytest.raises(InputError, match="no test split: use --split all"):
+    with pytest.raises(InputError, match="no test split: train with --test-fraction"):
         create_dataset("vindr", vindr, "test")
 
 
@@ -308,7 +308,7 @@ def test_vindr_errors(vindr):
 def test_a_folder_by_finding(tmp_path):
     for i, folder in enumerate(("NORMAL", "Edema", "Edema|Mass", "Edema/deeper")):
         draw(tmp_path / "set" / folder / f"{i}.png")
-    with pytest.warns(UserWarning, match="patients are unknown"):
+    with pytest.warns(UserWarning, match="images have no patient"):
         dataset = create_dataset("folder", tmp_path / "set", "all")
     assert dataset.labels == ("Edema", "Mass", "NORMAL")
     rows = dict(zip(dataset.filenames(basename=True), dataset.records.targets.tolist(), strict=True))
@@ -316,7 +316,7 @@ def test_a_folder_by_finding(tmp_path):
     dataset.check()
 
 
-@pytest.mark.filterwarnings("ignore:.*patients are unknown")
+@pytest.mark.filterwarnings("ignore:.*images have no patient")
 def test_a_folder_with_parts(tmp_path):
     for split in ("train", "Val", "test"):
         for i, folder in enumerate(("NORMAL", "PNEUMONIA")):
@@ -341,7 +341,7 @@ def test_a_folder_leaves_out_what_is_no_image_of_its(tmp_path):
                  "Mass/__MACOSX/5.png", "Mass/._2.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         pixels.save(tmp_path / name, format="PNG")
-    with pytest.warns(UserWarning, match="patients are unknown"):
+    with pytest.warns(UserWarning, match="images have no patient"):
         dataset = create_dataset("folder", tmp_path)
     assert dataset.labels == ("Edema", "Mass") and set(dataset.filenames(basename=True)) == {"1.png", "2.png"}
     pixels.save(tmp_path / "stray.png")

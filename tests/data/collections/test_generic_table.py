@@ -68,13 +68,15 @@ def test_table_without_split_column(made_table):
     assert len(train) == 20 and len(val) == 4
     assert len(create_dataset("table", path)) == 24
     assert set(train.records.views) == {""}
-    with pytest.raises(InputError, match=r"no test split: use --split all"):
+    with pytest.raises(InputError, match=r"no test split: train with --test-fraction 0\.2 to cut one"):
         create_dataset("table", path, "test")
 
 
 def test_table_without_patients_warns(made_table):
     path = made_table(without=("patient",))
-    with pytest.warns(UserWarning, match=r"table\.csv: no column 'patient': such an image counts"):
+    with pytest.warns(
+        UserWarning, match=r"table\.csv: 24 of 24 images have no patient, and each counts as a patient of its own"
+    ):
         dataset = create_dataset("table", path, "all", views="all")
     assert len(set(dataset.records.patients)) == 24
 
@@ -284,7 +286,7 @@ def test_one_file_has_one_name(tmp_path):
 
 def test_patients_are_who_they_are(tmp_path):
     path = write(tmp_path, "path,patient,Edema\n1.png,7,1\n2.png, 7,0\n3.png,,1\n4.png,  ,0\n")
-    with pytest.warns(UserWarning, match=r"2 rows have no patient: such an image counts as a patient of its own"):
+    with pytest.warns(UserWarning, match=r"2 of 4 images have no patient, and each counts as a patient of its own"):
         dataset = create_dataset("table", path, "all")
     assert dataset.records.patients.tolist() == ["7", "7", "3.png", "4.png"]
 
@@ -296,7 +298,7 @@ def test_whole_floats_of_parquet_are_integers(tmp_path):
         {"path": ["1.png", "2.png"], "patient": [7.0, NAN], "Edema": [1.0, NAN], "Mass": [True, False]}
     )
     table.to_parquet(tmp_path / "own.parquet")
-    with pytest.warns(UserWarning, match="1 rows have no patient"):
+    with pytest.warns(UserWarning, match="1 of 2 images have no patient"):
         dataset = create_dataset("table", tmp_path / "own.parquet", "all")
     assert dataset.records.patients.tolist() == ["7", "2.png"]
     np.testing.assert_array_equal(dataset.records.targets, [[1, 1], [NAN, 0]])
