@@ -1,0 +1,88 @@
+"""Damaged files of every kind: an InputError or a right result, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .kinds import KINDS
+from .mutations import hostile_values, mutate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fuzz(tmp_path: Path, count: int, seed: int, kinds: list[str]) -> list[dict]:
+    """Runs the child and returns what was done, a row a kind; fails with the first files that went wrong."""
+    report = tmp_path / "report.jsonl"
+    command = [sys.executable, "-m", "tests.fuzz.child", str(count), str(seed), str(report), *kinds]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    rows = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+    wrong = [f"{r['kind']} {r['number']}, seed {r['seed']}: {r['wrong']}" for r in rows if "number" in r]
+    done = [row for row in rows if "done" in row]
+    assert not wrong, f"{len(wrong)} files went wrong\n\n" + "\n".join(wrong[:5])
+    assert child.returncode == 0 and len(done) == len(kinds), child.stderr[-3000:]
+    return done
+
+
+def test_two_hundred_damaged_files_of_every_kind(tmp_path):
+    assert all(row["done"] == 200 for row in fuzz(tmp_path, 200, 0, list(KINDS)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_thousand_damaged_files(tmp_path, kind):
+    fuzz(tmp_path, 10_000, 1, [kind])
+
+
+def test_the_damage_is_damage_and_the_same_for_a_seed():
+    data = bytes(range(256)) * 8
+    text = json.dumps({"a": {"b": [1, 2]}, "c": 0.5}).encode()
+    for damage, content in ((mutate, data), (hostile_values, text)):
+        found = [damage(content, np.random.default_rng([0, i])) for i in range(200)]
+        assert found == [damage(content, np.random.default_rng([0, i])) for i in range(200)]
+        assert sum(one != content for one in found) > 180
+
+
+@pytest.mark.parametrize(
+    ("read", "found"),
+    [
+        ("lambda folder: 1 / 0", "ZeroDivisionError"),
+        ("lambda folder: [None for _ in iter(int, 1)]", "Hangs"),
+        ("lambda folder: os.system('true')", "RanCode"),
+        ("lambda folder: bytearray(4 << 30)", "MemoryError"),
+        ("lambda folder: 2", "a wrong result"),
+        ("lambda folder: os._exit(3)", None),
+    ],
+)
+def test_the_child_sees_what_is_wrong(tmp_path, read, found):
+    code = f"""
+import os, sys
+from pathlib import Path
+from tests.fuzz import child
+right = [lambda folder: 1]
+def first_right(folder):
+    return right.pop()(folder) if right else ({read})(folder)
+def make(folder):
+    (folder / "x").write_text("content")
+    return [folder / "x"]
+def judge(result, right, folder):
+    assert result == 1
+child.SECONDS = 1
+child.KINDS = {{"made": child.Kind(make, first_right, judge)}}
+sys.argv = ["child", "1", "0", {str(tmp_path / "report")!r}, "made"]
+child.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if found is None:
+        assert done.returncode == 3 and "done" not in (tmp_path / "report").read_text()
+        return
+    rows = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
+    assert found in rows[0]["wrong"] and rows[-1]["wrong"] == 1
