@@ -170,17 +170,16 @@ def _check_arguments(arguments: Mapping[str, Any], where: str | Path) -> None:
             raise InputError(f"{where}: {name} in model_args is above {LARGEST_NUMBER}, or not finite")
 
 
-def _nested(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every value in nested objects and lists, with the name that it stands under."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield key, None
-            yield from _nested(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _nested(inner, name)
-    else:
+def _nested(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields every name and value in nested objects and lists; a value in a list has the name of the list."""
+    waiting: list[tuple[str, Any]] = list(arguments.items())
+    while waiting:
+        name, value = waiting.pop()
         yield name, value
+        if isinstance(value, Mapping):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += ((name, inner) for inner in value)
 
 
 def _check_graft(arguments: Mapping[str, Any], where: str | Path) -> None:
