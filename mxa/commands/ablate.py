@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -33,6 +32,7 @@ from ..utils.config import group
 from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, digest, write_text
+from ..utils.json_files import read_json, to_json
 from .arms import TABLE_2, arm_fields, read_arms, same_arm
 from .teach import gray_teacher, trained_on
 
@@ -233,7 +233,7 @@ def _score(config: AblateConfig, run: Run, device: torch.device) -> None:
     splits = _datasets(config, run, *dict.fromkeys((config.split, "val")), labels=named_outputs(model))
     metadata |= {"data": config.data, "split": config.split, "views": config.views, "uncertain": "masked"}
     metadata["blank"] = config.blank or splits[0].records.blank
-    metadata["run"] = json.loads((where / "summary.json").read_text())
+    metadata["run"] = read_json(where / "summary.json")
     scored, *chosen = (score_images(model, split, metadata, config.batch_size, config.workers) for split in splits)
     add_run(Path(config.output) / SCORES, run, with_validation(scored, config.split, *(chosen or [None])))
 
@@ -283,7 +283,7 @@ def _write_tables(config: AblateConfig) -> dict[str, Any]:
     rows: dict[str, Any] = {a: {"row": TABLE_2.get(a, a), "seeds": list(seeds)} for a, seeds in finished.items()}
     for arm, changed in own.items():
         rows[arm]["changes"] = (
-            ", ".join(f"{k} {json.dumps(v) if isinstance(v, dict) else v}" for k, v in changed.items()) or "nothing"
+            ", ".join(f"{k} {to_json(v) if isinstance(v, dict) else v}" for k, v in changed.items()) or "nothing"
         )
     result: dict[str, Any] = {"models": [], "paired": []}
     if known:

@@ -15,6 +15,7 @@ from ..models.load import create, read_checkpoint
 from ..models.weights import check_keys, save_pretrained, set_label_names
 from ..task.teacher import XRV_RANGE
 from ..utils.errors import InputError
+from ..utils.files import whole_or_not_at_all
 
 __all__ = ["ConvertConfig", "convert"]
 
@@ -44,7 +45,7 @@ def convert(config: ConvertConfig) -> list[str]:
         Sentences that say what was converted, and what differs from the original.
 
     Raises:
-        InputError: the file is not such a checkpoint, or the output folder is not empty.
+        InputError: the file is not such a checkpoint, the output folder is not empty, or it could not be written.
     """
     path, output = Path(config.checkpoint), Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -52,12 +53,17 @@ def convert(config: ConvertConfig) -> list[str]:
     state, names = read_checkpoint(path, allowed=[argparse.Namespace])
     state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
     notes: list[str] = []
-    if any(key.startswith("blocks1.") for key in state):
-        state, names = _renamed(state, notes), names or CHEXPERT
-    if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
-        raise InputError(f"{path} is not an EfficientViT's: it begins with {', '.join(list(state)[:3]) or 'nothing'}")
-    name, arguments = _architecture(state, path)
-    head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
+    own_names = names
+    try:
+        if any(key.startswith("blocks1.") for key in state):
+            state, names = _renamed(state, notes), names or CHEXPERT
+        if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
+            begins = ", ".join(list(state)[:3]) or "nothing"
+            raise InputError(f"{path} is not an EfficientViT's: it begins with {begins}")
+        name, arguments = _architecture(state, path)
+        head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path} is not a whole EfficientViT's: {error}") from None
     if head is None or head.ndim != 2:
         raise InputError(f"{path} has no head (head.linear.weight of two dimensions)")
     if channels not in (1, 3):
@@ -68,6 +74,8 @@ def convert(config: ConvertConfig) -> list[str]:
         labels = resolve_labels(config.labels)
         if len(labels) != outputs:
             raise InputError(f"--labels has {len(labels)} names for {outputs} outputs")
+    elif own_names and labels is None:
+        raise InputError(f"{path} names {len(own_names)} labels for {outputs} outputs: name them with --labels")
     model = create(name, config.img_size, num_classes=outputs, in_chans=channels, **arguments)
     if "mxa_roi_head" in arguments:  # the published MXA has no gate and one bias less
         own = model.state_dict()
@@ -82,9 +90,23 @@ def convert(config: ConvertConfig) -> list[str]:
     if channels == 1:
         model.pretrained_cfg.update(XRV_RANGE, input_size=(1, config.img_size, config.img_size))
         notes.append("one channel: taken to be in [-1024, 1024], as the published code scales it")
-    save_pretrained(model, output)
+    _save(model, output)
     named = ", ".join(labels) if labels else "not named (mxa.set_label_names)"
     return [f"{name} with {outputs} outputs: {named}", *notes]
+
+
+def _save(model: torch.nn.Module, output: Path) -> None:
+    """Writes the folder, or leaves things as they were."""
+    existed = output.exists()
+    try:
+        with whole_or_not_at_all(output, "run mxa convert again"):
+            save_pretrained(model, output)
+    except BaseException:
+        for file in output.glob("*"):
+            file.unlink()
+        if output.exists() and not existed:
+            output.rmdir()
+        raise
 
 
 _PUBLISHED_MXA = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..data import create_transform
 from ..data.dicom import is_dicom
 from ..data.image_io import describe_dicom, find_images, read_image
 from ..data.transforms import data_config
+from ..evaluation.inference import check_finite
 from ..explain.attention import attention_maps, mean_attention
 from ..explain.attribution import grad_cam, integrated_gradients
 from ..explain.geometry import find_peak, least_shown
@@ -31,6 +31,7 @@ from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
 from ..utils.files import write_text
+from ..utils.json_files import to_json
 
 __all__ = ["ExplainConfig", "explain"]
 
@@ -107,7 +108,7 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
             rows.append({"file": str(path), "error": str(error)})
             continue
         rois = explainer.explain(row, image, inputs, Path(config.output) / f"{name}.png")
-        text = json.dumps(row, indent=2)
+        text = to_json(row, 2)
         write_text(Path(config.output) / f"{name}.json", text)
         rows.append(row)
         if rois and len(gallery) < _GALLERY:
@@ -155,7 +156,9 @@ class _Explainer:
         """Adds what is found to ``row``, writes the picture, and returns the boxes."""
         model, x = self.models[0], inputs[0]
         with torch.no_grad():
-            probabilities = model(x)[0].sigmoid().cpu()
+            logits = model(x).float().cpu()
+        check_finite(logits.numpy(), self.names, [row["file"]], self.compared[1])
+        probabilities = logits[0].sigmoid()
         by_probability = sorted(self.findings, key=lambda i: -probabilities[i].item())
         chosen = self.findings if self.asked else by_probability[:3]
         rois = predict_rois(model, x) if _has(model, MXABlock) else {}

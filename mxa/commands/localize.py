@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from ..metrics.localization_table import CaseScore, localization_table
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError
+from ..utils.json_files import to_json
 
 __all__ = ["LocalizeConfig", "baselines", "localize"]
 
@@ -131,7 +131,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
             for row in (localization_table(scores, config.replicates) if scores else ())
         ],
     }
-    (Path(config.output) / "localization.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    (Path(config.output) / "localization.json").write_text(to_json(result, 2) + "\n")
     write_csv(result["rows"], Path(config.output) / "localization.csv")
     (Path(config.output) / "localization.md").write_text(localization_markdown(result["rows"]))
     return result

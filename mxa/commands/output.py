@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import name_some, require
+from ..utils.json_files import to_json
 
 __all__ = [
     "ablate",
@@ -165,7 +165,7 @@ def localize(config: Any, result: Any) -> None:
 def predict(config: Any, results: Any) -> None:
     """Shows the probabilities of each image."""
     if config.format == "json":
-        print(json.dumps(results, indent=2))
+        print(to_json(results, 2))
     else:
         uids = sorted({name for r in results for name in r.get("identifiers", ())})
         called = ("called",) if config.calibrated else ()
@@ -205,7 +205,7 @@ def publish(config: Any, result: Any) -> None:
     print(f"written: {result['folder']} ({where})", file=sys.stderr)
     if result["entry"]:
         print("its entry for mxa/models/weights.json:", file=sys.stderr)
-        print(json.dumps({result["name"]: result["entry"]}, indent=1))
+        print(to_json({result["name"]: result["entry"]}, 1))
 
 
 def bench(config: Any, rows: Any) -> None:

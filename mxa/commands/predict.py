@@ -12,6 +12,7 @@ from ..data import create_transform
 from ..data.dicom import is_dicom
 from ..data.image_io import describe_dicom, find_images, read_image
 from ..evaluation.calibrate import Calibration, read_calibration
+from ..evaluation.inference import check_finite
 from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
@@ -56,7 +57,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         not a frontal chest radiograph, and its ``"identifiers"`` with ``identifiers``.
 
     Raises:
-        InputError: bad input, a model whose outputs have no names, or an image that does not read.
+        InputError: bad input, a model whose outputs have no names or are not finite, or an image that does not read.
     """
     if config.rois and (config.rois.suffix.lower() != ".png" or not config.rois.absolute().parent.is_dir()):
         raise InputError(f"--rois {config.rois}: give a .png file in a folder that exists")
@@ -72,6 +73,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     def flush() -> None:
         if batch:
             logits = model(torch.stack([x for _, x in batch]).to(device)).float().cpu()
+            check_finite(logits.numpy(), labels, [row["file"] for row, _ in batch], config.model)
             for (row, _), z in zip(batch, logits, strict=True):
                 row["probabilities"] = dict(zip(labels, z.sigmoid().tolist(), strict=True))
                 if calibration:

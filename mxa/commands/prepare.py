@@ -6,7 +6,6 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import os
 import signal
 import tarfile
@@ -29,6 +28,7 @@ from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
 from ..labels import resolve_labels
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write, digest, write_text
+from ..utils.json_files import read_json, to_json
 
 __all__ = ["PrepareConfig", "prepare"]
 
@@ -105,7 +105,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     settings_file = folder / _PROGRESS / "settings.json"
     if settings_file.is_file():
-        _check_same(folder, json.loads(settings_file.read_text()), settings)
+        _check_same(folder, read_json(settings_file), settings)
     elif any(folder.glob("*.tar")) or (folder / MANIFEST).exists():
         raise InputError(f"{folder} holds shards of something else (no {settings_file.name}): give another --output")
     _write_json(settings_file, settings)
@@ -132,7 +132,7 @@ def _settings(config: PrepareConfig, records: Records) -> dict[str, Any]:
 
 def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     changed = [f"{k} was {held.get(k)!r}" for k, v in wanted.items() if held.get(k) != v and k != "rows"]
-    if changed or held["rows"] != wanted["rows"]:
+    if changed or held.get("rows") != wanted["rows"]:
         what = ", ".join(changed) or "the table has changed"
         raise InputError(f"{folder} holds shards of something else ({what}): give another --output")
 
@@ -180,9 +180,9 @@ def _leave_interrupts() -> None:
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:
     """Returns the result of a shard that was written before, if its file is whole."""
     try:
-        result = json.loads((folder / _PROGRESS / f"{name}.json").read_text())
+        result = read_json(folder / _PROGRESS / f"{name}.json")
         return result if digest(folder / name) == result["sha256"] else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -199,7 +199,7 @@ def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
                 except InputError as error:
                     result["bad"].append(str(error))
                     continue
-                metadata = json.dumps(_metadata(shard.records, i)).encode()
+                metadata = to_json(_metadata(shard.records, i)).encode()
                 for suffix, content in ((kind, data), ("json", metadata)):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
@@ -309,4 +309,4 @@ def _timm_splits(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, to_json(content, 1) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import shutil
 import tempfile
@@ -31,10 +31,12 @@ from ..models.hub import WEIGHTS_FILE, fetch, hub_errors, manifest, read_config,
 from ..models.load import load_model, named_outputs
 from ..utils.errors import InputError
 from ..utils.files import digest, write_text
+from ..utils.json_files import read_json, to_json
 
 __all__ = ["CHECK_FILE", "TERMS", "PublishConfig", "check", "describe", "headline", "publish"]
 
 CHECK_FILE = "check.safetensors"
+_logger = logging.getLogger(__name__)
 _FILES = (WEIGHTS_FILE, "config.json", CHECK_FILE, CALIBRATION, "README.md")
 #: What may be done with the images of a collection, and a licence of weights that follows.
 TERMS = {
@@ -104,7 +106,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     if not (terms and license):
         raise InputError(f"say what is not known of {trained_on or 'its training data'}: --terms and --license")
     data = config.data_fields()
-    collections = [(config.data, data), *([(trained_on, settings)] if trained_on not in (None, config.data) else [])]
+    collections = [(config.data, data), *_trained_on(settings, data)]
 
     scored = {k: getattr(config, k) for k in ("split", "note", "replicates", "workers", "device")}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     calibrated = (run / CALIBRATION).is_file()
     if calibrated:
         read_calibration(run)
-        texts.append(json.loads((run / CALIBRATION).read_text()))
+        texts.append(read_json(run / CALIBRATION))
     _refuse_private(texts, collections)
 
     folder = run / "publish"
@@ -145,7 +147,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     for file in (WEIGHTS_FILE, CALIBRATION) if calibrated else (WEIGHTS_FILE,):
         shutil.copyfile(run / file, folder / file)
     safetensors.torch.save_file(_check_tensors(model), folder / CHECK_FILE)
-    write_text(folder / "config.json", json.dumps(model_config, indent=1) + "\n")
+    write_text(folder / "config.json", to_json(model_config, 1) + "\n")
     write_text(folder / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
     commit = None if config.dry_run else _upload(folder, config)
     entry = {**entry, "revision": commit} if commit else None
@@ -243,6 +245,18 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "\n".join(map(_text, value))
     return value if isinstance(value, str) else ""
+
+
+def _trained_on(settings: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the collection of the run's own configuration, where that is not the one that is scored."""
+    where = ("data", "root", "columns")
+    if settings.get("data") is None or all(settings.get(k) == data.get(k) for k in where):
+        return []
+    root = settings.get("root")
+    if settings["data"] == data["data"] and root is not None and not Path(root).exists():
+        _logger.warning("%s, where the run was trained, is not there: names in it are not looked for", root)
+        return []
+    return [(settings["data"], settings)]
 
 
 def _refuse_private(texts: Any, collections: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from ..data.create import read_collection
 from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write, write_text
+from ..utils.json_files import to_json
 
 __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
 
@@ -74,7 +74,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     asked = {"data": config.data, "split": config.split, "view_filter": config.views}
     summary = {**asked, **_count(records)}
     if config.output is not None:
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        text = to_json(summary, 2) + "\n"
         write_text(Path(config.output) / "summary.json", text)
         draw_summary(summary, Path(config.output) / "summary.png")
     return summary

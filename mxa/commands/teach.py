@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from ..data import DataConfig, create_transform, make_loader
-from ..evaluation.inference import predict_logits
+from ..evaluation.inference import check_finite, predict_logits
 from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
 from ..utils.distributed import pick_device
@@ -106,7 +106,8 @@ def teach(config: TeachConfig) -> Predictions:
     bad = dataset.bad_paths()
     if len(bad) == len(dataset):
         raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
-    known = teacher.adapter.mask.cpu().numpy()
+    known, good = teacher.adapter.mask.cpu().numpy(), ~dataset.bad.numpy()
+    check_finite(logits[good], dataset.labels, dataset.records.paths[good], config.teacher)
     metadata = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
     if collection := trained_on(Path(config.teacher)):
         metadata["teacher_trained_on"] = collection

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from ..metrics.operating import (
     fit_temperatures,
     sigmoid,
 )
-from ..utils.errors import InputError
+from ..models.hub import read_config
+from ..utils.errors import InputError, name_some
 from ..utils.files import write_text
+from ..utils.json_files import read_json, to_json
 from .evaluate import EvaluateConfig, score, weights_sha256
 
 __all__ = ["CalibrateConfig", "Calibration", "calibrate", "read_calibration"]
@@ -60,11 +63,24 @@ class Calibration:
         thresholds: Operating point (``mxa.metrics.OPERATING_POINTS``) to label to the smallest *calibrated* probability
             that is called positive. A label that was not calibrated is in neither.
         provenance: Collection, split, images, patients, positives, hash of the weights, date.
+
+    Raises:
+        InputError: a temperature is not a number of 0.05 to 20, a threshold not one of 0 to 1, or an operating point is
+            missing or unknown; the message names the label.
     """
 
     temperatures: dict[str, float]
     thresholds: dict[str, dict[str, float]]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_numbers("temperature", self.temperatures, *TEMPERATURES)
+        if not isinstance(self.thresholds, Mapping) or set(self.thresholds) != set(OPERATING_POINTS):
+            raise InputError(f"thresholds must be given for {', '.join(OPERATING_POINTS)}")
+        for point, chosen in self.thresholds.items():
+            _check_numbers(f"threshold ({point})", chosen, 0, 1)
+        if not isinstance(self.provenance, Mapping):
+            raise InputError("provenance must be an object")
 
     def probability(self, label: str, logit: float) -> float:
         """Returns the calibrated probability; of a label that was not calibrated the model's own."""
@@ -122,9 +138,16 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             "date": datetime.date.today().isoformat(),
         },
     )
-    text = json.dumps(vars(result), indent=1) + "\n"
-    write_text(run / NAME, text)
+    write_text(run / NAME, to_json(vars(result), 1) + "\n")
     return result
+
+
+def _check_numbers(what: str, values: Any, low: float, high: float) -> None:
+    if not isinstance(values, Mapping):
+        raise InputError(f"each {what} must be given by the name of its label")
+    for label, value in values.items():
+        if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
+            raise InputError(f"the {what} of {label} must be a number of {low} to {high}")
 
 
 def _keep_another(path: Path, config: CalibrateConfig, images: str) -> None:
@@ -132,7 +155,7 @@ def _keep_another(path: Path, config: CalibrateConfig, images: str) -> None:
     if config.overwrite or not path.is_file():
         return
     try:
-        made = json.loads(path.read_text())["provenance"]
+        made = dict(read_json(path)["provenance"])
     except (ValueError, KeyError, TypeError):
         return  # it is damaged: nothing is lost
     if (made.get("data"), made.get("images_sha256")) != (config.data, images):
@@ -146,17 +169,43 @@ def read_calibration(run: str | Path) -> Calibration:
     """Reads the calibration of a run folder.
 
     Raises:
-        InputError: there is none, it is damaged, or it is of other weights.
+        InputError: there is none, it is damaged, it is of other weights or of other labels, or a value is out of range.
     """
     path = Path(run) / NAME
     if not path.is_file():
         raise InputError(f"{run} has no {NAME}: write it with mxa calibrate {run} --data ... --root ...")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         result = Calibration(content["temperatures"], content["thresholds"], content["provenance"])
         held = result.provenance["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        config = read_config(path.with_name("config.json"))
+        _check_labels(result, config.get("label_names") or config["pretrained_cfg"].get("label_names") or ())
+    except KeyError as error:
+        raise InputError(f"{path} is not a calibration (no {error}): write it again with mxa calibrate") from None
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a calibration ({error}): write it again with mxa calibrate") from None
     if held != weights_sha256(str(run)):
         raise InputError(f"{path} was made for other weights than {run} holds: run mxa calibrate again")
     return result
+
+
+def _check_labels(found: Calibration, names: Sequence[str]) -> None:
+    """Refuses labels that the model does not have, and labels that were scored and of which nothing is said.
+
+    A label has a threshold of every kind, but for one whose specificity no threshold makes 95 %. It has a temperature,
+    or the provenance says why not.
+    """
+    said = {k: found.provenance.get(k, []) for k in ("not_calibrated", "temperature_at_its_end")}
+    counts = found.provenance["positives_and_negatives"]
+    if not isinstance(counts, Mapping) or not all(isinstance(labels, list) for labels in said.values()):
+        raise InputError("its provenance does not say what was calibrated")
+    given = {"the scored labels": counts, "temperatures": found.temperatures}
+    for what, labels in {**given, **{f"thresholds ({p})": v for p, v in found.thresholds.items()}}.items():
+        if unknown := [label for label in labels if label not in names]:
+            raise InputError(f"{what} name {name_some(unknown)}, which the model does not have")
+    kept = [label for label in counts if label not in said["not_calibrated"]]
+    wanted = {"temperature": (found.temperatures, said["temperature_at_its_end"])}
+    wanted |= {f"threshold ({p})": (found.thresholds[p], ()) for p in OPERATING_POINTS if p != "specificity95"}
+    for what, (values, without) in wanted.items():
+        if missing := [label for label in kept if label not in values and label not in without]:
+            raise InputError(f"{name_some(missing)} has no {what}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
 from ..utils.files import digest as file_digest
 from ..utils.files import write_text
+from ..utils.json_files import to_json
 from .inference import predict_logits
 from .model_arguments import read_models
 from .predictions import (
@@ -168,7 +168,7 @@ def write_report(
 
     result = numbers(arms, replicates, by, min_group, pairs)
     result["notes"] = [*notes, *_unknown_patients(arms[0].scored[0].cases)]
-    write_text(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "metrics.json", to_json(result, 1) + "\n")
     write_text(folder / "metrics.csv", csv_text(result))
     write_text(folder / "model_card.md", card(result))
     write_text(folder / "report.html", page(result, arms))

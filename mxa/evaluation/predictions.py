@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ..labels import align, canonical
 from ..metrics.operating import logit, sigmoid
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json, to_json
 
 __all__ = [
     "Arm",
@@ -103,7 +103,7 @@ def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -
     pyarrow = require("pyarrow", "train")
     require("pyarrow.parquet", "train")
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(metadata)})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: to_json(metadata)})
     scores = [name for name in table.column_names if name.startswith("logit:")]
     others = [name for name in table.column_names if name not in scores]
     packed = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": scores}
@@ -228,7 +228,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {}
     from pyarrow import parquet
 
-    return json.loads((parquet.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+    return parse_json((parquet.read_schema(path).metadata or {}).get(_KEY, b"{}"), f"the metadata of {path}")
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:

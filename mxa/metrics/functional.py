@@ -69,10 +69,12 @@ def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = 
         Two arrays ``(...)`` in [0, 1]; NaN where there is no positive or no negative.
 
     Raises:
-        InputError: a target is not 0, 1 or NaN, a case with a known target has a score of NaN, or the shapes do not
-            fit.
+        InputError: a target is not 0, 1 or NaN, a case with a known target has a score of NaN, the shapes do not fit,
+            or there is no case.
     """
     scores, target, known = checked(scores, target)
+    if scores.ndim != 1 or not len(scores):
+        raise InputError(f"give one score and one target for each case, and at least one case, got {scores.shape}")
     order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
     values, positive = scores[order], (target[order] == 1).astype(np.float64)
     first = np.flatnonzero(np.r_[len(values) > 0, values[1:] != values[:-1]])  # where each group of ties starts

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..labels import LABEL_SPACES
 from ..layers import MXABlock
-from .hub import load_own_copy, manifest, named, packaged, weights_of
+from .hub import config_of, load_own_copy, manifest, named, packaged, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
 __all__ = ["VARIANTS", "EfficientVitMl"]
@@ -258,6 +258,7 @@ def _create_efficientvit_ml(
     **kwargs,
 ) -> EfficientVitMl:
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    config_of(cfg, kwargs.get("cache_dir"))
     if pretrained:
         copy = load_own_copy(variant, cfg, pretrained_cfg_overlay, label_names=label_names, **kwargs)
         if copy is not None:

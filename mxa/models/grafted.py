@@ -12,7 +12,8 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from ..layers.graft import GRAFTED, graft
-from .hub import weights_of
+from .hub import config_of, weights_of
+from .weights import check_filled
 
 __all__ = ["mxa_grafted"]
 
@@ -39,6 +40,7 @@ def mxa_grafted(
         raise ValueError(f"{GRAFTED} is what a saved model with grafted MXA is called: use mxa.layers.graft(model)")
     if kwargs.get("features_only"):
         raise ValueError(f"{GRAFTED} gives no features: load it, then use its forward_intermediates")
+    config_of(resolve_pretrained_cfg(GRAFTED, kwargs.get("pretrained_cfg")), kwargs.get("cache_dir"))
     if isinstance(kwargs.get("pretrained_cfg"), dict):  # it may name this architecture: it becomes the base's
         kwargs["pretrained_cfg"] = {k: v for k, v in kwargs["pretrained_cfg"].items() if k != "architecture"}
     grafted = grafted or {}
@@ -50,7 +52,8 @@ def mxa_grafted(
     if pretrained:
         family = sys.modules[timm.models.model_entrypoint(base).__module__]
         cfg = model.pretrained_cfg
-        state = weights_of(GRAFTED, resolve_pretrained_cfg(GRAFTED, cfg))
+        state = weights_of(GRAFTED, resolve_pretrained_cfg(GRAFTED, cfg), kwargs.get("cache_dir"))
+        check_filled(state, model)
         load_pretrained(
             model,
             {**cfg, "state_dict": state, "source": None},

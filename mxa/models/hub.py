@@ -9,7 +9,9 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,11 +28,15 @@ from torch import nn
 from ..labels import canonical
 from ..utils.errors import InputError
 from ..utils.files import digest
+from ..utils.json_files import read_json
+from .config_file import check_config
 
 __all__ = [
     "SHIPPED",
     "WEIGHTS_FILE",
     "WeightsError",
+    "checked_tensors",
+    "config_of",
     "fetch",
     "hub_errors",
     "load_own_copy",
@@ -46,6 +52,7 @@ __all__ = [
 WEIGHTS_FILE = "model.safetensors"
 #: Weights that come with the package, for trying things out.
 SHIPPED = "efficientvit_ml_m0_mxa.r160_nih8k"
+PATIENCE = 5.0  # seconds after which it is said what is waited for
 _logger = logging.getLogger(__name__)
 
 
@@ -82,16 +89,42 @@ def weights_of(variant: str, cfg: PretrainedCfg, cache_dir: str | None = None) -
     """
     if cfg.state_dict:
         return cfg.state_dict
+    config = config_of(cfg, cache_dir)
     if cfg.file:
-        path = Path(cfg.file, WEIGHTS_FILE) if cfg.source == "local-dir" else Path(cfg.file)
+        path = config.with_name(WEIGHTS_FILE) if config else Path(cfg.file)
         known = [entry["sha256"] for entry in manifest().values() if packaged(entry) == path]
     elif cfg.hf_hub_id:
         repo, _, revision = cfg.hf_hub_id.partition("@")
-        path = fetch(repo, cfg.hf_hub_filename or WEIGHTS_FILE, revision or None, cache_dir)
+        commit = config.parent.name if config else revision or None  # what the configuration was read of
+        path = fetch(repo, cfg.hf_hub_filename or WEIGHTS_FILE, commit, cache_dir)
         known = [e["sha256"] for e in manifest().values() if (e["repo"], e["revision"]) == (repo, revision)]
     else:
         raise WeightsError(_unpublished(variant, cfg))
     return read_weights(path, *known)
+
+
+def config_of(cfg: PretrainedCfg, cache_dir: str | None = None) -> Path | None:
+    """Finds and checks the ``config.json`` that a configuration was read from.
+
+    Args:
+        cfg: The configuration.
+        cache_dir: Folder of the Hub's cache; huggingface_hub's own by default.
+
+    Returns:
+        The file; None where the configuration is of the registry.
+
+    Raises:
+        WeightsError: it cannot be had, or may not be used (see ``read_config``).
+    """
+    if cfg.source == "local-dir":
+        path = Path(cfg.file, "config.json")
+    elif cfg.source == "hf-hub":
+        repo, _, revision = cfg.hf_hub_id.partition("@")
+        path = fetch(repo, "config.json", revision or None, cache_dir)
+    else:
+        return None
+    read_config(path)
+    return path
 
 
 def _unpublished(variant: str, cfg: PretrainedCfg) -> str:
@@ -179,6 +212,8 @@ def named(
     beside = config is not None and config.is_file()
     if beside:
         stored = read_config(config).get("label_names")
+        if stored and head is not None and len(stored) != len(head):
+            raise WeightsError(f"{file} has {len(head)} outputs, and {config} names {len(stored)}: make it again")
     elif file or overlay.get("state_dict"):
         stored = given or stored
     if file and head is not None and (beside or num_classes == len(head)):
@@ -204,36 +239,56 @@ def fetch(repo: str, file: str, revision: str | None = None, cache_dir: str | No
     Raises:
         WeightsError: the file cannot be had.
     """
-    with hub_errors(f"{file} of {repo} was not loaded"):
+    with hub_errors(f"{file} of {repo} was not loaded"), _say_if_slow(f"{file} of {repo}"):
         path = Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir))
     _logger.info("%s of %s on %s, revision %s", file, repo, constants.ENDPOINT, path.parent.name)
     return path
 
 
 @contextmanager
+def _say_if_slow(what: str) -> Iterator[None]:
+    """Logs once what is waited for, if the block takes longer than ``PATIENCE``."""
+    said = f"waiting for {what} from {constants.ENDPOINT}, {PATIENCE:g} s so far"
+    timer = threading.Timer(PATIENCE, _logger.warning, (said,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Turns an error of huggingface_hub into a ``WeightsError``: what failed, what the client says, what to check."""
+    """Turns an error of huggingface_hub into a ``WeightsError``.
+
+    Its message says what failed, what the client says, how long it was waited for, and what to check.
+    """
+    started = time.monotonic()
     try:
         yield
     except (OSError, errors.HTTPError, errors.HFValidationError) as error:
         # a file that is neither on the server nor in the cache: the cause says why the server did not give it
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+        waited = time.monotonic() - started
         raise WeightsError(
-            f"{what}: {' '.join(str(cause).split())} (check the name, the network, HF_TOKEN, HF_HUB_OFFLINE and "
-            f"HF_ENDPOINT, which is {constants.ENDPOINT})"
+            f"{what}: {' '.join(str(cause).split()) or type(cause).__name__} (after {waited:.0f} s; check the "
+            f"name, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT, which is {constants.ENDPOINT})"
         ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a ``config.json``.
+    """Reads a ``config.json``, and checks it as ``mxa.models.config_file.check_config`` does.
 
     Raises:
-        WeightsError: it is missing or damaged.
+        WeightsError: it is missing, damaged, or may not be used.
     """
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, f"does not read ({error})") from error
+        config = read_json(path)
+        check_config(config, path)
+    except InputError as error:
+        raise WeightsError(str(error)) from None
+    return config
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
@@ -244,14 +299,17 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         sha256: The hash that it must have; by default that of the ``config.json`` beside a ``model.safetensors``.
 
     Raises:
-        WeightsError: the file is missing, has another hash, or is not a safetensors file with tensors.
+        WeightsError: the file is missing, has another hash, is not a safetensors file with tensors, or holds a value
+            that is not finite.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path} is not a .safetensors file, and pickles are not loaded: mxa convert {path} makes a safe one"
         )
     if not path.is_file():
-        raise WeightsError(f"there is no {path}: a model's folder holds {WEIGHTS_FILE} and config.json")
+        pickles = sorted(p for end in (".bin", ".pth", ".pt") for p in path.parent.glob(f"*{end}"))
+        remedy = f"; pickles are not loaded: mxa convert {pickles[0]} makes a safe one" if pickles else ""
+        raise WeightsError(f"there is no {path}: a model's folder holds {WEIGHTS_FILE} and config.json{remedy}")
     config = path.with_name("config.json")
     if sha256 is None and path.name == WEIGHTS_FILE and config.is_file():
         sha256 = read_config(config).get("sha256")
@@ -263,14 +321,44 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         raise _damaged(path, f"is not a whole safetensors file ({error})") from error
     if not state:
         raise _damaged(path, "holds no weights")
-    half = (torch.float16, torch.bfloat16)
-    return {key: value.float() if value.dtype in half else value for key, value in state.items()}
+    return checked_tensors(state, path)
+
+
+def checked_tensors(state: Mapping[str, Any], origin: str | Path) -> dict[str, torch.Tensor]:
+    """Checks what is taken for a state dict; returns its tensors, those of fewer than 32 bits as float32.
+
+    Args:
+        state: Tensors by name.
+        origin: What holds them, for the error.
+
+    Raises:
+        WeightsError: a name is not text, or a value is not a plain tensor of finite numbers.
+    """
+    found = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise WeightsError(f"{origin} holds something else than tensors with names")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise WeightsError(
+                f"{origin}: {key} is not a plain tensor, but sparse, quantized, complex or without values"
+            )
+        try:
+            value = value.detach()
+            if value.is_floating_point():
+                value = value.float() if value.dtype.itemsize < 4 else value
+                finite = bool(value.isfinite().all())
+        except (RuntimeError, NotImplementedError):  # a type that torch stores, and does not compute with
+            raise WeightsError(f"{origin}: {key} is of the type {value.dtype}: save it as float32") from None
+        if value.is_floating_point() and not finite:
+            raise WeightsError(f"{origin}: {key} holds a value that is not finite: the weights are damaged")
+        found[key] = value
+    return found
 
 
 def _check_hash(path: Path, wanted: str | None) -> str:
     """Returns a file's SHA-256, which must be ``wanted`` where that is known."""
     found = digest(path)
-    if wanted not in (None, found):
+    if wanted is not None and wanted.lower() != found:
         raise _damaged(path, f"is damaged or was replaced: its SHA-256 is {found}, that of these weights is {wanted}")
     return found
 

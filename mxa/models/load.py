@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import clean_state_dict, resolve_model_input_args
+from timm.models import clean_state_dict, model_entrypoint, resolve_model_input_args
+from timm.models._factory import parse_model_name
+from timm.models._pretrained import PretrainedCfg
 from torch import nn
 
 from ..labels import align
 from ..utils.errors import InputError
-from .hub import read_weights
-from .weights import check_keys, label_names, resize_attention_biases
+from .hub import WeightsError, checked_tensors, config_of, read_config, read_weights, weights_of
+from .weights import check_filled, check_keys, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs", "read_checkpoint"]
 
@@ -45,14 +46,39 @@ def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
             f"unknown model {name!r}: no folder, and no timm model; {near}timm.list_models() has all names"
         )
     try:
+        source, place = parse_model_name(name)
+        if source:  # before timm reads it; from the Hub, at the commit that is checked
+            cfg = PretrainedCfg(source=source, file=place, hf_hub_id=place)
+            config = config_of(cfg, kwargs.get("cache_dir"))
+            name = name if source == "local-dir" else f"hf-hub:{place.partition('@')[0]}@{config.parent.name}"
         if base := kwargs.get("base"):  # of a grafted model: it is the base that may have a fixed input
             sized = resolve_model_input_args(base, {"img_size": img_size})
             return timm.create_model(name, **kwargs, **{k: v for k, v in sized.items() if k == "img_size"})
-        return timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}, **kwargs))
-    except (RuntimeError, TypeError, ValueError, KeyError, ZeroDivisionError, OSError, SafetensorError) as error:
+        arguments = resolve_model_input_args(name, {"img_size": img_size}, **kwargs)
+        return _create_from(arguments) if source and kwargs.get("pretrained") else timm.create_model(**arguments)
+    except Exception as error:  # a network raises one of many classes for arguments that do not fit
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise InputError(f"{name} has no argument {unknown[1]}") from error
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _create_from(arguments: dict[str, Any]) -> nn.Module:
+    """Creates a model from a folder or a repository. timm's own models get the weights that are read and checked here.
+
+    timm's loader would take a pickle where there is no safetensors file, and know no hash.
+    """
+    cfg = PretrainedCfg(**arguments["pretrained_cfg"])
+    own = model_entrypoint(arguments["model_name"]).__module__.startswith(f"{__package__}.")
+    if own or cfg.source not in ("local-dir", "hf-hub") or cfg.state_dict:
+        return timm.create_model(**arguments)
+    state = weights_of(arguments["model_name"], cfg, arguments.get("cache_dir"))
+    given = {**arguments["pretrained_cfg"], "state_dict": state, "source": None}
+    model = timm.create_model(**{**arguments, "pretrained_cfg": given})
+    model.pretrained_cfg.pop("state_dict")
+    model.pretrained_cfg["source"] = cfg.source
+    if not arguments.get("features_only"):
+        check_filled(state, model)
+    return model
 
 
 def load_model(name: str | Path, **kwargs) -> nn.Module:
@@ -99,11 +125,14 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    if path.suffix == ".safetensors":
+        config = path.with_name("config.json")
+        names = read_config(config).get("label_names") if config.is_file() else None
+        try:
+            return read_weights(path), None if names is None else tuple(names)
+        except WeightsError as error:
+            raise InputError(f"{path} is not a checkpoint: {error}") from None
     try:
-        if path.suffix == ".safetensors":
-            config = path.with_name("config.json")
-            names = json.loads(config.read_text()).get("label_names") if config.is_file() else None
-            return read_weights(path), names
         with torch.serialization.safe_globals(list(allowed)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of something else, a truncated file: torch has no common class for them
@@ -118,7 +147,9 @@ def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> tuple[dict[str,
             break
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError(f"{path} is not a checkpoint: it holds no state_dict")
-    return clean_state_dict(content), names
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
+        raise InputError(f"{path}: labels must be a list of names")
+    return clean_state_dict(checked_tensors(content, path)), None if names is None else tuple(names)
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

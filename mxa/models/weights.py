@@ -15,6 +15,7 @@ from ..labels import align
 from ..layers.graft import recipe_of
 
 __all__ = [
+    "check_filled",
     "check_keys",
     "checkpoint_filter_fn",
     "label_names",
@@ -162,7 +163,36 @@ def check_keys(state_dict: dict[str, torch.Tensor], model: nn.Module, adapted: C
         "of another shape": [
             k for k, v in state_dict.items() if k in own and v.shape != own[k].shape and k not in optional
         ],
+        "of another kind of number": _other_kind(state_dict, own),
     }
+    _refuse_any(problems, model)
+
+
+def check_filled(state_dict: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Checks that a state dict saved with a model's configuration names every tensor of the model.
+
+    timm's own loader leaves some models filled in part. Where the number of outputs differs from the saved one, the
+    classifier may be missing.
+
+    Raises:
+        RuntimeError: a key is missing, or holds whole numbers where the model has fractions; the message lists the
+            keys.
+    """
+    own, cfg = model.state_dict(), model.pretrained_cfg
+    names = cfg.get("classifier") or ()
+    fresh = [f"{name}." for name in ((names,) if isinstance(names, str) else names)]
+    fresh = tuple(fresh if model.num_classes != cfg.get("num_classes") else ())
+    counted = [k for k in own if not k.startswith(fresh) and not k.endswith("num_batches_tracked")]
+    missing = [k for k in counted if k not in state_dict]
+    _refuse_any({"missing": missing, "of another kind of number": _other_kind(state_dict, own)}, model)
+
+
+def _other_kind(state_dict: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
+    """Lists tensors of whole numbers where the model has fractions, as quantised weights are, or the reverse."""
+    return [k for k, v in state_dict.items() if k in own and v.is_floating_point() != own[k].is_floating_point()]
+
+
+def _refuse_any(problems: dict[str, list[str]], model: nn.Module) -> None:
     if any(problems.values()):
         found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
         raise RuntimeError(f"these weights are not those of {model.pretrained_cfg.get('architecture')}: {found}")

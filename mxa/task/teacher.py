@@ -22,6 +22,7 @@ from torch import nn
 
 from ..data.transforms import data_config
 from ..layers.kd_adapter import KDAdapter
+from ..models.hub import checked_tensors
 from ..models.load import load_model, named_outputs
 from ..utils.errors import InputError
 from .unpickle import PickledModule, read_content, tensors
@@ -258,14 +259,15 @@ def read_xrv_weights(what: str, sha256: str | None = None) -> tuple[dict[str, to
     Raises:
         InputError: no such weights or file, another SHA-256, or a file that holds more than a network.
     """
-    _, state, entry, _ = _xrv_content(what, sha256)
+    path, state, entry, _ = _xrv_content(what, sha256)
     names = entry.get("labels")
-    return _xrv_state(state), tuple(names) if isinstance(names, (list, tuple)) else None
+    return _xrv_state(state, path), tuple(names) if isinstance(names, (list, tuple)) else None
 
 
-def _xrv_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _xrv_state(state: Mapping[str, torch.Tensor], origin: str | Path) -> dict[str, torch.Tensor]:
     """Takes the wrapper's prefix off the keys, and leaves out the thresholds that warp the scores."""
-    return {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
+    kept = {key.removeprefix("model."): value for key, value in state.items() if key != "op_threshs"}
+    return checked_tensors(kept, origin)
 
 
 def _found_xrv(
@@ -273,7 +275,7 @@ def _found_xrv(
 ) -> _Found:
     """Builds TorchXRayVision's DenseNet-121 or ResNet-50 from a state dict; its ``forward`` returns raw logits."""
     models = _xrv_models()
-    state = _xrv_state(state)
+    state = _xrv_state(state, origin)
     dense = "classifier.weight" in state
     try:
         outputs = state["classifier.weight" if dense else "fc.weight"].shape[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import logging
 import math
 import shutil
@@ -13,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from ..utils.config import group
 from ..utils.distributed import all_gather, all_reduce, any_process, barrier, processes, rank, world_size
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, whole_or_not_at_all, write_text
+from ..utils.json_files import to_json
 from .checkpoint import load_checkpoint, save_checkpoint
 from .checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
 from .config import AMP_TYPES, AugmentConfig, RunningConfig, TrainConfig, check_config, check_same_run, plain_config
@@ -124,12 +124,13 @@ def _fit(
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
     same = fingerprint(train_set, teacher_metadata, config.workers)
     if config.resume and (saved := load_checkpoint(run)):
-        check_same_run(config, saved["config"])
-        if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
-            raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
-        engine.load_state_dict(saved)
-        state = {k: saved[k] for k in state}
-        train_set.bad[saved["bad"]] = True
+        with _of_this_version(run):
+            check_same_run(config, saved["config"])
+            if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
+                raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
+            engine.load_state_dict(saved)
+            state = {k: saved[k] for k in state}
+            train_set.bad[saved["bad"]] = True
         at = f"epoch {state['epoch'] + 1} step {state['step']}" if state["epoch"] < config.epochs else "its end"
         _logger.info("resumed from %s", at)
     elif config.resume and (run / "config.yaml").is_file():
@@ -143,6 +144,21 @@ def _fit(
         run.mkdir(parents=True, exist_ok=True)
     with alone_in(run) if writes else nullcontext():
         return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, teacher_metadata).run()
+
+
+@contextmanager
+def _of_this_version(run: Path) -> Iterator[None]:
+    """Turns what goes wrong inside the block, such as a key that is missing, into one error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torch has no common class for states that do not fit
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the checkpoint in {run} is not one that this version of mxa resumes ({type(error).__name__}: {said}): "
+            "start anew in another --output"
+        ) from error
 
 
 @dataclass
@@ -172,7 +188,7 @@ class _Training:
         if self.writes:
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
             if self.teacher_metadata:
-                write_text(self.folder / "teacher.json", json.dumps(self.teacher_metadata, indent=1) + "\n")
+                write_text(self.folder / "teacher.json", to_json(self.teacher_metadata, 1) + "\n")
             trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
         shown = TrainProgress(epochs, self.engine.steps, self.state["epoch"], hidden=not self.writes)
         with shown as progress, _Terminated() as terminated:
@@ -279,7 +295,7 @@ class _Training:
             "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
         }
         if self.writes:
-            write_text(self.folder / "summary.json", json.dumps(_without_nan(summary), indent=1) + "\n")
+            write_text(self.folder / "summary.json", to_json(_without_nan(summary), 1) + "\n")
         return {**summary, "output": self.folder}
 
 

@@ -62,8 +62,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[None]:
+def whole_or_not_at_all(path: Path, remedy: str = "run again with --resume auto") -> Iterator[None]:
     """Turns what torch and safetensors raise on a full disk into one error.
+
+    Args:
+        path: What is written.
+        remedy: What to do once there is space.
 
     Raises:
         InputError: the file could not be written.
@@ -72,7 +76,7 @@ def whole_or_not_at_all(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{path} could not be written ({str(error).splitlines()[0]}): free space, then run again with --resume auto"
+            f"{path} could not be written ({str(error).splitlines()[0]}): free space, then {remedy}"
         ) from error
 
 

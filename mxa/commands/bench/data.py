@@ -166,7 +166,7 @@ def _measure_table(package: str, folder: str) -> None:
     private = torch.cat(list(loader))
     private = private[private > 0]
     gained = float(private[-1] - private[0]) / 1e6 if len(private) == 2 else "-"
-    print(json.dumps({"startup_s": seconds, "startup_mb": growth, "worker_growth_mb": gained}))
+    print(json.dumps({"startup_s": seconds, "startup_mb": growth, "worker_growth_mb": gained}, allow_nan=False))
 
 
 class _Rows(Dataset):

@@ -92,4 +92,4 @@ def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
         "threads": getattr(config, "threads", None) or torch.get_num_threads(),
     }
     record = {"config": asdict(config), "environment": environment, "rows": rows}
-    Path(config.output).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    Path(config.output).write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
