@@ -14,7 +14,7 @@ from ..data import DataConfig, Records
 from ..data.create import read_collection
 from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
-from ..utils.files import atomic_write, write_text
+from ..utils.files import alone_in, atomic_write, write_text
 
 __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
 
@@ -60,7 +60,7 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         Path(config.output).mkdir(parents=True, exist_ok=True)
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
-    records = read_collection(config.data, config.root, config.split, labels, config.columns)
+    records = read_collection(config.data, config.root, config.split, labels, config.columns, None, config.allow_pipe)
     if labels is not None:
         if lacking := [name for name, i in zip(labels, align(records.labels, labels), strict=True) if i is None]:
             raise InputError(f"the collection has no {', '.join(lacking)}; it has {', '.join(records.labels)}")
@@ -72,8 +72,9 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     summary = {**asked, **_count(records)}
     if config.output is not None:
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        write_text(Path(config.output) / "summary.json", text)
-        draw_summary(summary, Path(config.output) / "summary.png")
+        with alone_in(Path(config.output), "mxa data summary"):
+            write_text(Path(config.output) / "summary.json", text)
+            draw_summary(summary, Path(config.output) / "summary.png")
     return summary
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..utils.config import group, read_yaml_file
+from ..utils.config import checked_fields, group, read_settings
 from ..utils.errors import InputError
 from .create import Collection, create_dataset
 from .dataset import CXRDataset
@@ -45,8 +45,11 @@ class DataConfig:
     "U-Ones: Edema; U-Zeros"."""
     blank: str | None = None
     """What a blank label means: negative or ignore, also by label; the collection's convention by default."""
+    allow_pipe: bool = False
+    """Run the command of --root pipe:COMMAND, which gives the files of shards; for the command line alone."""
 
     unused: ClassVar[tuple[str, ...]] = ()  # fields above that a command does not use
+    of_the_command_line: ClassVar[tuple[str, ...]] = ("allow_pipe",)  # fields that no file sets
 
     def resolved(self, *runs: str | Path) -> Self:
         """Fills the fields that are None from the ``config.yaml`` of run folders, then with defaults.
@@ -94,8 +97,10 @@ def absolute_root(root: str | Path | None) -> str | None:
 def _trained_on(run: Path, data: str | None) -> dict[str, Any]:
     """Reads the data fields of a run's ``config.yaml``, without its collection's own if ``data`` is another."""
     path = run / "config.yaml"
-    settings = read_yaml_file(path) if path.is_file() else {}
-    found = {field.name: settings.get(field.name) for field in fields(DataConfig)}
+    settings = read_settings(path) if path.is_file() else {}
+    names = [field.name for field in fields(DataConfig) if field.name not in DataConfig.of_the_command_line]
+    found = dict.fromkeys(names)
+    found |= checked_fields(DataConfig, {k: settings[k] for k in names if settings.get(k) is not None}, str(path))
     if data is None and found["data"] is None:
         raise InputError(f"{run} does not say what it was trained on: give --data (and --root)")
     if data not in (None, found["data"]):

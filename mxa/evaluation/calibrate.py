@@ -14,7 +14,7 @@ import numpy as np
 from ..data import DataConfig
 from ..metrics.operating import OPERATING_POINTS, TEMPERATURES, choose_thresholds, fit_temperatures, sigmoid
 from ..utils.errors import InputError
-from ..utils.files import write_text
+from ..utils.files import alone_in, write_text
 from .evaluate import EvaluateConfig, score, weights_sha256
 
 __all__ = ["CalibrateConfig", "Calibration", "calibrate", "read_calibration"]
@@ -74,6 +74,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     run = Path(config.model)
     if not (run / "model.safetensors").is_file():
         raise InputError(f"{run} is not a run folder: calibration.json lies beside model.safetensors")
+    with alone_in(run, "mxa calibrate"):
+        return _calibrate(config, run)
+
+
+def _calibrate(config: CalibrateConfig, run: Path) -> Calibration:
     config = config.resolved(run)
     names = sorted(config.open("val").records.paths.tolist())
     images = hashlib.sha256("\n".join(names).encode()).hexdigest()

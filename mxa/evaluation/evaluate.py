@@ -26,8 +26,8 @@ from ..labels import MERGES, canonical
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
+from ..utils.files import alone_in, write_text
 from ..utils.files import digest as file_digest
-from ..utils.files import write_text
 from .inference import predict_logits
 from .model_arguments import read_models
 from .predictions import (
@@ -110,8 +110,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         InputError: bad input, a model whose outputs have no names, or an image that does not read.
     """
-    from .predictions import Arm  # here, so that scoring alone does not need what the pages need
-
     if config.batch_size < 1 or config.workers < 0 or config.replicates < 1:
         raise InputError("--batch-size and --replicates must be at least 1 and --workers at least 0")
     for module in ("matplotlib", "pyarrow"):  # before the work, not after it
@@ -119,6 +117,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
+    with alone_in(folder, "mxa evaluate", within=("predictions",)):
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    from .predictions import Arm  # here, so that scoring alone does not need what the pages need
+
     models = read_models(config.models)
     arguments = [argument for seeds in models.values() for argument in seeds]
     config = config.resolved(*arguments)
@@ -158,7 +163,7 @@ def write_report(
     from .report.rows import card, csv_text
 
     result = numbers(arms, replicates, by, min_group, pairs)
-    result["notes"] = [note] if note else []
+    result["notes"] = [" ".join(note.split())] if note else []
     write_text(folder / "metrics.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     write_text(folder / "metrics.csv", csv_text(result))
     write_text(folder / "model_card.md", card(result))
@@ -252,7 +257,6 @@ def _each_split(
     data = replace(config, labels=labels, uncertain="U-Ignore")
     dataset = data.open(config.split)
     split = dataset.records.split
-    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     scored = run(dataset)
     metadata = {
         **scored.metadata,
