@@ -17,6 +17,8 @@ from . import __version__
 from .commands import output
 from .utils.command_line import parse
 from .utils.errors import InputError
+from .utils.interrupt import raise_interrupts
+from .utils.text import printable
 
 __all__ = ["main"]
 
@@ -118,9 +120,16 @@ def _plain_warnings() -> Callable[..., None]:
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         if str(message) not in seen:
             seen.add(str(message))
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(message)}", file=sys.stderr)
 
     return show
+
+
+class _Lines(logging.Formatter):
+    """Shows a log entry as one line, whatever names it holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_usage(), file=sys.stdout if wanted else sys.stderr)
         sys.exit(0 if wanted else 2)
     command = _COMMANDS[name]
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     first = os.environ.get("RANK", "0") == "0"  # torchrun's first process logs for all
     logging.getLogger("mxa").setLevel(logging.INFO if first else logging.ERROR)
     try:
@@ -145,15 +156,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipes = Path(__file__).parent / "recipes" if command.recipes else None
             rest = arguments[len(name.split()) :]
             config = parse(kind, rest, f"mxa {name}", command.help, command.positional, recipes)
-            result = getattr(_module(command), command.function)(config)
+            function = getattr(_module(command), command.function)
+            raise_interrupts()
+            result = function(config)
             getattr(output, command.show or command.function)(config, result)
-    except InputError as error:
-        if os.environ.get("MXA_DEBUG"):
-            raise
-        sys.exit(f"mxa {name}: {error}")
+            sys.stdout.flush()
+    except BrokenPipeError:  # such as `mxa predict | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it ends
+        sys.exit(141)
     except KeyboardInterrupt:
-        sys.exit(f"mxa {name}: stopped")
-    except OSError as error:  # such as a folder that cannot be made, or a full disk
+        print(f"mxa {name}: stopped", file=sys.stderr)
+        sys.exit(130)
+    except (InputError, OSError) as error:  # OSError: such as a folder that cannot be made, or a full disk
         if os.environ.get("MXA_DEBUG"):
             raise
-        sys.exit(f"mxa {name}: {error}")
+        sys.exit(f"mxa {name}: {printable(error)}")

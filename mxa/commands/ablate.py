@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
 from .. import __version__
 from ..evaluation.evaluate import score_images, separate_validation, weights_sha256, with_validation, write_report
@@ -25,14 +24,15 @@ from ..evaluation.runs import Run, add_run, read_runs, runs_metadata
 from ..metrics import macro_auroc, micro_auroc
 from ..models.hub import WEIGHTS_FILE
 from ..models.load import load_model, named_outputs
-from ..training.config import TrainConfig, check_config, plain_config
+from ..training.config import TrainConfig, check_config, plain_config, without_folders
 from ..training.loop import fit
 from ..training.start import build_model, start_weights
-from ..utils.config import group
+from ..utils.config import group, read_yaml_file, write_yaml
 from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
-from ..utils.files import alone_in, atomic_write, digest, write_text
+from ..utils.files import alone_in, atomic_write, digest, is_empty, write_text
 from ..utils.json_files import read_json, to_json
+from ..utils.text import for_markdown
 from .arms import TABLE_2, arm_fields, read_arms, same_arm
 from .teach import gray_teacher, trained_on
 
@@ -93,8 +93,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         arms = read_arms(config.arms)
         _check(config, arms)
         folder, writes = Path(config.output), rank() == 0
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(folder, wait=True):
+        with alone_in(folder, "mxa ablate", wait=True):
             _claim(config, arms, folder, writes=writes)
         barrier()
         runs = [Run(arm, s, f) for s, f, arm in itertools.product(config.seeds, _folds(config), arms)]
@@ -169,12 +168,12 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     """Writes the settings that all runs share and the arms, or compares them with those of the table that is there."""
     free = ("output", "root", "workers", "device", "arms", "seeds", "replicates", "note", "tensorboard")
     settings = {k: v for k, v in plain_config(config).items() if k not in (*free, "seed", "checkpoint_steps")}
-    own = {arm: changed for arm, changed in arms.items() if arm not in TABLE_2}
+    own = {arm: without_folders(changed) for arm, changed in arms.items() if arm not in TABLE_2}
     teachers = _teacher_hashes(config, arms)
     path = folder / "ablation.yaml"
     if path.is_file():
-        saved = {"split": "test", "model_args": None, **yaml.safe_load(path.read_text())}
-        known = saved.get("arms", {})
+        saved = without_folders({"split": "test", "model_args": None, **read_yaml_file(path)})
+        known = _own_arms(folder)
         if other := [arm for arm in own if arm in known and not same_arm(own[arm], known[arm])]:
             raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
         own |= known
@@ -190,11 +189,11 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
         if changed := [k for k in settings if settings[k] != saved.get(k)]:
             what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
             raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not is_empty(folder):
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
     if writes:
         metadata = {**settings, **({"teachers": teachers} if teachers else {}), "arms": own}
-        write_text(path, yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True))
+        write_text(path, write_yaml(metadata))
 
 
 def _teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> list[str]:
@@ -205,7 +204,7 @@ def _teachers(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> list[str
 def _teacher_hashes(config: AblateConfig, arms: dict[str, dict[str, Any]]) -> dict[str, str]:
     """The SHA-256 of the teachers that are files or run folders, by the text that names them."""
     files = {text: Path(text) / WEIGHTS_FILE if Path(text).is_dir() else Path(text) for text in _teachers(config, arms)}
-    return {text: digest(file) for text, file in files.items() if file.is_file()}
+    return {without_folders({"teacher": t})["teacher"]: digest(file) for t, file in files.items() if file.is_file()}
 
 
 def _datasets(config: AblateConfig, run: Run, *splits: str, labels: Sequence[str] | str | None) -> list:
@@ -240,7 +239,11 @@ def _score(config: AblateConfig, run: Run, device: torch.device) -> None:
 
 def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
     """The arms of a table that are not the paper's, and what they change."""
-    return yaml.safe_load((folder / "ablation.yaml").read_text()).get("arms", {})
+    path = folder / "ablation.yaml"
+    arms = read_yaml_file(path).get("arms", {})
+    if not isinstance(arms, dict) or not all(isinstance(changed, dict) for changed in arms.values()):
+        raise InputError(f"{path} is damaged: its arms must be NAME: {{field: value}}")
+    return {arm: without_folders(changed) for arm, changed in arms.items()}
 
 
 def _finished(config: AblateConfig, runs: Iterable[Run]) -> dict[str, Seeds]:
@@ -271,7 +274,7 @@ def _arm(config: AblateConfig, arm: str, seeds: Seeds, scores: Mapping[Run, Pred
 
 def _tables(config: AblateConfig) -> dict[str, Any]:
     """Writes table.md, the report and the pictures, of the runs that are finished."""
-    with alone_in(Path(config.output), wait=True):
+    with alone_in(Path(config.output), "mxa ablate", wait=True):
         return _write_tables(config)
 
 
@@ -322,8 +325,10 @@ def _markdown(
     what = ", ".join([config.data, f"{config.epochs} epochs", *model, f"augment {config.augment}"])
     title = "MXA and distillation, one by one" if set(rows) & set(TABLE_2) else "Arms, one by one"
     notes = result.get("notes", [config.note] if config.note else [])
-    parts = [f"## {title}\n", *(f"{note}\n" for note in notes), f"{what}.\n"]
-    if changes := [f"- {arm}: {row['changes']}" for arm, row in rows.items() if "changes" in row]:
+    shown_notes = [f"{for_markdown(' '.join(note.split()))}\n" for note in notes]
+    parts = [f"## {title}\n", *shown_notes, f"{for_markdown(what)}.\n"]
+    changed = {arm: row["changes"] for arm, row in rows.items() if "changes" in row}
+    if changes := [f"- {for_markdown(arm)}: {for_markdown(what)}" for arm, what in changed.items()]:
         parts += ["Arms and what they change:\n", "\n".join(changes) + "\n"]
     parts.append(markdown(table_rows(rows)))
     if first:

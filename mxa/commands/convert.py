@@ -15,7 +15,7 @@ from ..models.load import create, read_checkpoint
 from ..models.weights import check_keys, save_pretrained, set_label_names
 from ..task.teacher import XRV_RANGE
 from ..utils.errors import InputError
-from ..utils.files import whole_or_not_at_all
+from ..utils.files import alone_in, is_empty
 
 __all__ = ["ConvertConfig", "convert"]
 
@@ -48,8 +48,15 @@ def convert(config: ConvertConfig) -> list[str]:
         InputError: the file is not such a checkpoint, the output folder is not empty, or it could not be written.
     """
     path, output = Path(config.checkpoint), Path(config.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.is_file():
         raise InputError(f"--output {output} is in use: give another folder")
+    with alone_in(output, "mxa convert"):
+        if not is_empty(output):
+            raise InputError(f"--output {output} is in use: give another folder")
+        return _convert(config, path, output)
+
+
+def _convert(config: ConvertConfig, path: Path, output: Path) -> list[str]:
     state, names = read_checkpoint(path, allowed=[argparse.Namespace])
     state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
     notes: list[str] = []
@@ -96,16 +103,12 @@ def convert(config: ConvertConfig) -> list[str]:
 
 
 def _save(model: torch.nn.Module, output: Path) -> None:
-    """Writes the folder, or leaves things as they were."""
-    existed = output.exists()
+    """Fills the folder, or leaves it empty."""
     try:
-        with whole_or_not_at_all(output, "run mxa convert again"):
-            save_pretrained(model, output)
+        save_pretrained(model, output)
     except BaseException:
-        for file in output.glob("*"):
+        for file in output.glob("[!.]*"):
             file.unlink()
-        if output.exists() and not existed:
-            output.rmdir()
         raise
 
 

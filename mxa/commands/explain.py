@@ -30,7 +30,7 @@ from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
-from ..utils.files import write_text
+from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
 
 __all__ = ["ExplainConfig", "explain"]
@@ -66,7 +66,8 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
         What each JSON file holds. Points are ``x, y`` and boxes ``x1, y1, x2, y2`` in pixels of the original image,
         as EXIF turns it, counted from the outer edge of its first pixel:
 
-        - ``file``, ``size`` (width, height), and ``warning`` where a DICOM file is not a frontal chest radiograph
+        - ``file``, of an absolute path only what lies inside the folder that was given; ``size`` (width, height); and
+          ``warning`` where a DICOM file is not a frontal chest radiograph
         - ``boxes``: of each MXA block, by module name
         - ``labels``: for each finding its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam``
           and ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label. The
@@ -83,6 +84,11 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
     """
     require("captum", "explain")
     require("matplotlib", "explain")
+    with alone_in(Path(config.output), "mxa explain"):
+        return _explain(config)
+
+
+def _explain(config: ExplainConfig) -> list[dict[str, Any]]:
     device = pick_device(config.device)
     model = load_model(config.model).to(device)
     labels = None if config.labels is None else _indices(model, config.labels)
@@ -97,15 +103,14 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
     paths = find_images(config.files)
     names = _names(paths)
     _refuse_overwriting(paths, names, config.output)
-    Path(config.output).mkdir(parents=True, exist_ok=True)
     rows, gallery = [], []
     for path, name in zip(paths, names, strict=True):
         try:
-            row, image, inputs = explainer.read(path)
+            row, image, inputs = explainer.read(path, _file(path, config.files))
         except InputError as error:
             if not config.skip_bad:
                 raise
-            rows.append({"file": str(path), "error": str(error)})
+            rows.append({"file": _file(path, config.files), "error": str(error)})
             continue
         rois = explainer.explain(row, image, inputs, Path(config.output) / f"{name}.png")
         text = to_json(row, 2)
@@ -140,9 +145,9 @@ class _Explainer:
             _logger.warning("no Grad-CAM: %s", error)
             del self.methods["grad_cam"]
 
-    def read(self, path: Path) -> tuple[dict[str, Any], Image.Image, list[torch.Tensor]]:
-        """Returns what is known of a file, the image as it is, and each model's input ``(1, C, H, W)``."""
-        row: dict[str, Any] = {"file": str(path)}
+    def read(self, path: Path, name: str) -> tuple[dict[str, Any], Image.Image, list[torch.Tensor]]:
+        """Returns what is known of a file of that name, the image as it is, and each model's input ``(1, C, H, W)``."""
+        row: dict[str, Any] = {"file": name}
         if is_dicom(path):
             row |= describe_dicom(path)
         image = read_image(path)
@@ -198,6 +203,12 @@ class _Explainer:
         title = Path(row["file"]).name
         draw_panel(image, rois, maps, labels, picture, title, comparison, self.compared, self.compared[1])
         return rois
+
+
+def _file(path: Path, given: Sequence[Path]) -> str:
+    """A path as it was given; of an absolute one the part inside the folder that was given, or its name."""
+    folders = [folder for folder in map(Path, given) if path.is_absolute() and folder in path.parents]
+    return str(path.relative_to(folders[0])) if folders else path.name if path.is_absolute() else str(path)
 
 
 def _has(model: nn.Module, kind: type[nn.Module]) -> bool:

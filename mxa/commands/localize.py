@@ -25,6 +25,7 @@ from ..metrics.localization_table import CaseScore, localization_table
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError
+from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
 
 __all__ = ["LocalizeConfig", "baselines", "localize"]
@@ -87,11 +88,16 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
         InputError: bad input, a model whose outputs have no names, seeds that are not of one model, no boxes, or a map
             that is not finite.
     """
-    from .. import explain
-
     numbers = config.batch_size, config.steps, 1 if config.reduce is None else config.reduce
     if min(numbers) < 1:
         raise InputError("--batch-size, --steps and --reduce must be at least 1")
+    with alone_in(Path(config.output), "mxa localize"):
+        return _localize(config)
+
+
+def _localize(config: LocalizeConfig) -> dict[str, Any]:
+    from .. import explain
+
     arguments = {name: [*seeds] for name, seeds in read_models(config.models).items()}
     config = config.resolved(*(argument for seeds in arguments.values() for argument in seeds))
     records, images = read_boxed(config.data, config.root, config.split)
@@ -104,7 +110,6 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
     known = {name: _outputs(named_outputs(seeds[0]), findings) for name, seeds in models.items()}
     if not (shared := [f for f in findings if any(f in outputs for outputs in known.values())]):
         raise InputError(f"no model has an output for any of {', '.join(findings)}")
-    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     tables = {NO_MODEL: baselines(images, shared, config.threshold)}
     left_out: dict[str, dict[str, str]] = {}
     for name, seeds in models.items():
@@ -123,7 +128,7 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
         "images": len(images),
         "patients": len({image.patient for image in images}),
         "skipped": {name: {f: count[f] for f in findings if f not in known[name]} for name in models},
-        "seeds": arguments,
+        "seeds": {name: [Path(argument).name for argument in seeds] for name, seeds in arguments.items()},
         "left_out": left_out,
         "rows": [
             {"model": title, **row}
@@ -131,9 +136,9 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
             for row in (localization_table(scores, config.replicates) if scores else ())
         ],
     }
-    (Path(config.output) / "localization.json").write_text(to_json(result, 2) + "\n")
+    write_text(Path(config.output) / "localization.json", to_json(result, 2) + "\n")
     write_csv(result["rows"], Path(config.output) / "localization.csv")
-    (Path(config.output) / "localization.md").write_text(localization_markdown(result["rows"]))
+    write_text(Path(config.output) / "localization.md", localization_markdown(result["rows"]))
     return result
 
 

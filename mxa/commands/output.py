@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..utils.errors import name_some, require
 from ..utils.json_files import to_json
+from ..utils.text import printable
 
 __all__ = [
     "ablate",
@@ -32,7 +33,7 @@ def prepare(config: Any, manifest: Any) -> None:
     """Shows what was written, by split."""
     rows = [(name, f"{split['images']:,}", f"{split['patients']:,}") for name, split in manifest["splits"].items()]
     _print_table(("split", "images", "patients"), rows)
-    print(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
+    _say(f"written: {len(manifest['shards'])} shards of {manifest['images']:,} images in {config.output}")
     _say_bad(manifest["bad"], "left out")
 
 
@@ -42,14 +43,14 @@ def data_summary(config: Any, summary: Any) -> None:
 
     columns, rows, lines = summary_lines(summary)
     _print_table(columns, rows)
-    print("\n".join(lines))
+    _say(*lines)
     if config.output is not None:
-        print(f"written: {Path(config.output) / 'summary.json'}, summary.png")
+        _say(f"written: {Path(config.output) / 'summary.json'}, summary.png")
 
 
 def teach(config: Any, found: Any) -> None:
     """Shows where the logits are."""
-    print(f"written: logits of {len(found):,} images for {', '.join(found.labels)}: {config.output}")
+    _say(f"written: logits of {len(found):,} images for {', '.join(found.labels)}: {config.output}")
 
 
 def train(config: Any, summary: Any) -> None:
@@ -57,11 +58,11 @@ def train(config: Any, summary: Any) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if summary["stopped"]:
-        print(f"stopped after epoch {summary['epochs']}: {summary['stopped']}")
+        _say(f"stopped after epoch {summary['epochs']}: {summary['stopped']}")
     auc = f", validation macro AUC {summary['macro_auc']:.4f}" if summary["macro_auc"] == summary["macro_auc"] else ""
     kept = f"epoch {summary['epoch'] + 1}{auc}" if summary["epoch"] >= 0 else "nothing yet"
     speed = f"{summary['seconds']:.0f} s, {summary['images_per_second']} images/s on {summary['device']}"
-    print(f"kept: {kept}\nrun:  {summary['output']} ({speed})")
+    _say(f"kept: {kept}", f"run:  {summary['output']} ({speed})")
     _say_bad(summary["bad_images"], "replaced in training")
 
 
@@ -76,8 +77,8 @@ def ablate(config: Any, result: Any) -> None:
     if result["paired"]:
         _print_table(*paired_rows(result))
     if result["stopped"]:
-        print("stopped by SIGTERM: the same command goes on")
-    print(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores.parquet")
+        _say("stopped by SIGTERM: the same command goes on")
+    _say(f"written: {Path(config.output) / 'table.md'}, report.html, learning.png, boxes.png, scores.parquet")
 
 
 def evaluate(config: Any, result: Any) -> None:
@@ -85,17 +86,17 @@ def evaluate(config: Any, result: Any) -> None:
     from ..evaluation.report.rows import label_rows, paired_rows, summary_rows
 
     for note in result["notes"]:
-        print(f"note: {note}")
+        _say(f"note: {note}")
     for model in result["models"]:
-        print(f"{model['name']}: {model['images']:,} images of {model['patients']:,} patients")
+        _say(f"{model['name']}: {model['images']:,} images of {model['patients']:,} patients")
         _print_table(*label_rows(model))
         if model["undefined"]:
-            print(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
+            _say(f"AUC undefined (no positive or no negative), left out of means: {', '.join(model['undefined'])}")
     _print_table(*summary_rows(result))
     if result["paired"]:
         _print_table(*paired_rows(result))
-    print(f"in brackets: 95 % intervals, patients resampled {result['replicates']:,} times")
-    print(f"written: {Path(config.output) / 'report.html'}, metrics.json, metrics.csv, model_card.md, predictions/")
+    _say(f"in brackets: 95 % intervals, patients resampled {result['replicates']:,} times")
+    _say(f"written: {Path(config.output) / 'report.html'}, metrics.json, metrics.csv, model_card.md, predictions/")
 
 
 def calibrate(config: Any, result: Any) -> None:
@@ -116,10 +117,10 @@ def calibrate(config: Any, result: Any) -> None:
     ]
     _print_table(columns, rows)
     if left := result.provenance["not_calibrated"]:
-        print(f"left as the model gives them, for want of validation cases: {', '.join(left)}")
+        _say(f"left as the model gives them, for want of validation cases: {', '.join(left)}")
     if ends := result.provenance["temperature_at_its_end"]:
-        print(f"no temperature fits (the validation cases are too few, or the scores tell nothing): {', '.join(ends)}")
-    print(f"written: {Path(config.model) / NAME}; predict uses it with --calibrated")
+        _say(f"no temperature fits (the validation cases are too few, or the scores tell nothing): {', '.join(ends)}")
+    _say(f"written: {Path(config.model) / NAME}; predict uses it with --calibrated")
 
 
 def explain(config: Any, results: Any) -> None:
@@ -137,7 +138,7 @@ def explain(config: Any, results: Any) -> None:
     ]
     _print_table(("file", "finding", "probability", "Grad-CAM, x1 y1 x2 y2", "integrated gradients"), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")
-    print(f"written: {config.output}: a picture and a JSON file for each image; boxes in pixels of the image")
+    _say(f"written: {config.output}: a picture and a JSON file for each image; boxes in pixels of the image")
 
 
 def localize(config: Any, result: Any) -> None:
@@ -155,11 +156,11 @@ def localize(config: Any, result: Any) -> None:
         if row["finding"] == "all"
     ]
     _print_table(columns, rows)
-    print(f"means over findings; {result['images']:,} images of {result['patients']:,} patients")
+    _say(f"means over findings; {result['images']:,} images of {result['patients']:,} patients")
     for name, skipped in result["skipped"].items():
         if skipped:
-            print(f"{name} has no output for: {', '.join(f'{f} ({n})' for f, n in skipped.items())}")
-    print(f"written: {Path(config.output) / 'localization.md'}, localization.json, localization.csv")
+            _say(f"{name} has no output for: {', '.join(f'{f} ({n})' for f, n in skipped.items())}")
+    _say(f"written: {Path(config.output) / 'localization.md'}, localization.json, localization.csv")
 
 
 def predict(config: Any, results: Any) -> None:
@@ -183,35 +184,36 @@ def predict(config: Any, results: Any) -> None:
         _print_table(("file", *uids, "finding", "probability", *called), rows)
     _say_bad([r["error"] for r in results if "error" in r], "left out")
     if config.calibrated:
-        print(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
+        _say(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
     if config.rois:
-        print(f"written: {config.rois}", file=sys.stderr)
+        _say(f"written: {config.rois}", file=sys.stderr)
 
 
 def convert(config: Any, lines: Any) -> None:
     """Shows what was found in the checkpoint."""
-    print("\n".join(lines))
-    print(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
+    _say(*lines)
+    _say(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
 
 
 def publish(config: Any, result: Any) -> None:
     """Shows where the folder is, or how its check went."""
     if config.check:
-        print(
+        _say(
             f"{result['folder']}: SHA-256 {result['sha256']}, logits differ by {result['difference']:.1g}: as published"
         )
         return
     where = "nothing was uploaded" if result["commit"] is None else f"{config.repo}, commit {result['commit']}"
-    print(f"written: {result['folder']} ({where})", file=sys.stderr)
+    _say(f"written: {result['folder']} ({where})", file=sys.stderr)
     if result["entry"]:
-        print("its entry for mxa/models/weights.json:", file=sys.stderr)
+        _say("its entry for mxa/models/weights.json:", file=sys.stderr)
         print(to_json({result["name"]: result["entry"]}, 1))
 
 
 def bench(config: Any, rows: Any) -> None:
     """Shows the rows; below a value stand its ratio to the first peer and the ratio's quartiles."""
     keys = [key for key in rows[0] if not key.endswith(("_ratio", "_ratio_iqr"))]
-    _print_table([key.replace("_", "\n") for key in keys], [[_measured(row, key) for key in keys] for row in rows])
+    rows = [[_measured(row, key).split("\n") for key in keys] for row in rows]
+    _print_table([key.split("_") for key in keys], rows)
 
 
 def _measured(row: dict[str, Any], key: str) -> str:
@@ -233,14 +235,24 @@ def _number(value: float | None) -> str:
 
 def _say_bad(names: Sequence[str], what: str) -> None:
     if names:
-        print(f"{len(names)} image(s) did not read and were {what}: {name_some(names)}", file=sys.stderr)
+        _say(f"{len(names)} image(s) did not read and were {what}: {name_some(names)}", file=sys.stderr)
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = require("rich.table", "train")
-    shown = table.Table(*(table.Column(name, overflow="fold") for name in columns))
+def _say(*lines: object, file: TextIO | None = None) -> None:
+    for line in lines:
+        print(printable(line), file=file)
+
+
+def _print_table(columns: Sequence[str | list[str]], rows: Sequence[Sequence[str | list[str]]]) -> None:
+    """Prints a table; a cell is text, which is not read as rich's markup, or a list of its lines."""
+    table, text = require("rich.table", "train"), require("rich.text", "train")
+
+    def cell(value: str | list[str]) -> Any:
+        return text.Text("\n".join(map(printable, [value] if isinstance(value, str) else value)))
+
+    shown = table.Table(*(table.Column(cell(name), overflow="fold") for name in columns))
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(cell, row))
     console = require("rich.console", "train").Console()
     if not console.is_terminal:
         console.width = 10_000  # a file or a pipe: rows are not wrapped

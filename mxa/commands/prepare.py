@@ -6,9 +6,11 @@ import csv
 import gzip
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
 import tarfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,22 +19,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from .. import __version__
 from ..data import DataConfig
 from ..data.create import read_collection
 from ..data.records import Records
-from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS
+from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS, largest_shard
 from ..labels import resolve_labels
 from ..utils.errors import InputError, require
-from ..utils.files import atomic_write, digest, write_text
+from ..utils.files import alone_in, atomic_write, digest, write_text
 from ..utils.json_files import read_json, to_json
 
 __all__ = ["PrepareConfig", "prepare"]
 
-_PROGRESS = ".prepare"  # folder for the progress: a file for each shard, the settings and the lock
+_PROGRESS = ".prepare"  # folder for the progress: a file for each shard, and the settings
 
 
 @dataclass
@@ -84,7 +85,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
     records = read_collection(
-        config.data, config.root, "every", labels, config.columns, test_fraction=config.test_fraction
+        *(config.data, config.root, "every", labels, config.columns),
+        test_fraction=config.test_fraction,
+        allow_pipe=config.allow_pipe,
     )
     records = records if labels is None else records.with_labels(labels)
     records = records.subset(records.in_views(config.views))
@@ -93,13 +96,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     folder, settings = Path(config.output), _settings(config, records)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
-    progress = folder / _PROGRESS
-    progress.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(progress / "lock", timeout=0):
-            return _prepare(config, records, folder, settings)
-    except Timeout:
-        raise InputError(f"another `mxa prepare` is writing to {folder}") from None
+    with alone_in(folder, "mxa prepare", within=(_PROGRESS,)):
+        (folder / _PROGRESS).mkdir(exist_ok=True)
+        return _prepare(config, records, folder, settings)
 
 
 def _prepare(config: PrepareConfig, records: Records, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
     bar = rich.Progress(
         rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     )
-    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_leave_interrupts) as pool:
+    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_follow_parent) as pool:
         task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
         jobs = [(folder, shard, config.size, config.format) for shard in left]
         try:
@@ -172,9 +171,11 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
     return {shard.name: results[shard.name] for shard in shards}
 
 
-def _leave_interrupts() -> None:
-    """Leaves Ctrl-C to the main process; a worker finishes its shard."""
+def _follow_parent() -> None:
+    """Leaves Ctrl-C to the main process: a worker finishes its shard, but ends at once where that process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:
@@ -189,6 +190,7 @@ def _finished(folder: Path, name: str) -> dict[str, Any] | None:
 def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
     """Writes one shard, then its result: the keys, the images that did not read, the checksum and the size."""
     folder, shard, size, kind = job
+    most = largest_shard()
     result: dict[str, Any] = {"keys": [], "bad": []}
 
     def write(path: Path) -> None:
@@ -204,6 +206,8 @@ def _write_shard(job: tuple[Path, _Shard, int, str]) -> dict[str, Any]:
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+                if tar.offset > most:
+                    raise InputError(f"a shard would be larger than {most:,} bytes: give a smaller --shard-size")
                 result["keys"].append(key)
 
     atomic_write(folder / shard.name, write)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-import yaml
 from huggingface_hub import HfApi
 from PIL import Image
 from torch import nn
@@ -29,8 +27,10 @@ from ..evaluation.evaluate import EvaluateConfig, evaluate
 from ..evaluation.report.model_card import model_card
 from ..models.hub import WEIGHTS_FILE, fetch, hub_errors, manifest, read_config, read_weights, same_labels
 from ..models.load import load_model, named_outputs
+from ..training.config import without_folders
+from ..utils.config import read_settings
 from ..utils.errors import InputError
-from ..utils.files import digest, write_text
+from ..utils.files import alone_in, atomic_copy, atomic_write, digest, write_text
 from ..utils.json_files import read_json, to_json
 
 __all__ = ["CHECK_FILE", "TERMS", "PublishConfig", "check", "describe", "headline", "publish"]
@@ -97,6 +97,13 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     """
     if config.check:
         return check(config.check)
+    if not config.run or not (Path(config.run) / "config.json").is_file() or not config.repo:
+        raise InputError(f"give a run folder, not {config.run}, and --repo organisation/architecture.tag")
+    with alone_in(Path(config.run), "mxa publish", within=("publish",)):
+        return _publish(config)
+
+
+def _publish(config: PublishConfig) -> dict[str, Any]:
     run, name, model = _read_run(config)
     settings, recipe = describe(run)
     trained_on = settings.get("data")
@@ -145,8 +152,9 @@ def publish(config: PublishConfig) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     (folder / CALIBRATION).unlink(missing_ok=True)
     for file in (WEIGHTS_FILE, CALIBRATION) if calibrated else (WEIGHTS_FILE,):
-        shutil.copyfile(run / file, folder / file)
-    safetensors.torch.save_file(_check_tensors(model), folder / CHECK_FILE)
+        atomic_copy(run / file, folder / file)
+    tensors = _check_tensors(model)
+    atomic_write(folder / CHECK_FILE, lambda path: safetensors.torch.save_file(tensors, path))
     write_text(folder / "config.json", to_json(model_config, 1) + "\n")
     write_text(folder / "README.md", model_card(f"hf-hub:{config.repo}", entry, result))
     commit = None if config.dry_run else _upload(folder, config)
@@ -156,9 +164,7 @@ def publish(config: PublishConfig) -> dict[str, Any]:
 
 def _read_run(config: PublishConfig) -> tuple[Path, str, nn.Module]:
     """Reads a run; returns its folder, architecture.tag of the repository, and its model."""
-    run = Path(config.run or "")
-    if not config.run or not (run / "config.json").is_file() or not config.repo:
-        raise InputError(f"give a run folder, not {config.run}, and --repo organisation/architecture.tag")
+    run = Path(config.run)
     architecture = read_config(run / "config.json").get("architecture")
     word = r"\w+(?:-\w+)*"
     if not re.fullmatch(rf"{word}/{architecture}\.{word}", config.repo):
@@ -203,18 +209,8 @@ def check(name: str) -> dict[str, Any]:
 def describe(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of a run, and its recipe: the settings without folders and without where it ran."""
     path = run / "config.yaml"
-    settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    recipe = {k: v for k, v in settings.items() if k not in _WHERE}
-    for key in ("model", "model_args", "init", "teacher"):
-        recipe |= {key: _without_folders(recipe[key])} if recipe.get(key) else {}
-    return settings, recipe
-
-
-def _without_folders(value: Any) -> Any:
-    """Keeps the last part of every path in a text; names on the Hub stay whole."""
-    if not isinstance(value, str) or value.startswith("hf-hub:"):
-        return value
-    return re.sub(r"(xrv:)?(?:[A-Za-z][\w-]*:)?[^\s,\"'{}:]*[/\\]", r"\1", value)
+    settings = read_settings(path) if path.is_file() else {}
+    return settings, without_folders({k: v for k, v in settings.items() if k not in _WHERE})
 
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +265,7 @@ def _refuse_private(texts: Any, collections: Sequence[tuple[str, Mapping[str, An
         raise InputError(f"a path of this machine would be uploaded, {local[0]}: take it out")
     private: set[str] = set()
     for data, options in collections:
-        chosen = {k: options[k] for k in ("root", "columns") if options.get(k)}
+        chosen = {k: options[k] for k in ("root", "columns", "allow_pipe") if options.get(k)}
         records = create_dataset(data, split="all", views="all", **chosen).records
         files = [Path(path) for path in records.paths]
         private |= {p for p in map(str, records.patients) if len(p) > (5 if p.isdigit() else 3)}

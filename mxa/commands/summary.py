@@ -13,7 +13,7 @@ from ..data import DataConfig, Records
 from ..data.create import read_collection
 from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
-from ..utils.files import atomic_write, write_text
+from ..utils.files import alone_in, atomic_write, write_text
 from ..utils.json_files import to_json
 
 __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
@@ -62,7 +62,9 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
     records = read_collection(
-        config.data, config.root, config.split, labels, config.columns, test_fraction=config.test_fraction
+        *(config.data, config.root, config.split, labels, config.columns),
+        test_fraction=config.test_fraction,
+        allow_pipe=config.allow_pipe,
     )
     if labels is not None:
         if lacking := [name for name, i in zip(labels, align(records.labels, labels), strict=True) if i is None]:
@@ -75,8 +77,9 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
     summary = {**asked, **_count(records)}
     if config.output is not None:
         text = to_json(summary, 2) + "\n"
-        write_text(Path(config.output) / "summary.json", text)
-        draw_summary(summary, Path(config.output) / "summary.png")
+        with alone_in(Path(config.output), "mxa data summary"):
+            write_text(Path(config.output) / "summary.json", text)
+            draw_summary(summary, Path(config.output) / "summary.png")
     return summary
 
 

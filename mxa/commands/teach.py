@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from torch import nn
 
 from ..data import DataConfig, create_transform, make_loader
 from ..evaluation.inference import check_finite, predict_logits
 from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
+from ..utils.config import read_yaml_file
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, name_some, require
 
@@ -60,7 +60,7 @@ def gray_teacher(teacher: str, labels: Sequence[str], sha256: str | None) -> Tea
 def trained_on(teacher: Path) -> str | None:
     """Returns the collection that a run folder, or the teacher of a file of logits, was trained on; None if unknown."""
     if (teacher / "config.yaml").is_file():
-        return yaml.safe_load((teacher / "config.yaml").read_text()).get("data")
+        return read_yaml_file(teacher / "config.yaml").get("data")
     if teacher.suffix == ".parquet" and teacher.is_file():
         return read_metadata(teacher).get("teacher_trained_on")
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..utils.config import group, read_yaml_file
+from ..utils.config import checked_fields, group, read_settings
 from ..utils.errors import InputError
 from .create import Collection, create_dataset
 from .dataset import CXRDataset
@@ -47,8 +47,11 @@ class DataConfig:
     """What a blank label means: negative or ignore, also by label; the collection's convention by default."""
     test_fraction: float | None = None
     """Share of the patients to cut for a test split, where the collection has none, such as 0.2."""
+    allow_pipe: bool = False
+    """Run the command of --root pipe:COMMAND, which gives the files of shards; for the command line alone."""
 
     unused: ClassVar[tuple[str, ...]] = ()  # fields above that a command does not use
+    of_the_command_line: ClassVar[tuple[str, ...]] = ("allow_pipe",)  # fields that no file sets
 
     def resolved(self, *runs: str | Path) -> Self:
         """Fills the fields that are None from the ``config.yaml`` of run folders, then with defaults.
@@ -112,8 +115,10 @@ def absolute_root(root: str | Path | None) -> str | None:
 def _said(run: Path) -> dict[str, Any]:
     """Reads the data fields of a run's ``config.yaml``; None for what it does not say."""
     path = run / "config.yaml"
-    settings = read_yaml_file(path) if path.is_file() else {}
-    return {field.name: settings.get(field.name) for field in fields(DataConfig)}
+    settings = read_settings(path) if path.is_file() else {}
+    names = [field.name for field in fields(DataConfig) if field.name not in DataConfig.of_the_command_line]
+    found = checked_fields(DataConfig, {k: settings[k] for k in names if settings.get(k) is not None}, str(path))
+    return dict.fromkeys(names) | found
 
 
 def _trained_on(run: Path, data: str | None) -> dict[str, Any]:

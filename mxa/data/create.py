@@ -25,7 +25,7 @@ from .collections.vindr import VinDr
 from .collections.xrv import read_xrv
 from .dataset import CXRDataset
 from .records import Records
-from .shards import ShardDataset, ShardRecords, Shards, is_url
+from .shards import ShardDataset, ShardRecords, Shards, check_url, is_url
 from .splits import check_disjoint, check_unique, divide, fold_splits
 
 __all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
@@ -70,6 +70,7 @@ def create_dataset(
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
     test_fraction: float | None = None,
+    allow_pipe: bool = False,
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
@@ -94,6 +95,8 @@ def create_dataset(
             rest is divided into training and validation; the collection's own splits do not count.
         test_fraction: Share of the patients that is cut for a test split, for a collection that has none; stratified by
             label, as validation is.
+        allow_pipe: For shards, run the command of a ``root`` such as ``"pipe:cat /data"``. Never set it for a root that
+            comes from a file.
 
     Raises:
         InputError: unknown collection, split, label, policy or view, a missing file or column, an image named twice, a
@@ -102,7 +105,7 @@ def create_dataset(
     wanted = None if labels is None else resolve_labels(labels)
     if merge and wanted is None:
         raise InputError("--merge needs --labels: say which labels are to be made")
-    records = read_collection(collection, root, split, wanted, columns, fold, test_fraction)
+    records = read_collection(collection, root, split, wanted, columns, fold, test_fraction, allow_pipe)
     where = f"{collection} {root}" if root else collection
     if split is None:
         split = next((split for split in ("test", "valid") if (records.splits == split).any()), "all")
@@ -159,6 +162,7 @@ def read_collection(
     columns: str | Mapping[str, str] | None = None,
     fold: tuple[int, int] | None = None,
     test_fraction: float | None = None,
+    allow_pipe: bool = False,
 ) -> Records:
     """Reads a collection's tables and gives every row a split; label cells are not changed.
 
@@ -170,6 +174,7 @@ def read_collection(
         columns: As in ``create_dataset``.
         fold: As in ``create_dataset``.
         test_fraction: As in ``create_dataset``.
+        allow_pipe: As in ``create_dataset``.
 
     Raises:
         InputError: as ``create_dataset``.
@@ -186,7 +191,9 @@ def read_collection(
     if collection != "phantom":
         if root is None:
             raise InputError(f"collection {collection!r} needs --root")
-        if not (kind.reads_urls and is_url(root)) and not Path(root).exists():
+        if kind.reads_urls and is_url(root):
+            check_url(root, allow_pipe)
+        elif not Path(root).exists():
             raise InputError(f"no such folder or file: {root}")
     records = kind.read_all(root) if split == "every" or fold else kind.read(root, split)
     where = f"{collection} {root}"

@@ -7,11 +7,14 @@ collection.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import os
 import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -33,11 +36,24 @@ from .image_io import read_image
 from .records import Records
 from .tables import read_table_file
 
-__all__ = ["MANIFEST", "ROWS", "ROW_COLUMNS", "ShardDataset", "ShardRecords", "Shards", "is_url"]
+__all__ = [
+    "MANIFEST",
+    "ROWS",
+    "ROW_COLUMNS",
+    "ShardDataset",
+    "ShardRecords",
+    "Shards",
+    "check_url",
+    "is_url",
+    "largest_shard",
+]
 
 MANIFEST, ROWS = "manifest.json", "rows.csv.gz"
 ROW_COLUMNS = ("shard", "key", "file", "patient", "study", "view", "sex", "age", "split")
 _SHARD = re.compile(r"\w[\w.-]*\.tar")  # a name that leads nowhere else and that no shell takes for a command
+_LARGEST = 2**28  # bytes of a shard or of the table, unless MXA_MAX_SHARD_BYTES says otherwise
+_MANIFEST_BYTES, _MEMBERS, _CELLS = 2**24, 200_000, 10**8
+_URL = re.compile(r"(?!pipe:)[a-z][a-z0-9+.-]*://[\w.~:/?#@!$&()*+,;=%-]*", re.ASCII)
 MIXED = 4  # shards whose images a training process mixes: some 60 MB in memory at 1,000 images a shard
 
 
@@ -46,21 +62,57 @@ def is_url(root: str | Path) -> bool:
     return re.match(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://", str(root)) is not None
 
 
-def _fetch(root: str, name: str, sha256: str | None = None) -> bytes:
+def check_url(url: str | Path, allow_pipe: bool) -> None:
+    """Refuses a URL that runs a command, or could.
+
+    webdataset opens most URLs with a program such as curl. So a URL has only signs that no shell takes for its own.
+
+    Raises:
+        InputError: it starts with ``pipe:``, unless that is allowed, or has other signs.
+    """
+    if str(url).startswith("pipe:"):
+        if not allow_pipe:
+            raise InputError(f"{url} runs a command: add --allow-pipe (allow_pipe=True in Python) if it is your own")
+    elif not _URL.fullmatch(str(url)):
+        raise InputError(f"{url} is not a URL that is opened: give its scheme in small letters, other signs as %XX")
+
+
+def largest_shard() -> int:
+    """Returns how many bytes a shard or the table may have.
+
+    Raises:
+        InputError: the environment says it in a way that is no number.
+    """
+    said = os.environ.get("MXA_MAX_SHARD_BYTES", str(_LARGEST))
+    if not (said.isdecimal() and len(said) < 16):
+        raise InputError(f"MXA_MAX_SHARD_BYTES must be a number of bytes, got {said!r}")
+    return int(said)
+
+
+def _too_large(where: str, most: int) -> InputError:
+    return InputError(
+        f"{where} is larger than {most:,} bytes: prepare it with a smaller --shard-size, or raise MXA_MAX_SHARD_BYTES"
+    )
+
+
+def _fetch(root: str, name: str, sha256: str | None = None, most: int = _MANIFEST_BYTES) -> bytes:
     """Reads a file of the folder or URL whole, and checks what it should be.
 
     Raises:
-        InputError: it does not open or is not what the manifest says.
+        InputError: it does not open, is larger than ``most`` bytes, or is not what the manifest says.
     """
     where = f"{root.rstrip('/')}/{name}"
     try:
         if is_url(root):
             with require("webdataset", "data").gopen(where) as stream:
-                data = stream.read()
+                data = stream.read(most + 1)
         else:
-            data = Path(where).read_bytes()
+            with Path(where).open("rb") as stream:
+                data = stream.read(most + 1)
     except (OSError, ValueError) as error:
         raise InputError(f"{where} does not open: {error}") from None
+    if len(data) > most:
+        raise _too_large(where, most)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(
             f"{where} is not what the manifest says ({len(data)} bytes, another SHA-256): prepare it again"
@@ -74,21 +126,17 @@ class ShardRecords(Records):
 
     checksums: dict[str, str] = field(default_factory=dict)
 
-    def load(self, shard: str) -> dict[str, bytes]:
+    def load(self, shard: str) -> dict[str, memoryview]:
         """Reads a shard; returns the encoded image of every key.
 
         Raises:
-            InputError: it does not open or is not what the manifest says.
+            InputError: it does not open, is too large, or is not what the manifest says or ``mxa prepare`` writes.
         """
+        data = _fetch(self.root, shard, self.checksums[shard], largest_shard())
         try:
-            with tarfile.open(fileobj=BytesIO(_fetch(self.root, shard, self.checksums[shard]))) as tar:
-                return {
-                    member.name.partition(".")[0]: tar.extractfile(member).read()
-                    for member in tar
-                    if member.isfile() and not member.name.endswith(".json")
-                }
+            return {name.partition(".")[0]: content for name, content in _members(data) if not name.endswith(".json")}
         except tarfile.TarError as error:
-            raise InputError(f"{self.root}/{shard} is not a tar file: {error}") from None
+            raise InputError(f"{self.root}/{shard} is not a tar file of `mxa prepare`: {error}") from None
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Reads one image, and for that its whole shard."""
@@ -99,7 +147,7 @@ class ShardRecords(Records):
         shard, _, key = self.paths[index].partition("/")
         return shard, key
 
-    def decode(self, images: dict[str, bytes], index: int, size: tuple[int, int] | None = None) -> Image.Image:
+    def decode(self, images: dict[str, memoryview], index: int, size: tuple[int, int] | None = None) -> Image.Image:
         """Decodes one image of a shard that is loaded.
 
         Raises:
@@ -109,6 +157,28 @@ class ShardRecords(Records):
             return read_image(BytesIO(images[self.place(index)[1]]), size)
         except (InputError, KeyError):
             raise InputError(f"{self.path(index)} does not decode as an image") from None
+
+
+def _members(data: bytes) -> Iterator[tuple[str, memoryview]]:
+    """Gives the name and content of each member of an uncompressed tar file, without a copy.
+
+    Only plain files are read: compressed, sparse and extended members can claim any size, or hide in each other.
+
+    Raises:
+        tarfile.TarError: a member of another kind, one that is cut short, or too many.
+    """
+    whole, at, count = memoryview(data), 0, 0
+    while any(block := whole[at : at + tarfile.BLOCKSIZE]):
+        member = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        at, count = at + tarfile.BLOCKSIZE, count + 1
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise tarfile.TarError("a member is no plain file")
+        if not 0 <= member.size <= len(data) - at:
+            raise tarfile.TarError("a member is cut short")
+        if count > _MEMBERS:
+            raise tarfile.TarError(f"it has more than {_MEMBERS:,} members")
+        yield member.name, whole[at : at + member.size]
+        at += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 class Shards(CollectionReader):
@@ -122,8 +192,8 @@ class Shards(CollectionReader):
         manifest = _read_manifest(str(root))
         labels = tuple(manifest["labels"])
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ROWS
-            path.write_bytes(_fetch(str(root), ROWS, manifest["rows_sha256"]))
+            path = Path(folder) / "rows.csv"
+            path.write_bytes(_read_rows(str(root), manifest["rows_sha256"]))
             table = read_table_file(path, ROW_COLUMNS, labels)
         if unknown := set(table["shard"]) - set(manifest["shards"]):
             raise InputError(f"{root}/{ROWS} names shards that {MANIFEST} does not, such as {min(unknown)}")
@@ -144,12 +214,32 @@ class Shards(CollectionReader):
         )
 
 
+def _read_rows(root: str, sha256: str) -> bytes:
+    """Reads the table as CSV.
+
+    Raises:
+        InputError: it does not open, is not what the manifest says, or is too large.
+    """
+    most = largest_shard()
+    try:
+        with gzip.open(BytesIO(_fetch(root, ROWS, sha256, most))) as file:
+            data = file.read(most + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{root}/{ROWS} does not open: {error}") from None
+    if len(data) > most:
+        raise _too_large(f"{root}/{ROWS}", most)
+    cells = max(data.count(b"\n"), data.count(b"\r")) * (data.partition(b"\n")[0].count(b",") + 1)
+    if cells > _CELLS:
+        raise InputError(f"{root}/{ROWS} has {cells:,} cells, more than {_CELLS:,}")
+    return data
+
+
 def _read_manifest(root: str) -> dict[str, Any]:
     try:
         manifest = json.loads(_fetch(root, MANIFEST))
     except InputError as error:
         raise InputError(f"{error}; `mxa prepare` writes it when all shards are done") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{root}/{MANIFEST} is not a manifest of `mxa prepare`: {error}") from None
     try:
         labels, shards = manifest["labels"], manifest["shards"]

@@ -26,7 +26,7 @@ from ..metrics.operating import (
 )
 from ..models.hub import read_config
 from ..utils.errors import InputError, name_some
-from ..utils.files import write_text
+from ..utils.files import alone_in, write_text
 from ..utils.json_files import read_json, to_json
 from .evaluate import EvaluateConfig, score, weights_sha256
 
@@ -100,6 +100,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     run = Path(config.model)
     if not (run / "model.safetensors").is_file():
         raise InputError(f"{run} is not a run folder: calibration.json lies beside model.safetensors")
+    with alone_in(run, "mxa calibrate"):
+        return _calibrate(config, run)
+
+
+def _calibrate(config: CalibrateConfig, run: Path) -> Calibration:
     config = config.resolved(run)
     names = sorted(config.open("val").records.paths.tolist())
     images = hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -25,8 +25,8 @@ from ..labels import MERGES, canonical
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
+from ..utils.files import alone_in, write_text
 from ..utils.files import digest as file_digest
-from ..utils.files import write_text
 from ..utils.json_files import to_json
 from .inference import predict_logits
 from .model_arguments import read_models
@@ -111,8 +111,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         InputError: bad input, a model whose outputs have no names, an image that does not read, or no ``split`` for a
             run that was trained on a collection without a test split.
     """
-    from .predictions import Arm  # here, so that scoring alone does not need what the pages need
-
     if config.batch_size < 1 or config.workers < 0 or config.replicates < 1:
         raise InputError("--batch-size and --replicates must be at least 1 and --workers at least 0")
     for module in ("matplotlib", "pyarrow"):  # before the work, not after it
@@ -120,6 +118,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file: give a folder")
+    with alone_in(folder, "mxa evaluate", within=("predictions",)):
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    from .predictions import Arm  # here, so that scoring alone does not need what the pages need
+
     models = read_models(config.models)
     arguments = [argument for seeds in models.values() for argument in seeds]
     config = config.resolved(*arguments)
@@ -167,6 +172,7 @@ def write_report(
     from .report.rows import card, csv_text
 
     result = numbers(arms, replicates, by, min_group, pairs)
+    notes = [" ".join(note.split()) for note in notes]
     result["notes"] = [*notes, *_unknown_patients(arms[0].scored[0].cases)]
     write_text(folder / "metrics.json", to_json(result, 1) + "\n")
     write_text(folder / "metrics.csv", csv_text(result))
@@ -277,7 +283,6 @@ def _each_split(
             f"{config.where()} has no test split, and {name} was trained on its images: train with --test-fraction 0.2 "
             "to cut one by patient, or score its validation patients with --split val, or every image with --split all"
         )
-    Path(config.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     scored = run(dataset)
     metadata = {
         **scored.metadata,

@@ -48,7 +48,7 @@ def write_runs(path: Path, runs: Mapping[Run, Predictions]) -> None:
 
 def add_run(path: Path, run: Run, scores: Predictions) -> None:
     """Puts a run beside those that a file holds, or in the place of its old scores; several processes may do so."""
-    with alone_in(path.parent, wait=True):
+    with alone_in(path.parent, "mxa ablate", wait=True):
         write_runs(path, {**read_runs(path), run: scores})
 
 

@@ -7,12 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from timm.models import save_for_hf
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
 from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
 from ..labels import align
 from ..layers.graft import recipe_of
+from ..utils.files import atomic_write, whole_or_not_at_all
 
 __all__ = [
     "check_filled",
@@ -114,6 +116,9 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
 
     ``timm.create_model("local-dir:DIR", pretrained=True)`` loads them. No tag is written: a tag names weights that are
     published, and these are others.
+
+    Raises:
+        InputError: they could not be written, as on a full disk; files that were there before are unchanged.
     """
     names = label_names(model)
     set_label_names(model, names)  # old ones of another head must not be saved
@@ -124,7 +129,11 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     config = {"pretrained_cfg": {"tag": None}, **({"label_names": list(names)} if names else {})}
-    save_for_hf(model, directory, model_config=config, safe_serialization=True)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with whole_or_not_at_all(directory / "model.safetensors"):
+        atomic_write(directory / "model.safetensors", lambda path: save_file(model.state_dict(), path))
+        atomic_write(directory / "config.json", lambda path: save_config_for_hf(model, path, config))
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

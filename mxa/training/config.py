@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from timm.optim import list_optimizers
 
 from ..data import DataConfig
 from ..data.config import absolute_root
+from ..data.shards import is_url
 from ..utils.config import read_yaml
 from ..utils.distributed import world_size
 from ..utils.errors import InputError
@@ -28,8 +31,10 @@ __all__ = [
     "TrainConfig",
     "check_config",
     "check_same_run",
+    "local_config",
     "model_arguments",
     "plain_config",
+    "without_folders",
 ]
 
 AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -166,6 +171,7 @@ _NOT_ARGUMENTS = (
     *("pretrained_cfg", "pretrained_cfg_overlay", "label_names"),
 )
 
+_OF_FILES = ("model", "model_args", "init", "teacher")  # settings that may name a file or a folder
 _BOUNDS = {
     "epochs": (1, 100_000),
     "batch_size": (2, 100_000),
@@ -256,13 +262,39 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as YAML and JSON have it; its root means the same from every folder."""
-    values = {**dataclasses.asdict(config), "root": absolute_root(config.root)}
-    return {
-        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for k, v in values.items()
-        if k != "resume"
-    }
+    """The configuration as YAML and JSON have it, without what is of this machine: it can be given away."""
+    values = _plain(dataclasses.asdict(config))
+    for name in ("output", "resume", "allow_pipe"):
+        del values[name]
+    local = not is_url(config.root or "") or re.match("(?:pipe|file):", config.root)
+    return without_folders({**values, "root": None if local else config.root})
+
+
+def local_config(config: TrainConfig) -> dict[str, Any]:
+    """What ``plain_config`` leaves out; its root means the same from every folder. A ``pipe:`` is never written."""
+    plain = plain_config(config)
+    values = _plain({"root": absolute_root(config.root), **{k: getattr(config, k) for k in _OF_FILES}})
+    return {k: v for k, v in values.items() if v != plain[k] and not str(v).startswith("pipe:")}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as YAML and JSON have them."""
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keeps the last part of every path in the settings that name files; names on the Hub stay whole."""
+    return {k: _last_parts(v) if k in _OF_FILES else v for k, v in settings.items()}
+
+
+def _last_parts(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _last_parts(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_last_parts(v) for v in value]
+    if not isinstance(value, str) or value.startswith("hf-hub:"):
+        return value
+    return re.sub(r"(xrv:)?(?:[A-Za-z][\w-]*:)?[^\s,\"'{}:]*[/\\]", r"\1", value)
 
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
@@ -271,8 +303,8 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any]) -> None:
     Raises:
         InputError: a setting differs; the message names it.
     """
-    free = ("output", "root", "workers", "device", "tensorboard", "checkpoint_steps")
-    saved = {**plain_config(TrainConfig(config.output)), **saved}
+    free = ("root", "workers", "device", "tensorboard", "checkpoint_steps")
+    saved = {**plain_config(TrainConfig(config.output)), **without_folders(saved)}
     changed = [k for k, v in plain_config(config).items() if k not in free and v != saved[k]]
     if changed:
         what = ", ".join(f"{k} was {saved[k]!r}" for k in changed)

@@ -6,13 +6,11 @@ import copy
 import itertools
 import logging
 import math
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import yaml
 from timm.utils.summary import trim_summary, update_summary
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,14 +29,23 @@ from ..evaluation.inference import predict_logits
 from ..metrics import macro_auroc, micro_auroc
 from ..models.weights import label_names, save_pretrained
 from ..task import masked_bce_with_logits
-from ..utils.config import group
+from ..utils.config import group, read_yaml_file, write_yaml
 from ..utils.distributed import all_gather, all_reduce, any_process, barrier, processes, rank, world_size
 from ..utils.errors import InputError, require
-from ..utils.files import alone_in, atomic_write, whole_or_not_at_all, write_text
+from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import check_state, load_checkpoint, save_checkpoint
 from .checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
-from .config import AMP_TYPES, AugmentConfig, RunningConfig, TrainConfig, check_config, check_same_run, plain_config
+from .config import (
+    AMP_TYPES,
+    AugmentConfig,
+    RunningConfig,
+    TrainConfig,
+    check_config,
+    check_same_run,
+    local_config,
+    plain_config,
+)
 from .engine import Engine, deterministic, prepare_model
 from .progress import TrainProgress
 from .start import build_model, create_task, start_weights
@@ -124,41 +130,27 @@ def _fit(
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
     same = fingerprint(train_set, teacher_metadata, config.workers)
     if config.resume and (saved := load_checkpoint(run)):
-        with _of_this_version(run):
-            check_same_run(config, saved["config"])
-            if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
-                raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
+        check_state(saved, run, len(train_set))
+        check_same_run(config, saved["config"])
+        if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:
+            raise InputError(f"--resume: other {', '.join(changed)} than the run had: put them back, or start anew")
+        try:
             engine.load_state_dict(saved)
-            state = {k: saved[k] for k in state}
-            train_set.bad[saved["bad"]] = True
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            raise InputError(f"the checkpoint in {run} is of another model: train again in another --output") from None
+        state = {k: saved[k] for k in state}
+        train_set.bad[saved["bad"]] = True
         at = f"epoch {state['epoch'] + 1} step {state['step']}" if state["epoch"] < config.epochs else "its end"
         _logger.info("resumed from %s", at)
     elif config.resume and (run / "config.yaml").is_file():
-        check_same_run(config, yaml.safe_load((run / "config.yaml").read_text()))
+        check_same_run(config, read_yaml_file(run / "config.yaml"))
     elif config.resume:
         _logger.info("%s holds no run to resume: starting", run)
 
     barrier()  # all have looked into the folder before the first writes to it
     writes = rank() == 0
-    if writes:
-        run.mkdir(parents=True, exist_ok=True)
-    with alone_in(run) if writes else nullcontext():
+    with alone_in(run, "mxa train") if writes else nullcontext():
         return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, teacher_metadata).run()
-
-
-@contextmanager
-def _of_this_version(run: Path) -> Iterator[None]:
-    """Turns what goes wrong inside the block, such as a key that is missing, into one error."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # torch has no common class for states that do not fit
-        said = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the checkpoint in {run} is not one that this version of mxa resumes ({type(error).__name__}: {said}): "
-            "start anew in another --output"
-        ) from error
 
 
 @dataclass
@@ -186,7 +178,9 @@ class _Training:
         epochs, stopped = self.config.epochs, None
         self.board = _board(self.config, self.folder, self.state["epoch"]) if self.writes else None
         if self.writes:
-            write_text(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            write_text(self.folder / "config.yaml", write_yaml(self.settings))
+            if local := local_config(self.config):
+                write_text(self.folder / "local.yaml", write_yaml(local))
             if self.teacher_metadata:
                 write_text(self.folder / "teacher.json", to_json(self.teacher_metadata, 1) + "\n")
             trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
@@ -242,7 +236,7 @@ class _Training:
         if self.val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
             best = {"epoch": epoch, "macro_auc": score}
             if self.writes:
-                _save_weights(engine.eval_model, self.folder)
+                save_pretrained(engine.eval_model, self.folder)
         self.state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": self._seconds()}
         if self.writes:
             update_summary(epoch, {"loss": mean_loss}, scores, str(log), lr=engine.lr)
@@ -358,13 +352,3 @@ def _batches(loader: DataLoader, epoch: int, skip: int) -> Iterator[tuple[torch.
 
 def _without_nan(summary: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary.items()}
-
-
-def _save_weights(model: nn.Module, run: Path) -> None:
-    with (
-        whole_or_not_at_all(run / "model.safetensors"),
-        tempfile.TemporaryDirectory(dir=run, prefix=".weights") as folder,
-    ):
-        save_pretrained(model, folder)
-        for name in ("model.safetensors", "config.json"):
-            atomic_write(run / name, lambda path, name=name: shutil.move(Path(folder) / name, path))

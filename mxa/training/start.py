@@ -20,7 +20,7 @@ from ..models.weights import set_label_names
 from ..task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
 from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
-from .config import LossConfig, ModelConfig, model_arguments
+from .config import LossConfig, ModelConfig, model_arguments, without_folders
 
 __all__ = ["build_model", "create_task", "start_weights"]
 
@@ -76,7 +76,11 @@ def create_task(
     criterion = _criterion(config.loss, dataset.records.targets).to(device)
     if config.teacher is None:
         return MultiLabelTask(model, device=device, criterion=criterion), dataset, {}
-    metadata = {"teacher": config.teacher, "alpha": config.alpha, "temperature": config.temperature}
+    metadata = {
+        **without_folders({"teacher": config.teacher}),
+        "alpha": config.alpha,
+        "temperature": config.temperature,
+    }
     if config.teacher.endswith(".parquet"):
         path = Path(config.teacher)
         records = dataset.records

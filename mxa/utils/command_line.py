@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from .config import checked_fields, kinds_of, perhaps, read_yaml_file
+from .config import checked_fields, kinds_of, perhaps, read_settings, read_yaml_file
 from .errors import InputError, require
 
 __all__ = ["parse"]
@@ -47,7 +47,10 @@ def parse(
     if config and recipe:
         raise InputError("give one --config FILE.yaml or one --recipe NAME")
     path = Path(config) if config else _recipe(recipes, recipe) if recipe else None
-    values = checked_fields(kind, read_yaml_file(path), str(path)) if path else {}
+    read = read_settings if path and path.name == "config.yaml" else read_yaml_file
+    values = checked_fields(kind, read(path), str(path)) if path else {}
+    for name in values.keys() & set(getattr(kind, "of_the_command_line", ())):
+        raise InputError(f"{path}: {name} is for the command line alone: take it out")
     values |= checked_fields(kind, given, prog, option=True)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     if lacking := [n if n == positional else f"--{n.replace('_', '-')}" for n in required if n not in values]:

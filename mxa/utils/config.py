@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from yaml.error import MarkedYAMLError
 
 from .errors import InputError, require
 
@@ -21,9 +22,11 @@ __all__ = [
     "kinds_of",
     "perhaps",
     "read_named",
+    "read_settings",
     "read_yaml",
     "read_yaml_file",
     "unknown_field",
+    "write_yaml",
 ]
 
 _WORDS = {
@@ -34,34 +37,97 @@ _WORDS = {
     Path: "a path",
     dict: "a mapping",
 }
+_LARGEST, _LONGEST, _MOST, _DEEPEST = 1 << 20, 10_000, 20_000, 50  # bytes, characters of a value, values, levels
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that counts: a few lines of YAML can name each other a billion times, or themselves."""
+
+    count = depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        self.count, self.depth = self.count + 1, self.depth + 1
+        if self.depth > _DEEPEST:
+            raise MarkedYAMLError(None, None, f"more than {_DEEPEST} levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias and not hasattr(node, "size"):
+            raise MarkedYAMLError(None, None, "a value that holds itself", mark)
+        if isinstance(node, yaml.ScalarNode):
+            node.size = 1
+            if len(node.value) > _LONGEST:
+                raise MarkedYAMLError(None, None, f"a value of more than {_LONGEST:,} characters", mark)
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else [n for pair in node.value for n in pair]
+            node.size = 1 + sum(part.size for part in parts)
+        if max(node.size, self.count) > _MOST:
+            raise MarkedYAMLError(None, None, f"more than {_MOST:,} values", mark)
+        return node
 
 
 def read_yaml(text: str) -> Any:
     """Reads YAML; numbers such as 1e-3, which YAML 1.1 takes for text, are numbers.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: it is not YAML, or more of it than a configuration has.
     """
-    return _numbers(yaml.safe_load(text))
+    if len(text) > _LARGEST:
+        raise yaml.YAMLError(f"it holds more than {_LARGEST:,} characters")
+    try:
+        return _numbers(yaml.load(text, _Loader))
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # a tag or a date that a value does not fit raises one of many classes
+        raise yaml.YAMLError(f"a value does not read ({type(error).__name__})") from None
 
 
 def read_yaml_file(path: Path) -> dict[str, Any]:
     """Reads a YAML file of ``name: value``.
 
     Raises:
-        InputError: it does not read, or holds something else.
+        InputError: it does not read, holds something else, or a command (``pipe:``), which a file must not give.
     """
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open("rb") as file:
+            values = read_yaml(file.read(_LARGEST + 1).decode())
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read {path}: it is not UTF-8: save it as UTF-8") from None
+    except (OSError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"line {mark.line + 1}: {error.problem}" if mark else error
+        what = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
         raise InputError(f"cannot read {path}: {what}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold lines of name: value, got {values!r}")
+        raise InputError(f"{path} must hold lines of name: value, got {type(values).__name__}")
+    for name, value in values.items():
+        if re.search(r"^\s*pipe:", str(value), re.IGNORECASE):
+            raise InputError(
+                f"{path}: {name} names a command to run (pipe:), which only the command line may: take it out, and "
+                "give it there with --allow-pipe"
+            )
     return values
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the ``config.yaml`` of a run, and what ``local.yaml`` beside it says of this machine.
+
+    Raises:
+        InputError: as ``read_yaml_file``.
+    """
+    local = path.with_name("local.yaml")
+    return {**read_yaml_file(path), **(read_yaml_file(local) if local.is_file() else {})}
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Writes values as YAML that ``read_yaml`` reads: a value that is there twice is written twice."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _numbers(value: Any) -> Any:

@@ -62,7 +62,7 @@ def test_files_names_and_contents(runs, files, tmp_path):
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     names = ["deep", "gallery", "one", "one-2"]
     assert written == sorted([f"{n}.png" for n in names] + [f"{n}.json" for n in names if n != "gallery"])
-    assert [row["file"] for row in rows] == [str(files / n) for n in ("a/one.png", "b/one.png", "deep.png")]
+    assert [row["file"] for row in rows] == ["a/one.png", "b/one.png", "deep.png"]  # no path of this machine
     assert [row["picture"] for row in rows] == ["one.png", "one-2.png", "deep.png"]
     for row in rows:
         kept = json.loads((tmp_path / "out" / row["picture"]).with_suffix(".json").read_text())

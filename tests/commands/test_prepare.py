@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 import mxa.training.loop as job
@@ -25,6 +24,7 @@ from mxa.data import create_dataset
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate
 from mxa.training.loop import TrainConfig, train
 from mxa.utils.errors import InputError
+from mxa.utils.files import alone_in
 
 from ..waiting import wait_until
 
@@ -183,8 +183,7 @@ def test_a_finished_folder_is_checked_and_mended(made_nih, tmp_path, lost):
 
 
 def test_two_at_once_are_an_error(made_nih, tmp_path):
-    (tmp_path / "out" / ".prepare").mkdir(parents=True)
-    with FileLock(tmp_path / "out" / ".prepare" / "lock"), pytest.raises(InputError, match="another `mxa prepare` is"):
+    with alone_in(tmp_path / "out", "mxa prepare"), pytest.raises(InputError, match="mxa prepare is at work in "):
         prepare(PrepareConfig(tmp_path / "out", data="nih", root=str(made_nih()), workers=1))
 
 

@@ -246,7 +246,7 @@ def test_nothing_else_is_uploaded_or_left_there(hub, config, out):
 
 
 def test_recipes_lose_their_folders():
-    from mxa.commands.publish import _without_folders
+    from mxa.training.config import without_folders
 
     for value, left in {
         "local-dir:/tmp/x/start": "start",
@@ -257,7 +257,7 @@ def test_recipes_lose_their_folders():
         "xrv:densenet121-res224-chex": "xrv:densenet121-res224-chex",
         "xrv:/home/me/x.pt": "xrv:x.pt",
     }.items():
-        assert _without_folders(value) == left
+        assert without_folders({"init": value}) == {"init": left}
 
 
 def test_the_command_says_errors_in_one_line(hub, config, out):
@@ -275,7 +275,7 @@ def test_the_command_says_errors_in_one_line(hub, config, out):
 
 def test_where_it_was_trained_is_not_told(config, run, out):
     publish(config(dry_run=True))
-    root = yaml.safe_load((run / "config.yaml").read_text())["root"]
+    root = yaml.safe_load((run / "local.yaml").read_text())["root"]
     for path in out.iterdir():
         data = path.read_bytes()
         assert root.encode() not in data and b"MRN-" not in data and b"scan1" not in data, path.name

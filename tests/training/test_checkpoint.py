@@ -187,7 +187,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 def test_a_folder_is_held_by_one_process(tmp_path):
     def try_it(queue):
         try:
-            with alone_in(tmp_path):
+            with alone_in(tmp_path, "mxa train"):
                 queue.put("held")
         except InputError as error:
             queue.put(str(error))
@@ -201,8 +201,8 @@ def test_a_folder_is_held_by_one_process(tmp_path):
         process.join(30)
         return queue.get(timeout=30)
 
-    with alone_in(tmp_path):
-        assert other() == f"another process is training in {tmp_path}: wait for it, or end it"
+    with alone_in(tmp_path, "mxa train"):
+        assert other() == f"mxa train is at work in {tmp_path}: wait for it, or end it"
     assert other() == "held"
 
 

@@ -30,6 +30,7 @@ def test_run_folder(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml",
+        "local.yaml",
         "log.csv",
         "checkpoint.pt",
         "checkpoint.previous.pt",

@@ -25,6 +25,7 @@ import timm
 import torch
 
 from ...utils.errors import InputError
+from ...utils.files import write_text
 
 __all__ = ["alternate", "counted", "threads", "timed", "write_record"]
 
@@ -92,4 +93,4 @@ def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
         "threads": getattr(config, "threads", None) or torch.get_num_threads(),
     }
     record = {"config": asdict(config), "environment": environment, "rows": rows}
-    Path(config.output).write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(Path(config.output), json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...metrics.localization_table import HITS, MACRO, METRICS
+from ...utils.files import write_text
+from ...utils.text import for_csv
 from .rows import markdown
 
 __all__ = ["localization_markdown", "write_csv"]
@@ -18,14 +21,15 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a table's rows, each with its ``model``: one line a model, method and finding."""
     columns = ["model", "method", "finding", "n", "patients"]
     columns += [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            ends = {}
-            for metric in METRICS:
-                ends[f"{metric}_low"], ends[f"{metric}_high"] = row[f"{metric}_interval"] or (None, None)
-            writer.writerow({**row, **ends})
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        ends = {}
+        for metric in METRICS:
+            ends[f"{metric}_low"], ends[f"{metric}_high"] = row[f"{metric}_interval"] or (None, None)
+        writer.writerow({k: for_csv(v) for k, v in {**row, **ends}.items()})
+    write_text(path, stream.getvalue())
 
 
 def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...metrics import OPERATING_POINTS
 from ...metrics.operating import ENOUGH, LEAST
+from ...utils.text import printable
 from ..predictions import Arm
 from . import plots
 from .rows import Table, group_rows, label_rows, paired_rows, point_rows, provenance, shown, summary_rows
@@ -63,9 +64,9 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
     """
     title = "Evaluation of " + ", ".join(model["name"] for model in result["models"])
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="summary">{escape(" ".join(_summary(result)))}</p>',
-        *(f'<p class="note">{escape(note)}</p>' for note in (*result.get("notes", ()), _caveat(result))),
+        f"<h1>{_shown(title)}</h1>",
+        f'<p class="summary">{_shown(" ".join(_summary(result)))}</p>',
+        *(f'<p class="note">{_shown(note)}</p>' for note in (*result.get("notes", ()), _caveat(result))),
         _table(summary_rows(result)),
     ]
     if result["paired"]:
@@ -87,7 +88,7 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
         parts += ["<h2>Groups of patients</h2>", _picture(picture, "AUC by group")]
     for model, arm in zip(result["models"], arms, strict=True):
         parts += [
-            f"<h2>{escape(model['name'])}</h2>",
+            f"<h2>{_shown(model['name'])}</h2>",
             _table(provenance(model)),
             "<h3>Labels</h3>",
             _table(label_rows(model)),
@@ -109,7 +110,7 @@ def page(result: dict[str, Any], arms: Sequence[Arm]) -> str:
             ]
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_shown(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
@@ -142,13 +143,17 @@ def _caveat(result: dict[str, Any]) -> str:
     return f"{_OF_SPLIT.get(split, '')} {_CAVEAT}".strip()
 
 
+def _shown(text: str) -> str:
+    return escape(printable(text))
+
+
 def _text(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{_shown(text)}</p>"
 
 
 def _table(table: Table) -> str:
     head, rows = table
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    top = "".join(f"<th>{_shown(cell)}</th>" for cell in head)
     lines = ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     body = "\n".join(lines)
     return f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
@@ -157,9 +162,9 @@ def _table(table: Table) -> str:
 def _cell(cell: str) -> str:
     """A cell that may break between its words, but not where it is short and not within an interval."""
     if len(cell) <= 20:
-        return escape(cell).replace(" ", "&nbsp;")
-    return re.sub(r"\([-+.\d]+ to [-+.\d]+\)", r"<span>\g<0></span>", escape(cell))
+        return _shown(cell).replace(" ", "&nbsp;")
+    return re.sub(r"\([-+.\d]+ to [-+.\d]+\)", r"<span>\g<0></span>", _shown(cell))
 
 
 def _picture(figure: Any, alt: str) -> str:
-    return f'<div><img alt="{escape(alt)}" src="data:image/png;base64,{plots.encode(figure)}"></div>'
+    return f'<div><img alt="{_shown(alt)}" src="data:image/png;base64,{plots.encode(figure)}"></div>'

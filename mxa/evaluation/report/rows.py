@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from ...utils.text import for_csv, for_markdown
 from .numbers import ENOUGH
 
 __all__ = ["card", "csv_text", "group_rows", "label_rows", "markdown", "paired_rows", "provenance", "summary_rows"]
@@ -165,15 +166,15 @@ def markdown(table: Table) -> str:
     """A table in Markdown."""
     head, rows = table
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines) + "\n"
 
 
 def card(result: dict[str, Any]) -> str:
     """The section of a model card: means, labels, groups, differences, and where they come from."""
-    notes = [f"{note}\n" for note in result.get("notes", ())]
+    notes = [f"{for_markdown(note)}\n" for note in result.get("notes", ())]
     parts = ["## Evaluation\n", *notes, markdown(summary_rows(result))]
     for model in result["models"]:
-        parts += [f"### {model['name']}\n", markdown(provenance(model)), markdown(label_rows(model))]
+        parts += [f"### {for_markdown(model['name'])}\n", markdown(provenance(model)), markdown(label_rows(model))]
         if model["groups"]:
             parts += ["By group:\n", markdown(group_rows(model))]
     if result["paired"]:
@@ -199,5 +200,5 @@ def csv_text(result: dict[str, Any]) -> str:
                 (row.get("operating_points", {}).get(p, {}), r) for p in points for r in rates
             ]:
                 cells += [numbers.get(name), *(numbers.get(f"{name}_interval") or (None, None))]
-            writer.writerow(cells)
+            writer.writerow(map(for_csv, cells))
     return stream.getvalue()
