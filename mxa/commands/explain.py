@@ -15,8 +15,7 @@ from timm.models.efficientvit_msra import CascadedGroupAttention
 from torch import nn
 
 from ..data import create_transform
-from ..data.dicom import is_dicom
-from ..data.image_io import describe_dicom, find_images, read_image
+from ..data.image_io import find_images, read_checked, read_image
 from ..data.transforms import data_config
 from ..evaluation.inference import check_finite
 from ..explain.attention import attention_maps, mean_attention
@@ -67,7 +66,7 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
         as EXIF turns it, counted from the outer edge of its first pixel:
 
         - ``file``, of an absolute path only what lies inside the folder that was given; ``size`` (width, height); and
-          ``warning`` where a DICOM file is not a frontal chest radiograph
+          ``warning`` where the file is not a frontal chest radiograph, as in ``mxa predict``
         - ``boxes``: of each MXA block, by module name
         - ``labels``: for each finding its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam``
           and ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label. The
@@ -147,11 +146,8 @@ class _Explainer:
 
     def read(self, path: Path, name: str) -> tuple[dict[str, Any], Image.Image, list[torch.Tensor]]:
         """Returns what is known of a file of that name, the image as it is, and each model's input ``(1, C, H, W)``."""
-        row: dict[str, Any] = {"file": name}
-        if is_dicom(path):
-            row |= describe_dicom(path)
-        image = read_image(path)
-        row["size"] = [image.width, image.height]
+        image, about = read_checked(path)
+        row = {"file": name, **about, "size": [image.width, image.height]}
         inputs = [t(read_image(path, t.decode_size))[None].to(self.device) for t in self.transforms]
         return row, image, inputs
 

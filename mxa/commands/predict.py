@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..data import create_transform
-from ..data.dicom import is_dicom
-from ..data.image_io import describe_dicom, find_images, read_image
+from ..data.image_io import find_images, read_checked, read_image
 from ..evaluation.calibrate import Calibration, read_calibration
 from ..evaluation.inference import check_finite
 from ..models.hub import SHIPPED
@@ -53,8 +52,9 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         ``{"file": name, "probabilities": {label: probability}}`` for each image: the sigmoid of the logits. With
         ``calibrated`` the probabilities are calibrated, ``"positive"`` lists the labels at or above their thresholds,
         and ``"undecided"`` the labels without a threshold. With ``skip_bad`` an image that does not read has
-        ``"error"``, the reason, instead of probabilities. A DICOM file has a ``"warning"`` if its tags say that it is
-        not a frontal chest radiograph, and its ``"identifiers"`` with ``identifiers``.
+        ``"error"``, the reason, instead of probabilities. ``"warning"`` says that the tags of a DICOM file speak against
+        a frontal chest radiograph, or that the picture cannot be one (``mxa.data.check_radiograph``). It never changes
+        a probability. A DICOM file has its ``"identifiers"`` with ``identifiers``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names or are not finite, or an image that does not read.
@@ -83,9 +83,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     for path in find_images(config.files):
         row: dict[str, Any] = {"file": str(path)}
         try:
-            if is_dicom(path):
-                row |= describe_dicom(path, config.identifiers)
-            image = read_image(path, transform.decode_size)
+            image, about = read_checked(path, transform.decode_size, config.identifiers)
+            row |= about
         except InputError as error:
             if not config.skip_bad:
                 raise

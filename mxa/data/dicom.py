@@ -9,7 +9,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -19,17 +19,20 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import InputError, require
+from .dicom_values import shown, word
+from .gray import as_gray, max_pixels
 from .views import not_frontal
 
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.pixels.decoders.base import Decoder
 
-__all__ = ["DicomHeader", "is_dicom", "read_dicom", "read_header", "unusual"]
+__all__ = ["DicomHeader", "dicom_gray", "is_dicom", "open_dicom", "read_dicom", "read_header", "unusual"]
 
 _T = TypeVar("_T")
 _SUFFIXES = (".dcm", ".dicom")
 _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
+_FILL = 128  # zero bytes that writers append to pixels to fill a block
 
 _IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _WORDS = ("Modality", "BodyPartExamined", "ViewPosition", "PresentationIntentType")
@@ -89,7 +92,7 @@ def read_header(path: str | Path) -> DicomHeader:
     def read() -> DicomHeader:
         ds = _load(path, ["SOPClassUID", *_WORDS, *_IDENTIFIERS])
         identifiers = {keyword: str(ds.get(keyword)) for keyword in _IDENTIFIERS if ds.get(keyword)}
-        return DicomHeader(*(_text(ds, keyword) for keyword in _WORDS), identifiers)
+        return DicomHeader(*(word(ds, keyword) for keyword in _WORDS), identifiers)
 
     return _sealed(path, read)
 
@@ -118,19 +121,36 @@ def read_dicom(path: str | Path) -> Image.Image:
     """Reads a single-frame DICOM file as one gray channel, as a viewer shows it.
 
     Stored values go through the modality LUT, or the rescale without one. Then comes the first of these that the file
-    has: the first VOI LUT; the first window, if its width is positive; the values' minimum to maximum. A window's
-    function is LINEAR_EXACT, SIGMOID or, for any other name, LINEAR. MONOCHROME1 is inverted at the end. Padding pixels
-    are left out of minimum and maximum, and come out black. Colour is reduced as PIL's ``convert("L")`` does.
+    has: the first VOI LUT; the first window, if it reads and its width is positive; the values' minimum to maximum. A
+    window's function is LINEAR_EXACT, SIGMOID or, for any other name, LINEAR. A VOI LUT has the bits that its highest
+    entry needs, whatever it declares. MONOCHROME1 is inverted at the end. Padding pixels are left out of minimum and
+    maximum, and come out black. Colour is reduced as PIL's ``convert("L")`` does.
+
+    A warning says that the image is constant, that a window does not read, or that a VOI LUT's range cannot be known.
 
     Returns:
         A PIL image of mode ``"F"``, Rows x Columns, with values in [0, 255]; a constant image without a window is 0.
 
     Raises:
         InputError: no such file, not DICOM, cut short, no pixels, several frames, a required tag missing, a compression
-            without a decoder, more pixels than ``Image.MAX_IMAGE_PIXELS`` or than the tags say, values that are not
-            finite, or pydicom is not installed.
+            without a decoder, more pixels than ``mxa.data.gray.max_pixels``, more or fewer than the tags say, values
+            that are not finite, or pydicom is not installed.
     """
-    return Image.fromarray(_sealed(path, lambda: _read_pixels(path)).astype(np.float32))
+    return dicom_gray(open_dicom(path))
+
+
+def open_dicom(path: str | Path) -> Image.Image:
+    """Reads what ``read_dicom`` reads, but leaves colour as it is: mode ``"RGB"``, else ``"F"``."""
+    notes: list[str] = []
+    image = _sealed(path, lambda: _read_pixels(path, notes))
+    for note in notes:  # only now: warnings are off while pydicom works
+        warnings.warn(f"{path}: {note}", stacklevel=3)
+    return image
+
+
+def dicom_gray(image: Image.Image) -> Image.Image:
+    """Reduces what ``open_dicom`` returned to gray, mode ``"F"``."""
+    return image if image.mode == "F" else as_gray(image.convert("L").convert("F"))
 
 
 def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
@@ -193,14 +213,8 @@ def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
     return ds
 
 
-def _text(ds: Dataset, keyword: str) -> str:
-    value = ds.get(keyword) or ""
-    value = value if isinstance(value, str) else str(next(iter(value), ""))
-    return "".join(c for c in value.strip().upper() if c.isprintable())[:32]
-
-
-def _read_pixels(path: str | Path) -> np.ndarray:
-    """Returns gray values in [0, 255], (Rows, Columns)."""
+def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
+    """Returns gray (mode F, in [0, 255]) or RGB, and adds what is worth a warning to ``notes``."""
     from pydicom.pixels import apply_color_lut, convert_color_space
     from pydicom.pixels.utils import as_pixel_options
     from pydicom.uid import RLELossless
@@ -212,14 +226,21 @@ def _read_pixels(path: str | Path) -> np.ndarray:
     stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
     kind = str(properties["photometric_interpretation"])
     if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
-        return _gray(path, ds, stored) * 255
+        gray = shown(path, ds, stored, notes)
+        if gray.min() == gray.max():
+            notes.append("every pixel has the same gray")
+        return as_gray(gray)
     bits = ds.BitsStored
     if kind == "PALETTE COLOR":
         stored, bits = apply_color_lut(stored, ds), ds.RedPaletteColorLookupTableDescriptor[2]
     elif kind != "RGB":
         stored = convert_color_space(stored, kind, "RGB")
-    rgb = (stored / (2**bits - 1)).clip(0, 1) * 255
-    return np.asarray(Image.fromarray(np.rint(rgb).astype(np.uint8)).convert("L"))
+    if not 1 <= bits <= 32:
+        raise InputError(f"{path} says {bits} bits for its colours: export it again")
+    if bits != 8 or stored.dtype != np.uint8:
+        rows = [np.rint((row / (2**bits - 1)).clip(0, 1) * 255).astype(np.uint8) for row in stored]
+        stored = np.stack(rows)  # row by row: a copy in floating point is eight times as large
+    return Image.fromarray(stored)
 
 
 def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
@@ -230,16 +251,17 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
     from pydicom.uid import RLELossless
 
     if "PixelData" not in ds:
-        modality = _text(ds, "Modality") or "unknown"
+        modality = word(ds, "Modality") or "unknown"
         raise InputError(f"{path} has no pixel data (modality {modality}): not an image, or cut short: export it again")
     if missing := [keyword for keyword in _REQUIRED if ds.get(keyword) in (None, "")]:
         raise InputError(f"{path} lacks {', '.join(missing)}: export it again")
     if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
         raise InputError(f"{path} has {frames} frames; expected one image: export the frame you want")
     rows, columns, samples = int(ds.Rows), int(ds.Columns), int(ds.SamplesPerPixel)
-    if not 0 < rows * columns <= (Image.MAX_IMAGE_PIXELS or np.inf):
+    if not 0 < rows * columns <= max_pixels():
         raise InputError(
-            f"{path} says {rows} x {columns} pixels; expected 1 to {Image.MAX_IMAGE_PIXELS}: export it smaller"
+            f"{path} says {rows} x {columns} pixels; expected 1 to {max_pixels()}: export it smaller, or set "
+            "MXA_MAX_PIXELS"
         )
     syntax, decoder = ds.file_meta.TransferSyntaxUID, None
     with contextlib.suppress(NotImplementedError):
@@ -253,9 +275,15 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
         expected = get_expected_length(ds)
         if len(ds.PixelData) < expected:
             raise InputError(f"{path} is cut short: {len(ds.PixelData)} of {expected} bytes of pixels: export it again")
+        excess = ds.PixelData[expected + expected % 2 :]
+        if len(excess) > _FILL or any(excess):  # a row or column more than the tags say would be sheared or lost
+            raise InputError(
+                f"{path} does not read: it has {len(excess)} bytes of pixels more than its tags say ({rows} x {columns}): "
+                "export it again"
+            )
     elif syntax != RLELossless:
         frame = get_frame(ds.PixelData, 0, number_of_frames=1)
-        if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-10:]:  # decoders fill the rest with gray
+        if frame.startswith(b"\xff\xd8") and not _has_end(frame):  # decoders fill the rest with gray
             raise InputError(f"{path} is cut short: its JPEG data has no end: export it again")
         if (size := _coded_size(frame)) != (rows, columns, samples):
             said = "no JPEG header" if size is None else "a header of {} x {}, {} channels".format(*size)
@@ -270,67 +298,25 @@ def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
     if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:  # SOC, SIZ
         x1, y1, x0, y0 = struct.unpack_from(">4I", frame, 8)
         return y1 - y0, x1 - x0, struct.unpack_from(">H", frame, 40)[0]
-    at = 2 if frame.startswith(b"\xff\xd8") else len(frame)
-    while at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker, length = struct.unpack_from(">xBH", frame, at)
+    for marker, at in _segments(frame):
         if marker in (0xDE, 0xF7) or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # DHP, SOFn
             return (*struct.unpack_from(">2H", frame, at + 5), frame[at + 9])
-        at += 1 if marker == 0xFF else 2 + length  # a run of 0xFF is fill
     return None
 
 
-def _gray(path: str | Path, ds: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Applies modality, VOI and polarity to stored values, (Rows, Columns); returns gray in [0, 1]."""
-    padding = np.zeros(stored.shape, bool)
-    if (low := ds.get("PixelPaddingValue")) is not None:
-        limit = ds.get("PixelPaddingRangeLimit")
-        low, high = np.sort(np.array([low, low if limit is None else limit]).astype(stored.dtype))
-        padding = (stored >= low) & (stored <= high)
-    values = stored.astype(np.float64)
-    if modality := ds.get("ModalityLUTSequence"):
-        values = _look_up(ds, modality[0], values)[0].astype(np.float64)
-    else:
-        slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
-        values = values * float(1 if slope is None else slope) + float(intercept or 0)
-    if not np.isfinite(values).all():
-        raise InputError(f"{path} has pixel values that are not finite (NaN or infinite)")
-    if voi := ds.get("VOILUTSequence"):
-        table, bits = _look_up(ds, voi[0], values)
-        gray = table / (2**bits - 1)
-    elif window := _window(ds):
-        gray = _windowed(values, *window)
-    else:
-        inside = values[~padding]
-        if not inside.size or not np.ptp(inside):
-            return np.zeros(values.shape)
-        gray = (values - inside.min()) / np.ptp(inside)
-    gray = gray.clip(0, 1)
-    gray = 1 - gray if ds.PhotometricInterpretation == "MONOCHROME1" else gray
-    return np.where(padding, 0, gray)
+def _has_end(frame: bytes) -> bool:
+    """True if a JPEG's last scan ends. What follows the end does not count, as padding, nor does a thumbnail before."""
+    scan = next((at for marker, at in _segments(frame) if marker == 0xDA), len(frame))
+    return frame.rfind(b"\xff\xd9", scan) > frame.rfind(b"\xff\xda", scan)
 
 
-def _look_up(ds: Dataset, item: Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Maps values through a LUT, and returns its bits too. pydicom's own wraps if a table is longer than its bits."""
-    entries, first, bits = item.LUTDescriptor
-    entries = entries or 65536
-    data = item.LUTData
-    if isinstance(data, bytes):
-        word = "u1" if len(data) < 2 * entries else "<u2" if ds.original_encoding[1] else ">u2"
-        data = np.frombuffer(data, word)
-    table = np.ravel(data)
-    return table[np.rint(values - first).clip(0, entries - 1).astype(np.intp)], bits
-
-
-def _window(ds: Dataset) -> tuple[str, float, float] | None:
-    """Returns function, centre and width of the first window; None if there is none that can be applied."""
-    center, width = (np.ravel(np.asarray(ds.get(tag), float))[0] for tag in ("WindowCenter", "WindowWidth"))
-    return (_text(ds, "VOILUTFunction"), center, width) if np.isfinite([center, width]).all() and width > 0 else None
-
-
-def _windowed(values: np.ndarray, function: str, center: float, width: float) -> np.ndarray:
-    """Applies a window as PS3.3 C.11.2.1.2 and C.11.2.1.3 define it, to the range 0 to 1, not clipped yet."""
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function != "LINEAR_EXACT" and width >= 1:  # LINEAR, the default, is not defined for less
-        center, width = center - 0.5, max(width - 1, 1e-6)
-    return (values - center) / width + 0.5
+def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
+    """Goes through the marker segments of a JPEG or JPEG-LS stream: each marker and its offset, the first scan last."""
+    at = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        if marker != 0xFF:
+            yield marker, at
+        if marker == 0xDA:
+            return
+        at += 1 if marker == 0xFF else 2 + length  # a run of 0xFF is fill

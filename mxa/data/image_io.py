@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import warnings
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..utils.errors import InputError
-from .dicom import is_dicom, read_dicom, read_header, unusual
+from ..utils.errors import InputError, name_some
+from .dicom import dicom_gray, is_dicom, open_dicom, read_dicom, read_header, unusual
+from .gray import check_pixels, max_pixels, to_gray, undecodable
+from .input_check import check_radiograph
 
-__all__ = ["IMAGE_SUFFIXES", "describe_dicom", "find_images", "list_images", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "find_images", "list_images", "read_checked", "read_image"]
 
 _logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
-_GRAY_8 = ("1", "L", "P", "LA", "PA", "RGB", "RGBA")
-_GRAY_DEEP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000")
+_MOST_COUNTED = 10  # pages of a TIFF
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NO_PICTURE = re.compile(  # the class of a DICOM directory, presentation state, report or document
+    rb"\x02\0\x02\0UI..1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|88|104)\.\d+)(?![\d.])", re.DOTALL
+)
 
 
 def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None) -> Image.Image:
@@ -28,47 +35,89 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
 
     Args:
         path: The file, or a binary stream of an image that is not DICOM. Palettes, alpha and RGB are reduced to gray;
-            16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied.
+            16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied. A TIFF
+            whose 0 is white is inverted.
         size: Height and width that the caller will reduce the image to. A JPEG is then decoded at full, half, quarter
             or eighth size: the smallest that is at least this large.
 
     Returns:
         A PIL image of mode ``"L"`` (8 bit), or ``"F"`` with values in [0, 255] where the file is deeper or a DICOM.
+        ``mxa.data.to_gray`` does the same for an image in memory.
 
     Raises:
         InputError: no such file, not an image, cut short, several frames, channels other than gray or RGB, values that
-            are not finite or out of range, or a DICOM that ``mxa.data.dicom.read_dicom`` refuses.
+            are not finite or out of range, more pixels than ``mxa.data.gray.max_pixels``, or a DICOM that
+            ``mxa.data.dicom.read_dicom`` refuses.
     """
     if isinstance(path, (str, Path)) and is_dicom(path):
         return read_dicom(path)
+    return to_gray(_decode(path, size, "L"), str(path))
+
+
+def read_checked(
+    path: Path, size: tuple[int, int] | None = None, identifiers: bool = False
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Reads a file as ``read_image`` does, and describes it.
+
+    Returns:
+        The gray image, and a dict: ``warning``, logged too, says why a DICOM file is not a frontal chest X-ray, or why
+        the picture cannot be a radiograph (``check_radiograph``); ``identifiers`` of a DICOM file, if asked.
+
+    Raises:
+        InputError: as ``read_image``.
+    """
+    about: dict[str, Any] = {}
+    reasons: list[str | None] = []
+    if is_dicom(path):
+        header, image = read_header(path), open_dicom(path)
+        gray = dicom_gray(image)
+        reasons.append(unusual(header))
+        about = {"identifiers": header.identifiers} if identifiers else {}
+    else:
+        image = _decode(path, size, "YCbCr")  # its first channel is what "L" would give
+        gray = to_gray(image, str(path))
+    warning = "; ".join(reason for reason in [*reasons, check_radiograph(image)] if reason)
+    if warning:
+        _logger.warning("%s: %s", path, warning)
+    return gray, ({"warning": warning} if warning else {}) | about
+
+
+def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str) -> Image.Image:
+    """Decodes a file that is not DICOM, as it is stored; a colour JPEG of another ``size`` as ``mode``."""
+    max_pixels()
     try:
-        with Image.open(path) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-                raise InputError(f"{path} has {frames} frames; expected one image: export the frame you want")
+        with Image.open(path, formats=_FORMATS) as image:
+            check_pixels(str(path), *image.size)
+            if (frames := _frames(image)) > 1 and image.format != "MPO":
+                many = f"{frames} or more" if frames == _MOST_COUNTED else frames
+                raise InputError(f"{path} has {many} frames; expected one image: export the frame you want")
             if size is not None and image.format == "JPEG":
-                image.draft("L", (size[1], size[0]))
+                image.draft(mode, (size[1], size[0]))
+            if image.format == "TIFF":  # libtiff gives native bytes; PIL would swap these kinds again
+                image.tile = [
+                    t._replace(args=(_NATIVE.get(t.args[0], t.args[0]), *t.args[1:])) if t[0] == "libtiff" else t
+                    for t in image.tile
+                ]
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"no image {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} does not decode as an image: {error}") from None
-    if image.mode in _GRAY_8:
-        return image.convert("L")
-    if image.mode not in _GRAY_DEEP:
-        raise InputError(f"{path} has channels {image.mode}; expected gray or RGB")
-    values = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise InputError(f"{path} has pixel values that are not finite (NaN or infinite)")
-    if image.mode == "F" and (values.min() < 0 or values.max() > 1):
-        raise InputError(f"{path} has floating-point values outside 0 to 1: scale them")
-    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
-        raise InputError(f"{path} has values outside 0 to 65535: scale them to 16 bit")
-    if image.mode != "F" and 0 < values.max() < 4096:
-        warnings.warn(f"{path} is 16 bit but uses 12 bits or fewer: it will look dark; scale it to 65535", stacklevel=2)
-    return Image.fromarray((values / _GRAY_DEEP[image.mode]).clip(0, 1) * 255)
+    except Exception as error:  # whatever a decoder raises for one image
+        raise undecodable(str(path), error) from None
+    return image
+
+
+def _frames(image: Image.Image) -> int:
+    """Counts frames; of a TIFF no more than ``_MOST_COUNTED``, since it may chain pages without end."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1)
+    count = 1
+    with contextlib.suppress(EOFError):
+        while count < _MOST_COUNTED:
+            image.seek(count)
+            count += 1
+    return count
 
 
 def is_hidden(path: Path) -> bool:
@@ -77,22 +126,34 @@ def is_hidden(path: Path) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """True for a file with a suffix of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    """True for a file with a suffix of an image, or with the content of one (see ``list_images``)."""
+    return path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or _holds_image(path))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Lists the image files below a folder, sorted; hidden ones are left out."""
-    return sorted(p for p in Path(folder).rglob("*") if is_image(p) and not is_hidden(p.relative_to(folder)))
+    """Lists the image files below a folder, sorted; hidden ones are left out.
+
+    Files with a suffix of an image count. So do, by their content, DICOM files under any other name, and PNG, JPEG and
+    TIFF files without a suffix. DICOM directories, reports and presentation states do not. One line is logged with the
+    number and names of the other files.
+    """
+    files = [p for p in sorted(Path(folder).rglob("*")) if not is_hidden(p.relative_to(folder)) and p.is_file()]
+    images = [p for p in files if is_image(p)]
+    if passed := sorted({*files} - {*images}):
+        names = name_some([str(p.relative_to(folder)) for p in passed], 5)
+        _logger.info("%s: %d files are not images and are passed over: %s", folder, len(passed), names)
+    return images
 
 
-def describe_dicom(path: Path, identifiers: bool = False) -> dict[str, Any]:
-    """Describes a DICOM file: ``warning``, logged too, if it is not a frontal chest X-ray; ``identifiers`` if asked."""
-    header = read_header(path)
-    reason = unusual(header)
-    if reason:
-        _logger.warning("%s: %s", path, reason)
-    return ({"warning": reason} if reason else {}) | ({"identifiers": header.identifiers} if identifiers else {})
+def _holds_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return False
+    if head[128:132] == b"DICM":
+        return not _NO_PICTURE.search(head)
+    return not path.suffix and head.startswith(_MAGIC)
 
 
 def find_images(files: tuple[Path, ...]) -> list[Path]:
@@ -106,7 +167,7 @@ def find_images(files: tuple[Path, ...]) -> list[Path]:
         if path.is_dir():
             inside = list_images(path)
             if not inside:
-                raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise InputError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}, or DICOM under another name)")
             found += inside
         elif path.exists():
             found.append(path)

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision import transforms
 
 from ..utils.errors import InputError
+from .gray import input_gray
 
 __all__ = ["ToXrayTensor", "XrayTransform", "create_transform", "data_config"]
 
@@ -70,7 +71,10 @@ class ToXrayTensor:
 
 
 class XrayTransform(transforms.Compose):
-    """What ``create_transform`` returns: steps from image to image, then ``to_tensor``.
+    """What ``create_transform`` returns: ``to_gray``, steps from image to image, then ``to_tensor``.
+
+    It takes what ``read_image`` returns, and whatever ``to_gray`` takes. A PIL image of mode F may also be in [0, 255],
+    if it has values above 1.
 
     Attributes:
         decode_size: Height and width that an image must have for the smallest part kept to be no smaller than the
@@ -80,6 +84,14 @@ class XrayTransform(transforms.Compose):
     def __init__(self, steps: list, to_tensor: Callable[[Image.Image], torch.Tensor], decode_size: tuple[int, int]):
         super().__init__([*steps, to_tensor])
         self.to_tensor, self.decode_size = to_tensor, decode_size
+
+    def __call__(self, image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Transforms one image.
+
+        Raises:
+            InputError: as ``to_gray``.
+        """
+        return super().__call__(input_gray(image))
 
     def to_planes(self) -> XrayTransform:
         """Returns the same transform without the normalisation.
@@ -127,7 +139,9 @@ def create_transform(
     hflip: float = 0.0,
     augment: Literal["crop", "paper", "better"] = "crop",
 ) -> XrayTransform:
-    """Creates the transform from a gray PIL image to a model's input ``(C, H, W)``.
+    """Creates the transform from an image to a model's input ``(C, H, W)``.
+
+    The image is what ``read_image`` returns, or any PIL image, array or tensor that ``to_gray`` takes.
 
     Without training the whole image is resized to the input size: an X-ray is never cropped, so ``crop_pct`` does not
     apply. In training a random part of it is, then rotated and flipped.

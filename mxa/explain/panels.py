@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.gray import input_gray
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
 from .attention import resize
@@ -32,7 +33,7 @@ def draw_rois(
     """Draws the boxes of one image, a colour and a line style for each stage, and writes a PNG.
 
     Args:
-        image: The X-ray.
+        image: The X-ray, as ``mxa.data.to_gray`` takes it.
         rois: From ``predict_rois``; the first box of each head is drawn.
         path: The file to write.
         title: Written above the image.
@@ -41,6 +42,7 @@ def draw_rois(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
+    image = input_gray(image)
     figure = _figure(6, 6 * image.height / image.width + 0.9)
     axes = figure.subplots()
     _draw_xray(axes, image)
@@ -59,7 +61,7 @@ def draw_gallery(
     """Draws the boxes of the last stage on each of several images (paper, figure I.1), and writes a PNG.
 
     Args:
-        images: The X-rays.
+        images: The X-rays, as ``mxa.data.to_gray`` takes them.
         rois: Of each, from ``predict_rois``; the first box of each head.
         titles: Written above each.
         path: The file to write.
@@ -68,6 +70,7 @@ def draw_gallery(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
+    images = [input_gray(image) for image in images]
     columns = min(len(images), 4)
     shapes = [image.height / image.width for image in images]
     heights = [_SIDE * max(shapes[i : i + columns]) + 0.3 for i in range(0, len(shapes), columns)]
@@ -97,7 +100,7 @@ def draw_comparison(
     attends more. What does not change shows the X-ray.
 
     Args:
-        image: The X-ray.
+        image: The X-ray, as ``mxa.data.to_gray`` takes it.
         naive: Map ``(H, W)`` of the first model, from ``mean_attention``.
         improved: Map of the second, of any size.
         path: The file to write.
@@ -107,6 +110,7 @@ def draw_comparison(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
+    image = input_gray(image)
     figure = _figure(_SIDE * 4 + 1.0, _SIDE * image.height / image.width + 0.9)
     figure.suptitle(_plain(title), fontsize=10)
     _compare(figure.subplots(1, 4), image, naive, improved, names)
@@ -132,7 +136,7 @@ def draw_panel(
     that the X-ray is seen; lines enclose what is above half of the scale.
 
     Args:
-        image: The X-ray.
+        image: The X-ray, as ``mxa.data.to_gray`` takes it.
         rois: From ``predict_rois``; empty for a model without MXA.
         maps: Title to a map ``(H, W)``, at least 0.
         labels: Title of each label to its maps by method, the same methods for all.
@@ -145,6 +149,7 @@ def draw_panel(
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
+    image = input_gray(image)
     methods = list(next(iter(labels.values()))) if labels else []
     columns = 1 + max(bool(rois) + len(maps), len(labels), 3 if comparison else 0)
     rows = 1 + len(methods) + bool(comparison)

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from ...utils.errors import InputError
+from ..gray import as_gray
 from ..records import Records
 from ..views import normal_view
 
@@ -34,9 +35,9 @@ class XrvRecords(Records):
         number = int(self.paths[index].rpartition("-")[2])
         try:
             pixels = np.asarray(self.dataset[number]["img"], dtype=np.float32)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{self.paths[index]} does not read: {error}") from None
-        return Image.fromarray((pixels.squeeze() / 1024 + 1).clip(0, 2) * 127.5)
+        except Exception as error:  # whatever their reader raises for one image
+            raise InputError(f"{self.paths[index]} does not read: {error or type(error).__name__}") from None
+        return as_gray((pixels.squeeze() / 1024 + 1).clip(0, 2) * 127.5)
 
 
 def read_xrv(dataset: Any) -> XrvRecords:
