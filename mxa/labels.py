@@ -6,6 +6,8 @@ position.
 
 from __future__ import annotations
 
+import csv
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -27,6 +29,7 @@ __all__ = [
     "check_known",
     "merge",
     "resolve_labels",
+    "split_names",
 ]
 
 #: The 14 observations of CheXpert, in the order of its tables.
@@ -169,6 +172,7 @@ MERGES = {
 #: Policies for uncertain cells, and for blank cells.
 UNCERTAIN = ("U-Ones", "U-Zeros", "U-Ignore", "LSR")
 BLANK = ("negative", "ignore")
+_OUTSIDE_QUOTES = r';(?=(?:[^"]*"[^"]*")*[^"]*$)'  # a semicolon
 
 
 def canonical(name: str) -> str:
@@ -209,8 +213,24 @@ def align(source: Sequence[str], target: Sequence[str]) -> tuple[int | None, ...
     return tuple(index.get(canonical(name)) for name in target)
 
 
+def split_names(text: str) -> list[str]:
+    """Splits names at commas; a name that holds a comma stands in double quotes.
+
+    Raises:
+        InputError: a quote is not closed.
+
+    >>> split_names('"Effusion, left", Edema')
+    ['Effusion, left', 'Edema']
+    """
+    try:
+        names = next(csv.reader([text.replace("\n", " ").strip()], skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        raise InputError(f'{text!r}: put a whole name in double quotes, such as "Effusion, left",Edema') from None
+    return [name.strip() for name in names if name.strip()]
+
+
 def resolve_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
-    """Turns a label space's name, a comma-separated list or a sequence into a tuple of names.
+    """Turns a label space's name, a list as ``split_names`` reads it or a sequence into a tuple of names.
 
     Raises:
         InputError: the list is empty or repeats a label.
@@ -223,7 +243,7 @@ def resolve_labels(labels: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
         if labels.lower() in LABEL_SPACES:
             return LABEL_SPACES[labels.lower()]
-        labels = [name.strip() for name in labels.split(",") if name.strip()]
+        labels = split_names(labels)
     names = tuple(labels)
     if not names:
         raise InputError("the list of labels is empty")
@@ -326,12 +346,12 @@ def _policy_of_each(
         default = by_label.pop("default", known[0])
     else:
         default = ""
-        for clause in filter(str.strip, policy.split(";")):
+        for clause in filter(str.strip, re.split(_OUTSIDE_QUOTES, policy)):
             name, colon, of = (part.strip() for part in clause.partition(":"))
             if not colon and default:
                 raise InputError(f"{kind}: two policies for the rest, {default} and {name}, in {policy!r}")
             default = default if colon else name
-            by_label |= dict.fromkeys((label.strip() for label in of.split(",") if label.strip()), name)
+            by_label |= dict.fromkeys(split_names(of), name)
         if not default:
             raise InputError(f"{kind}: {policy!r} says nothing for the rest: end it with one of {', '.join(known)}")
     index = align(labels, tuple(by_label))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..labels import align, apply_policies, check_known, resolve_labels
 from ..utils.errors import InputError
-from .collections.chexpert import CheXpert
+from .collections.chexpert import CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert
 from .collections.folder import Folder
 from .collections.generic_table import Table, parse_columns
 from .collections.mimic import Mimic, MimicNegBio
@@ -36,6 +36,8 @@ Collection = Literal[
     "nih",
     "nih-google",
     "chexpert",
+    "chexpert-chexbert",
+    "chexpert-visualchexbert",
     "mimic",
     "mimic-negbio",
     "padchest",
@@ -44,13 +46,9 @@ Collection = Literal[
     "folder",
     "shards",
 ]
-COLLECTIONS: dict[str, type[CollectionReader]] = dict(
-    zip(
-        get_args(Collection),
-        (Phantom, NIHChestXray14, NIHGoogle, CheXpert, Mimic, MimicNegBio, PadChest, VinDr, Table, Folder, Shards),
-        strict=True,
-    )
-)
+_READERS = (Phantom, NIHChestXray14, NIHGoogle, CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert, Mimic, MimicNegBio)
+_READERS += (PadChest, VinDr, Table, Folder, Shards)
+COLLECTIONS: dict[str, type[CollectionReader]] = dict(zip(get_args(Collection), _READERS, strict=True))
 _logger = logging.getLogger(__name__)
 
 

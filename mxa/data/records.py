@@ -14,12 +14,18 @@ from PIL import Image
 from ..labels import align, merge
 from ..utils.errors import InputError
 from .image_io import read_image
+from .tables import numbers
 
 __all__ = ["SPLIT_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]
 
 #: What people call the splits, in lower case.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "hold-out", "hold out"), "test"),
+}
 
+_YEARS_IN = {"": 1, "Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _GROUPS = {"all": ("AP", "PA", "", "LATERAL", "OTHER"), "frontal": ("AP", "PA", ""), "lateral": ("LATERAL",)}
 
 
@@ -171,5 +177,10 @@ def normal_sex(text: str) -> str:
 
 
 def years(ages: pd.Series) -> np.ndarray:
-    """Converts ages in text, such as ``"058Y"``, to float64 years, NaN where unknown."""
-    return pd.to_numeric(ages.str.removesuffix("Y"), errors="coerce").to_numpy(np.float64)
+    """Converts ages in text to float64 years, NaN where unknown; DICOM's ``058Y``, ``018M``, ``003W`` and ``010D`` too.
+
+    >>> years(pd.Series(["58", "058Y", "018M", ""])).tolist()
+    [58.0, 58.0, 1.5, nan]
+    """
+    parts = ages.astype(str).str.strip().str.extract(r"^(.*?)([YyMmWwDd]?)$")
+    return numbers(parts[0]) * parts[1].str.upper().map(_YEARS_IN).to_numpy(np.float64)

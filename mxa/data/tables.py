@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-from collections import Counter
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..utils.errors import InputError, require
+from ..utils.errors import InputError, name_some
+from .table_files import read_header, read_lines, read_text_columns
 
-__all__ = ["find_table", "has_table", "label_cells", "read_header", "read_table_file"]
+__all__ = [
+    "find_home",
+    "find_table",
+    "has_table",
+    "is_blank",
+    "label_cells",
+    "numbers",
+    "read_header",
+    "read_lines",
+    "read_table_file",
+    "strange_words",
+]
 
-_BLANK = ("", "nan", "na", "n/a", "null", "none", "<na>")  # in lower case
-_WORDS = {"true": "1", "false": "0"}
+# All in lower case.
+_BLANK = ("", "nan", "na", "n/a", "null", "none", "<na>")
+_YES = ("true", "t", "yes", "y", "positive", "pos", "present")
+_NO = ("false", "f", "no", "n", "negative", "neg", "absent")
+_PERHAPS = ("uncertain", "equivocal", "indeterminate")
+_WORDS = {**dict.fromkeys(_YES, 1.0), **dict.fromkeys(_NO, 0.0), **dict.fromkeys(_PERHAPS, -1.0)}
+_OF_A_PATIENT = re.compile(r"name|patient|subject|person|birth|date|address|comment|note|report|(\b|_)(id|mrn)\b", re.I)
 
 
 def find_table(root: Path, *patterns: str) -> Path:
@@ -36,49 +51,24 @@ def has_table(root: Path, *patterns: str) -> bool:
     return next(_tables(root, patterns), None) is not None
 
 
+def find_home(root: str | Path, *patterns: str) -> Path:
+    """Finds the folder that holds a table: the root, else the first folder in it that does, else the root."""
+    root = Path(root)
+    if has_table(root, *patterns) or not root.is_dir():
+        return root
+    return next((f for f in sorted(root.iterdir()) if f.is_dir() and has_table(f, *patterns)), root)
+
+
 def _tables(root: Path, patterns: Sequence[str]) -> Iterator[Path]:
     for pattern in patterns:
         for suffix in ("", ".gz"):
             yield from sorted(p for p in Path(root).glob(pattern + suffix) if p.is_file())
 
 
-def read_header(path: Path) -> list[str]:
-    """Returns the names of a table's columns.
-
-    Raises:
-        InputError: it is not a table, two columns share a name, or commas do not separate them.
-    """
-    if _is_parquet(path):
-        require("pyarrow", "data")
-        from pyarrow import ArrowInvalid, parquet
-
-        try:
-            names = parquet.read_schema(path).names
-        except (ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is not a Parquet table: {error}") from None
-    else:
-        try:
-            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-                names = next(csv.reader(file), [])
-        except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
-            raise InputError(f"{path} is not a CSV table: {error}") from None
-        if not names:
-            raise InputError(f"{path} is not a CSV table: it has no header")
-        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-            raise InputError(f"{path} is not separated by commas: save it with commas, or as Parquet")
-    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
-        raise InputError(f"{path} has more than one column {', '.join(map(repr, twice))}: rename or remove one")
-    return names
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
-
-
 def read_table_file(
     path: Path, columns: Sequence[str], cells: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Reads a CSV (``.gz`` or not, with or without a byte order mark) or Parquet table and checks its columns.
+    """Reads a CSV (``.gz`` or not), Parquet or Excel table and checks its columns.
 
     Args:
         path: The file.
@@ -87,15 +77,15 @@ def read_table_file(
         optional: Columns that are blank where the table lacks them.
 
     Raises:
-        InputError: no such file, not a table, no rows, a column is missing, or a label cell is not a label.
+        InputError: no such file, not a table, no rows, a row with more or fewer cells than the header, a column is
+            missing, or a label cell is not a label.
     """
     if not path.is_file():
         raise InputError(f"no table {path}: --root must name the folder that holds it")
     held = read_header(path)
     if missing := [c for c in (*columns, *cells) if c not in held]:
-        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(held)}")
-    wanted = {*columns, *cells, *optional} if columns else None
-    table = _read_parquet(path, held, wanted) if _is_parquet(path) else _read_csv(path, wanted, cells)
+        raise InputError(f"{path} has no column {', '.join(map(repr, missing))}; it has {name_some(held)}")
+    table = read_text_columns(path, {*columns, *cells, *optional} if columns else None, cells)
     if table.empty:
         raise InputError(f"{path} has no rows")
     for column in optional:
@@ -106,48 +96,57 @@ def read_table_file(
     return table
 
 
+def numbers(column: pd.Series) -> np.ndarray:
+    """Reads a column as float64, ``(N,)``, with a decimal point or comma; NaN where a cell is no number."""
+    if column.dtype.kind not in "fiub":
+        column = column.astype(str).str.strip().str.replace(r"^([-+]?\d*),(\d+)$", r"\1.\2", regex=True)
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+
+
 def label_cells(column: pd.Series, where: str) -> np.ndarray:
-    """Turns a column into cells, ``(N,)`` float32; "-1", "-1.0" and -1 mean the same, "True" is 1.
+    """Turns a column into cells, ``(N,)`` float32: 1, 0, -1 (uncertain) or NaN (blank), written as numbers or words.
 
     Raises:
-        InputError: a cell is not 1, 0, -1 or blank. The message begins with ``where`` and gives the first such row. It
-            does not quote the cell, which may be about a patient.
+        InputError: a cell is neither. The message begins with ``where`` and gives the first such row; see
+            ``strange_words`` for what it quotes.
     """
-    text = column
-    if column.dtype.kind not in "fiub":
-        text = column.astype(object).map(lambda cell: cell.strip().lower() if isinstance(cell, str) else cell)
-        text = text.replace(_WORDS).where(~text.isin(_BLANK), np.nan)
-    numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float32)
-    strange = ~np.isin(numbers, (-1, 0, 1)) & ~pd.isna(text).to_numpy()
+    if column.dtype.kind in "fiub":
+        cells, blank = column.to_numpy(np.float32), column.isna().to_numpy()
+    else:
+        codes, distinct = pd.factorize(column)
+        words = pd.Series([str(cell).strip().lower() for cell in distinct], dtype=object)
+        number = numbers(words).astype(np.float32)
+        known = words.map(_WORDS).to_numpy(np.float32)
+        cells = np.where(np.isnan(known), number, known)[codes]
+        blank = (words.isin(_BLANK).to_numpy(bool)[codes]) | (codes < 0)
+        cells[codes < 0] = np.nan
+    strange = ~np.isin(cells, (-1, 0, 1)) & ~blank
     if strange.any():
-        raise InputError(f"{where}, row {strange.argmax() + 1}: a label cell is 1, 0, -1 or blank")
-    return numbers
+        row = f"row {strange.argmax() + 1}"
+        found = strange_words(column, strange)
+        raise InputError(f"{where}, {row}: a label cell is 1, 0, -1 or blank (also yes or no){found}")
+    return cells
 
 
-def _read_csv(path: Path, wanted: set[str] | None, cells: Sequence[str]) -> pd.DataFrame:
-    options = {"keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
-    if wanted is not None:
-        options["usecols"] = wanted.__contains__
-    try:
-        if cells:  # read as numbers: less than half the time and memory of text
-            numbers = {"dtype": {**dict.fromkeys(wanted, object), **dict.fromkeys(cells, np.float32)}}
-            try:
-                return pd.read_csv(path, **options, **numbers, na_values=dict.fromkeys(cells, ("", "nan", "NaN", "NA")))
-            except ValueError:
-                pass  # read as text, so that the error can name the row
-        return pd.read_csv(path, **options, dtype=object)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a CSV table: {error}") from None
+def is_blank(cell: str) -> bool:
+    """Says whether a cell means that nothing is known."""
+    return cell.strip().lower() in _BLANK
 
 
-def _read_parquet(path: Path, held: list[str], wanted: set[str] | None) -> pd.DataFrame:
-    from pyarrow import ArrowInvalid
+def strange_words(column: pd.Series, strange: np.ndarray) -> str:
+    """Quotes cells for an error, cut to 20 characters, or nothing where they may be about a patient.
 
-    try:
-        table = pd.read_parquet(path, columns=held if wanted is None else [c for c in held if c in wanted])
-    except (ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a Parquet table: {error}") from None
-    for column in table:
-        if table[column].dtype.kind not in "fiub":
-            table[column] = table[column].astype(object).where(table[column].notna(), "").map(str)
-    return table
+    They are quoted if the column is a vocabulary: its name says nothing of a patient, it has three times as many rows
+    as distinct cells, and no more than five are strange.
+
+    Args:
+        column: Every cell.
+        strange: The rows that are in error, ``(N,)`` bool.
+    """
+    words = column.astype(str).str.strip()
+    found = list(dict.fromkeys(words[strange]))
+    if len(found) > 5 or words.nunique() * 3 > len(words) or _OF_A_PATIENT.search(str(column.name)):
+        return ""
+    if any("^" in word for word in found):  # a name in DICOM
+        return ""
+    return f"; found {', '.join(repr(word[:20]) for word in found)}"

@@ -1,18 +1,19 @@
-"""A CSV or Parquet table of one's own."""
+"""A CSV, Parquet or Excel table of one's own."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ...labels import canonical
+from ...labels import canonical, split_names
 from ...utils.errors import InputError
 from ..records import SPLIT_NAMES, Records, normal_sex, years
-from ..tables import label_cells, read_table_file
+from ..tables import label_cells, read_table_file, strange_words
 from ..views import normal_view
+from .findings import FINDINGS, findings_cells, is_findings, is_label
+from .image_paths import relative_paths
 from .reader import CollectionReader
 
 __all__ = ["COLUMNS", "Table", "find_columns", "parse_columns", "plain_text"]
@@ -30,36 +31,40 @@ COLUMNS = {
 
 
 class Table(CollectionReader):
-    """A CSV or Parquet file: a column of paths, and a column for each label with 1, 0, -1 (uncertain) or blank.
+    """A CSV, Parquet or Excel file: a column of paths, and a column for each label, or one that names the findings.
 
-    Paths are relative to the file's folder. Optional columns are ``patient``, ``study``, ``view``, ``split`` (train,
-    val, test), ``sex`` and ``age``. They have one of the names in ``COLUMNS``, or the one that ``columns`` gives.
-    Every other column is a label; if ``labels`` names the labels, other columns may hold anything. Without a column
-    ``split``, validation patients are cut. An image without a patient counts as a patient of its own.
+    Label cells are 1, 0, -1 (uncertain) or blank; see ``mxa.data.tables.label_cells``. Labels are made of a column of
+    findings where ``columns`` names one as ``findings``, where one has a name of ``FINDINGS``, or where the only other
+    column names known findings; ``findings_cells`` says how.
+
+    Paths are relative to the file's folder; see ``relative_paths``. Optional columns are ``patient``, ``study``,
+    ``view``, ``split`` (train, val, test), ``sex`` and ``age``. They have one of the names in ``COLUMNS``, or the one
+    that ``columns`` gives. Every other column is a label; if ``labels`` names the labels, other columns may hold
+    anything. Without a column ``split``, validation patients are cut. An image without a patient counts as a patient
+    of its own.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
         path = Path(root)
         if path.is_dir():
-            raise InputError(f"{path} is a folder: --root must name the CSV or Parquet file of a table")
+            raise InputError(f"{path} is a folder: --root must name the CSV, Parquet or Excel file of a table")
         table = read_table_file(path, ())
         names = find_columns(path, table.columns, self.columns or {})
+        findings = names.pop("findings", None)
         held = [c for c in table.columns if c not in names.values() and not c.startswith("Unnamed: ")]  # pandas' own
         if not held:
             raise InputError(f"{path} has no label columns; it has {', '.join(table.columns)}")
-        cells = self._cells(path, table[held])
+        findings = findings or self._findings(path, table[held])
+        cells = findings_cells(path, table[findings]) if findings else self._cells(path, table[held])
 
         def column(name: str) -> list[str]:
             return plain_text(table[names[name]]) if name in names else [""] * len(table)
 
-        paths = [_below(path.parent, name) for name in column("path")]
+        paths = relative_paths(path, column("path"))
         if "" in paths:
             raise InputError(f"{path}: row {paths.index('') + 1} names no image ({names['path']!r} is blank)")
-        splits = [SPLIT_NAMES.get(v.lower(), "?") if "split" in names else "train" for v in column("split")]
-        if "?" in splits:
-            row = splits.index("?") + 1
-            raise InputError(f"{path}: column {names['split']!r}, row {row}: a split is train, val or test")
+        splits = self._splits(path, table[names["split"]]) if "split" in names else "train"
         patients = column("patient")
         return Records(
             tuple(cells),
@@ -74,6 +79,32 @@ class Table(CollectionReader):
             blank="ignore",
             root=str(path.parent),
         )
+
+    def _splits(self, path: Path, column: pd.Series) -> list[str]:
+        splits = [SPLIT_NAMES.get(name.lower(), "?") for name in plain_text(column)]
+        if "?" in splits:
+            strange = np.array([split == "?" for split in splits])
+            row, found = splits.index("?") + 1, strange_words(column, strange)
+            raise InputError(f"{path}: column {column.name!r}, row {row}: a split is train, val or test{found}")
+        return splits
+
+    def _findings(self, path: Path, table: pd.DataFrame) -> str | None:
+        """Finds the column that names the findings, where the others are not the labels."""
+        keys = {_key(name) for name in FINDINGS}
+        named = [c for c in table if _key(c) in keys and not is_label(table[c])]
+        if not named:
+            return table.columns[0] if len(table.columns) == 1 and is_findings(table.iloc[:, 0]) else None
+        wanted = {canonical(name) for name in self.labels or ()}
+        labels = [c for c in table if c not in named and is_label(table[c])]
+        if wanted & set(map(canonical, labels)):
+            return None
+        if len(named) > 1 or (labels and not wanted):
+            others = ", ".join(map(repr, (*named, *labels)[1:]))
+            raise InputError(
+                f"{path}: the labels could be made of {named[0]!r} or be {others}: say --columns findings={named[0]}, "
+                "or name the labels with --labels"
+            )
+        return named[0]
 
     def _cells(self, path: Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
         """Reads every column that can be a label, so that splits and merges do not depend on which are wanted."""
@@ -99,15 +130,6 @@ def plain_text(column: pd.Series) -> list[str]:
     return ["" if pd.isna(value) or value in ("nan", "<NA>") else str(value).strip() for value in column]
 
 
-def _below(root: Path, name: str) -> str:
-    """Returns a path below the root relative to it, so that each file has one name."""
-    if not name:
-        return name
-    path = os.path.normpath(name)
-    inside = os.path.relpath(path, root) if os.path.isabs(path) else path
-    return path if inside.startswith("..") else inside
-
-
 def parse_columns(text: str) -> dict[str, str]:
     """Parses ``"path=file,patient=MRN"``.
 
@@ -117,9 +139,10 @@ def parse_columns(text: str) -> dict[str, str]:
     >>> parse_columns("path=file, patient=MRN")
     {'path': 'file', 'patient': 'MRN'}
     """
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if not all(equals and name.strip() in COLUMNS and own.strip() for name, equals, own in pairs):
-        raise InputError(f"--columns {text!r}: give NAME=COLUMN pairs, NAME one of {', '.join(COLUMNS)}")
+    pairs = [pair.partition("=") for pair in split_names(text)]
+    known = (*COLUMNS, "findings")
+    if not all(equals and name.strip() in known and own.strip() for name, equals, own in pairs):
+        raise InputError(f"--columns {text!r}: give NAME=COLUMN pairs, NAME one of {', '.join(known)}")
     return {name.strip(): own.strip() for name, _, own in pairs}
 
 

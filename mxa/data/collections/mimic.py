@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG (Johnson et al., 2019) in its published layout."""
+"""MIMIC-CXR-JPG (Johnson et al., 2019) and MIMIC-CXR (DICOM) in their published layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pandas as pd
 from ...labels import CHEXPERT
 from ...utils.errors import InputError
 from ..records import Records
-from ..tables import find_table, read_table_file
+from ..tables import find_home, find_table, read_table_file
 from ..views import normal_view
+from .image_paths import with_suffixes
 from .reader import CollectionReader
 
 __all__ = ["Mimic", "MimicNegBio"]
@@ -22,8 +23,8 @@ _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 class Mimic(CollectionReader):
     """The folder with ``mimic-cxr-2.0.0-chexpert.csv.gz``, ``-metadata``, ``-split`` and ``files/``.
 
-    Images lie in ``files/p10/p10000032/s50414267/<dicom_id>.jpg``. The official split is kept; its ``validate`` is
-    ``"val"``. Studies without a row in the label table (no report) are left out.
+    Images lie in ``files/p10/p10000032/s50414267/<dicom_id>.jpg``, or ``.dcm``, ``.png`` and so on. The official split
+    is kept; its ``validate`` is ``"val"``. Studies without a row in the label table (no report) are left out.
     """
 
     labeler: ClassVar[str] = "chexpert"
@@ -31,6 +32,7 @@ class Mimic(CollectionReader):
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
         keys = ["subject_id", "study_id"]
+        root = find_home(root, f"mimic-cxr-*-{self.labeler}.csv")
         label_path = find_table(root, f"mimic-cxr-*-{self.labeler}.csv")
         split_path = find_table(root, "mimic-cxr-*-split.csv")
         labels = read_table_file(label_path, keys, CHEXPERT)
@@ -44,12 +46,11 @@ class Mimic(CollectionReader):
         if images.empty:
             raise InputError(f"{label_path} and the metadata beside it have no study in common")
         subjects, studies = images["subject_id"].tolist(), images["study_id"].tolist()
+        rows = zip(subjects, studies, images["dicom_id"], strict=True)
+        stems = [f"files/p{p[:2]}/p{p}/s{s}/{d}" for p, s, d in rows]
         return Records(
             CHEXPERT,
-            [
-                f"files/p{p[:2]}/p{p}/s{s}/{d}.jpg"
-                for p, s, d in zip(subjects, studies, images["dicom_id"], strict=True)
-            ],
+            with_suffixes(root, stems, ".jpg"),
             images[list(CHEXPERT)].to_numpy(),
             subjects,
             studies=studies,

@@ -11,8 +11,9 @@ import pandas as pd
 
 from ...labels import NIH, canonical
 from ...utils.errors import InputError
+from ..image_io import IMAGE_SUFFIXES
 from ..records import Records, normal_sex, years
-from ..tables import find_table, read_table_file
+from ..tables import find_home, find_table, numbers, read_lines, read_table_file
 from ..views import normal_view
 from .reader import CollectionReader
 from .xrv import shipped_table
@@ -21,18 +22,24 @@ __all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
 
 _OPTIONAL = ("Patient ID", "View Position", "Follow-up #", "Patient Age", "Patient Gender")
 _BOX = ("Bbox [x", "y", "w", "h]")
+_TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")
+_FOLDERS = ("images", "images_*/images", "sample/images", "sample/sample/images")
+_BOXES = "BBox_List_2017.csv"
+_SIDE = 1024  # pixels of the published images
 
 
 class NIHChestXray14(CollectionReader):
     """A folder with ``Data_Entry_2017.csv`` (or ``_v2020``) and ``images/``, or ``images_001/images/`` and so on.
 
-    ``train_val_list.txt`` and ``test_list.txt`` beside the table give the splits, where present; an image that neither
-    lists is in no split. Cells are 1 where the finding is named, else 0.
+    Kaggle's sample of it is read too: ``sample_labels.csv`` and ``sample/images/``. ``train_val_list.txt`` and
+    ``test_list.txt`` beside the table give the splits, where present; an image that neither lists is in no split. Cells
+    are 1 where the finding is named, else 0.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
-        path = find_table(root, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+        root = find_home(root, *_TABLES)
+        path = find_table(root, *_TABLES)
         table = read_table_file(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), (), _OPTIONAL)
         index = {label: i for i, label in enumerate(NIH)}
         targets = np.zeros((len(table), len(NIH)), dtype=np.float32)
@@ -42,18 +49,16 @@ class NIHChestXray14(CollectionReader):
                     raise InputError(f"{path}: unknown finding {finding!r} of {table['Image Index'].iloc[row]}")
                 targets[row, index[finding]] = 1
         names = table["Image Index"].astype(object)
-        lists = {
-            split: Path(root) / name for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))
-        }
+        lists = {split: root / name for split, name in (("train", "train_val_list.txt"), ("test", "test_list.txt"))}
         splits = np.full(len(table), "train", dtype=object)
         if any(file.is_file() for file in lists.values()):
             splits[:] = "" if lists["train"].is_file() else "train"
             for split, file in lists.items():
-                listed = file.read_text().split() if file.is_file() else []
+                listed = _read_list(file) if file.is_file() else []
                 splits[inside := names.isin(listed)] = split
                 if listed and not inside.any():
                     warnings.warn(f"{file} names no image of {path.name}, such as {listed[0]}", stacklevel=2)
-        return _records(Path(root), table, NIH, targets, splits)
+        return _records(root, table, NIH, targets, splits)
 
 
 class NIHGoogle(CollectionReader):
@@ -90,18 +95,41 @@ def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
         By file name, then by NIH label: ``(K, 4)`` float32 xyxy, normalised to [0, 1].
 
     Raises:
-        InputError: no such table, a missing column, or an unknown finding.
+        InputError: no such table, a missing column, an unknown finding, or a box that is not in the image.
     """
-    path = find_table(root, "BBox_List_2017.csv")
+    path = find_table(find_home(root, _BOXES), _BOXES)
     table = read_table_file(path, ("Image Index", "Finding Label", *_BOX))
     names = {canonical(label): label for label in NIH}
+    x, y, w, h = (numbers(table[column]) for column in _BOX)
+    corners = np.stack([x, y, x + w, y + h], axis=1)
+    wrong = ~(
+        (w > 0) & (h > 0) & (corners > -2).all(1) & (corners < _SIDE + 2).all(1)
+    )  # NaN is wrong; they are rounded
+    if wrong.any():
+        raise InputError(
+            f"{path}: row {wrong.argmax() + 1}: a box is x, y, width and height in pixels of an image of "
+            f"{_SIDE} x {_SIDE}, and lies in it"
+        )
+    corners = np.clip(corners / _SIDE, 0, 1)
     boxes: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for image, finding, *box in table[["Image Index", "Finding Label", *_BOX]].itertuples(index=False):
+    for image, finding, box in zip(table["Image Index"], table["Finding Label"], corners, strict=True):
         if canonical(finding) not in names:
             raise InputError(f"{path}: unknown finding {finding!r} of {image}")
-        x, y, w, h = (float(v) / 1024 for v in box)  # pixels of the published 1024 x 1024 images
-        boxes[image][names[canonical(finding)]].append((x, y, x + w, y + h))
+        boxes[image][names[canonical(finding)]].append(box)
     return {image: {k: np.float32(v) for k, v in found.items()} for image, found in boxes.items()}
+
+
+def _read_list(path: Path) -> list[str]:
+    """Reads a list of image names, one a line.
+
+    Raises:
+        InputError: it is not text, or a line is not the name of an image.
+    """
+    names = read_lines(path)
+    for number, name in enumerate(names, 1):
+        if not name.lower().endswith(IMAGE_SUFFIXES) or "," in name:
+            raise InputError(f"{path}: name {number} is not the name of an image: give one name a line")
+    return names
 
 
 def _records(
@@ -124,7 +152,7 @@ def _records(
 
 
 def _paths(root: Path, names: list[str]) -> list[str]:
-    folders = [f for f in (root / "images", *sorted(root.glob("images_*/images"))) if f.is_dir()]
+    folders = [f for pattern in _FOLDERS for f in sorted(root.glob(pattern)) if f.is_dir()]
     if not folders:
         raise InputError(f"{root} has no folder images/")
     inside = [str(f.relative_to(root)) for f in folders]

@@ -10,12 +10,13 @@ import pandas as pd
 
 from ...labels import PADCHEST, canonical
 from ..records import Records, normal_sex
-from ..tables import find_table, read_table_file
+from ..tables import find_home, find_table, read_table_file
 from ..views import normal_view
 from .reader import CollectionReader
 
 __all__ = ["FINDINGS", "PadChest"]
 
+_TABLES = ("PADCHEST*.csv", "padchest*.csv")
 _VENOUS = ("jugular vein", "subclavian vein", "umbilical vein")
 
 #: What each finding is made of: the label of that name and those below it in PadChest's tree. Names are compared whole:
@@ -95,8 +96,8 @@ class PadChest(CollectionReader):
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
         """See ``CollectionReader.read``."""
-        root = Path(root)
-        path = find_table(root, "PADCHEST*.csv", "padchest*.csv")
+        root = find_home(root, *_TABLES)
+        path = find_table(root, *_TABLES)
         columns = ("ImageID", "PatientID", "Projection", "Labels")
         optional = ("ImageDir", "StudyID", "StudyDate_DICOM", "PatientBirth", "PatientSex_DICOM")
         table = read_table_file(path, columns, (), optional)

@@ -11,6 +11,7 @@ from ...labels import VINDR, align, canonical
 from ...utils.errors import InputError
 from ..records import Records
 from ..tables import find_table, has_table, read_header, read_table_file
+from .image_paths import with_suffixes
 from .reader import CollectionReader
 
 __all__ = ["VinDr"]
@@ -35,9 +36,12 @@ class VinDr(CollectionReader):
             tables = {"train": _kaggle(find_table(root, "train.csv"))}
         cells = pd.concat(tables.values())
         splits = [split for split, rows in tables.items() for _ in range(len(rows))]
-        suffix = {split: _suffix(root / split, rows.index[0]) for split, rows in tables.items()}
         names = cells.index.tolist()
-        paths = [f"{split}/{name}{suffix[split]}" for split, name in zip(splits, names, strict=True)]
+        paths = [
+            path
+            for split, rows in tables.items()
+            for path in with_suffixes(root, [f"{split}/{name}" for name in rows.index], ".dicom")
+        ]
         return Records(tuple(cells.columns), paths, cells.to_numpy(np.float32), names, splits=splits, root=str(root))
 
 
@@ -66,7 +70,3 @@ def _cells(shares: pd.DataFrame) -> pd.DataFrame:
     """Turns the share of readers who gave a label into 1 (most), -1 (fewer) or 0 (none), in VinDr's order of labels."""
     cells = pd.DataFrame(np.where(shares > 0.5, 1, np.where(shares > 0, -1, 0)), shares.index, shares.columns)
     return cells[[name for name in VINDR if name in cells]].astype(np.float32)
-
-
-def _suffix(folder: Path, name: str) -> str:
-    return next((s for s in (".dicom", ".dcm", ".png", ".jpg", ".jpeg") if (folder / f"{name}{s}").is_file()), ".dicom")

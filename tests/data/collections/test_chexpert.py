@@ -99,13 +99,28 @@ def test_views(made_chexpert):
         create_dataset("chexpert", root, "train", views="oblique")
 
 
+NO_LABEL = r"a label cell is 1, 0, -1 or blank \(also yes or no\)"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("Pleural Other", "Pleural", "no column 'Pleural Other'"),
-        ("-1.0", "maybe", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
-        ("-1.0", "2.0", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
-        ("-1.0", "0.7", "column 'No Finding', row 3: a label cell is 1, 0, -1 or blank$"),
+        (
+            "-1.0",
+            "maybe",
+            r"column 'No Finding', row 3: a label cell is 1, 0, -1 or blank \(also yes or no\); found 'maybe'$",
+        ),
+        (
+            "-1.0",
+            "2.0",
+            r"column 'No Finding', row 3: a label cell is 1, 0, -1 or blank \(also yes or no\); found '2.0'$",
+        ),
+        (
+            "-1.0",
+            "0.7",
+            r"column 'No Finding', row 3: a label cell is 1, 0, -1 or blank \(also yes or no\); found '0.7'$",
+        ),
     ],
 )
 def test_bad_chexpert_tables_are_named(made_chexpert, old, new, message):
