@@ -91,6 +91,8 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
             if (frames := _frames(image)) > 1 and image.format != "MPO":
                 many = f"{frames} or more" if frames == _MOST_COUNTED else frames
                 raise InputError(f"{path} has {many} frames; expected one image: export the frame you want")
+            if image.format == "PNG":
+                _check_png(path)
             if size is not None and image.format == "JPEG":
                 image.draft(mode, (size[1], size[0]))
             if image.format == "TIFF":  # libtiff gives native bytes; PIL would swap these kinds again
@@ -106,6 +108,19 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
     except Exception as error:  # whatever a decoder raises for one image
         raise undecodable(str(path), error) from None
     return image
+
+
+def _check_png(path: str | Path | BinaryIO) -> None:
+    """Compares a PNG with its checksums, which PIL does not look at where the pixels are.
+
+    Raises:
+        SyntaxError: one differs.
+    """
+    at = 0 if isinstance(path, (str, Path)) else path.tell()  # a stream goes on there
+    with Image.open(path, formats=["PNG"]) as image:
+        image.verify()
+    if at:
+        path.seek(at)
 
 
 def _frames(image: Image.Image) -> int:

@@ -22,7 +22,7 @@ import pandas as pd
 
 from ..utils.errors import InputError, name_some, require
 
-__all__ = ["read_header", "read_lines", "read_text_columns"]
+__all__ = ["read_header", "read_lines", "read_metadata", "read_text_columns"]
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NOT_READ = (".xls", ".xlsb", ".ods", ".json", ".jsonl", ".feather", ".arrow", ".sav", ".dta", ".rds", ".pkl", ".zip")
@@ -276,6 +276,18 @@ def _parquet(path: Path) -> Iterator[Any]:
             yield file
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path} is not a Parquet table: {_first_line(error)}") from None
+
+
+def read_metadata(path: Path) -> dict[bytes, bytes]:
+    """Returns what a Parquet file says of itself, by key; a file of another kind says nothing.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not _is_parquet(path):
+        return {}
+    with _parquet(path) as file:
+        return file.schema_arrow.metadata or {}
 
 
 def _read_parquet(path: Path, wanted: Collection[str] | None) -> pd.DataFrame:

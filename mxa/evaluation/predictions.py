@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..data import Records
+from ..data import Records, table_files
 from ..data.collections.generic_table import COLUMNS, find_columns, plain_text
 from ..data.records import SPLIT_NAMES, normal_sex, years
 from ..data.tables import label_cells, read_header, read_table_file
@@ -107,6 +107,7 @@ def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -
     scores = [name for name in table.column_names if name.startswith("logit:")]
     others = [name for name in table.column_names if name not in scores]
     packed = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": scores}
+    packed["write_page_checksum"] = True
     atomic_write(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, **packed))
 
 
@@ -223,12 +224,12 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Reads the metadata of a Parquet file of scores; empty where another program wrote it."""
-    if path.suffix not in (".parquet", ".pq"):
-        return {}
-    from pyarrow import parquet
+    """Reads the metadata of a Parquet file of scores; empty where another program wrote it.
 
-    return parse_json((parquet.read_schema(path).metadata or {}).get(_KEY, b"{}"), f"the metadata of {path}")
+    Raises:
+        InputError: the file is damaged.
+    """
+    return parse_json(table_files.read_metadata(path).get(_KEY, b"{}"), f"the metadata of {path}")
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:

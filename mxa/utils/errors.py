@@ -8,9 +8,15 @@ from types import ModuleType
 
 __all__ = ["InputError", "name_some", "require"]
 
+_LONGEST = 2000  # characters of a message
+
 
 class InputError(ValueError):
     """Bad input: a missing file or column, an unknown name, an image that does not decode. The CLI prints one line."""
+
+    def __str__(self) -> str:
+        text = super().__str__()  # it may quote a file, of any length
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def name_some(names: Sequence[str], most: int = 20) -> str:

@@ -25,7 +25,6 @@ from mxa.evaluation.predictions import of_records, read_predictions
 from mxa.labels import CHEXPERT
 from mxa.models import save_pretrained, set_label_names
 from mxa.models.load import load_model
-from mxa.models.weights import label_names
 from mxa.training.checkpoint import load_checkpoint, save_checkpoint
 from mxa.training.config import TrainConfig
 from mxa.utils.command_line import parse
@@ -122,9 +121,7 @@ def _weights(sha256: bool, name: str) -> Callable[[Path], list[Path]]:
 
 
 def _loaded(folder: Path) -> dict[str, torch.Tensor]:
-    model = load_model(folder)
-    assert label_names(model) is not None
-    return model.state_dict()
+    return load_model(folder).state_dict()
 
 
 def _is_what_the_file_holds(result: dict[str, torch.Tensor], right: Any, folder: Path) -> None:
@@ -141,7 +138,8 @@ def _is_what_the_file_holds(result: dict[str, torch.Tensor], right: Any, folder:
 def _calibration(folder: Path) -> list[Path]:
     _model(folder, False)
     thresholds = {point: dict.fromkeys(LABELS, 0.4) for point in ("youden", "specificity95", "f1")}
-    provenance = {"weights_sha256": weights_sha256(str(folder)), "images": 3, "data": "table"}
+    counts = {label: [20, 30] for label in LABELS}
+    provenance = {"weights_sha256": weights_sha256(str(folder)), "images": 50, "positives_and_negatives": counts}
     content = {"temperatures": dict.fromkeys(LABELS, 1.5), "thresholds": thresholds, "provenance": provenance}
     (folder / "calibration.json").write_text(json.dumps(content))
     return [folder / "calibration.json"]

@@ -6,6 +6,7 @@ import json.decoder
 
 import pytest
 
+from mxa.models.hub import WeightsError
 from mxa.utils.errors import InputError, require
 
 
@@ -38,3 +39,9 @@ def test_a_module_that_fails_itself_is_not_disguised(tmp_path, monkeypatch, sour
 def test_a_missing_part_of_an_installed_package_is_not_disguised():
     with pytest.raises(ModuleNotFoundError, match=r"json\.no_such_part"):
         require("json.no_such_part", "train")
+
+
+def test_a_message_that_quotes_a_file_stays_short():
+    for error in (InputError("a" * 10_000), WeightsError("a" * 10_000)):
+        assert len(str(error)) < 2100 and " ... " in str(error)
+    assert str(InputError("no image x.png")) == "no image x.png"
