@@ -32,6 +32,7 @@ __all__ = ["DicomHeader", "dicom_gray", "is_dicom", "open_dicom", "read_dicom", 
 _T = TypeVar("_T")
 _SUFFIXES = (".dcm", ".dicom")
 _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
+_RUN_LENGTHS = re.compile(r"RLE segment .*?(\d+) vs\. (\d+) bytes")  # pydicom's warning of a longer one
 _FILL = 128  # zero bytes that writers append to pixels to fill a block
 
 _IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -223,7 +224,16 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
     decoder = _checked_decoder(path, ds)
     run_length = ds.file_meta.TransferSyntaxUID == RLELossless
     plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, and that is not an Exception
-    stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
+    for warning in told:
+        sizes = _RUN_LENGTHS.search(str(warning.message))
+        if sizes and int(sizes[1]) - int(sizes[2]) >= min(ds.Rows, ds.Columns):
+            raise InputError(
+                f"{path} does not read: its data has more pixels than its tags say ({ds.Rows} x {ds.Columns}): export it "
+                "again"
+            )
     kind = str(properties["photometric_interpretation"])
     if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
         gray = shown(path, ds, stored, notes)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["shown", "word"]
 
-_BLOCK = 1 << 20  # pixels that are held in double precision at a time
+_BLOCK = 1 << 18  # pixels that are held in double precision at a time
 
 
 def shown(path: str | Path, ds: Dataset, stored: np.ndarray, notes: list[str]) -> np.ndarray:

@@ -165,4 +165,5 @@ def undecodable(name: str, error: Exception) -> InputError:
     """Makes the error for an image that its decoder fails on."""
     told = isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError) and str(error)
     limit = "; MXA_MAX_PIXELS sets the limit" if isinstance(error, Image.DecompressionBombError) else ""
-    return InputError(f"{name} does not decode as an image: {told or type(error).__name__}{limit}")
+    why = told or f"its decoder failed ({type(error).__name__})"
+    return InputError(f"{name} does not decode as an image: {why}{limit}")

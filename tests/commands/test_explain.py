@@ -67,7 +67,8 @@ def test_files_names_and_contents(runs, files, tmp_path):
     for row in rows:
         kept = json.loads((tmp_path / "out" / row["picture"]).with_suffix(".json").read_text())
         assert kept == row
-        assert set(row) == {"file", "size", "boxes", "attention", "gate", "labels", "picture"}
+        assert set(row) == {"file", "warning", "size", "boxes", "attention", "gate", "labels", "picture"}
+        assert row["warning"].startswith("the picture is noise")
         assert list(row["labels"]) == ["Pleural Effusion", "Mass"]
         assert len(row["boxes"]) == len(row["attention"]) == len(row["gate"]) == 6
         width, height = row["size"]

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mxa import cli
 from mxa.commands.predict import PredictConfig, predict
@@ -109,7 +111,8 @@ def write_dicom(path, view: str, body_part: str = "CHEST", modality: str = "DX")
     ds.Modality, ds.BodyPartExamined, ds.ViewPosition = modality, body_part, view
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 40, 48, 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-    ds.PixelData = np.random.default_rng(0).integers(0, 4096, (40, 48)).astype("<u2").tobytes()
+    y, x = np.mgrid[:40, :48]
+    ds.PixelData = (2000 + 1500 * np.sin(x / 9) * np.cos(y / 7)).astype("<u2").tobytes()
     ds.save_as(path, enforce_file_format=True)
     return path
 
@@ -121,7 +124,8 @@ def test_dicom_files_and_their_identifiers(run, tmp_path, capsys, caplog):
     assert [set(row) for row in plain] == [{"file", "probabilities"}, {"file", "probabilities", "warning"}]
     assert "view LL is lateral" in plain[1]["warning"]
     assert f"{lateral}: view LL is lateral" in caplog.text
-    asked = predict(PredictConfig(files=(tmp_path,), model=str(run), identifiers=True))  # by suffix: b has none
+    asked = predict(PredictConfig(files=(tmp_path,), model=str(run), identifiers=True))
+    assert [Path(row["file"]).name for row in asked] == ["a.dcm", "b"]
     assert asked[0]["identifiers"] == {
         "SOPInstanceUID": "1.2.3.2",
         "StudyInstanceUID": "1.2.3.100",
@@ -147,3 +151,33 @@ def test_a_dicom_and_the_same_image_as_png_agree(run, tmp_path):
     Image.fromarray(scaled.round().astype(np.uint16)).save(tmp_path / "a.png")
     one, other = predict(PredictConfig(files=(path, tmp_path / "a.png"), model=str(run)))
     assert list(one["probabilities"].values()) == pytest.approx(list(other["probabilities"].values()), abs=1e-4)
+
+
+def test_what_no_radiograph_can_be_is_said(run, tmp_path, caplog, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "noise.png")
+    Image.new("L", (64, 64)).save(tmp_path / "black.png")
+    Image.new("RGB", (64, 64), (30, 90, 200)).save(tmp_path / "colour.jpg")
+    with caplog.at_level("WARNING", logger="mxa"):
+        rows = predict(PredictConfig(files=(tmp_path,), model=str(run)))
+    said = {Path(row["file"]).stem: row["warning"] for row in rows}
+    assert "same gray" in said["black"] and "coloured" in said["colour"] and "noise" in said["noise"]
+    assert f"{tmp_path / 'noise.png'}: the picture is noise" in caplog.text
+    model = load_model(run).eval()
+    for row in rows:  # a warning changes no score
+        transform = create_transform(model)
+        x = transform(read_image(row["file"], transform.decode_size))
+        torch.testing.assert_close(
+            model(x[None])[0].sigmoid(), torch.tensor(list(row["probabilities"].values())), atol=1e-6, rtol=0
+        )
+
+
+def test_whatever_a_decoder_raises_is_skipped(run, table, tmp_path, monkeypatch):
+    def fail(*args):
+        raise TypeError("Missing dimensions")
+
+    Image.new("L", (8, 8)).save(tmp_path / "bad.tif")
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load_prepare", fail)
+    rows = predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run), skip_bad=True))
+    assert rows[0]["error"] == f"{tmp_path / 'bad.tif'} does not decode as an image: its decoder failed (TypeError)"
+    assert "probabilities" in rows[1]

@@ -1,0 +1,84 @@
+"""Images in a folder are found by suffix or by content; what is passed over is counted and named."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mxa.data.create import create_dataset
+from mxa.data.image_io import find_images, list_images, read_image
+from mxa.utils.errors import InputError
+
+from .dicom_files import DEEP, dataset, save
+
+
+def write(path, sop=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds = dataset(DEEP)
+    if sop:
+        ds.SOPClassUID = sop
+    return save(path, ds)
+
+
+def names(folder):
+    return [p.relative_to(folder).as_posix() for p in list_images(folder)]
+
+
+DICOM_NAMES = ["PAT1/1.2.392.200036.9125.9.0.1", "PAT1/IM000001", "PAT1/scan.ima", "PAT1/scan.img", "plain.dcm"]
+
+
+def test_dicom_under_any_name(tmp_path, caplog):
+    for name in DICOM_NAMES:
+        write(tmp_path / name)
+    write(tmp_path / "DICOMDIR", "1.2.840.10008.1.3.10")
+    write(tmp_path / "SR0001", "1.2.840.10008.5.1.4.1.1.88.33")
+    write(tmp_path / "PR0001", "1.2.840.10008.5.1.4.1.1.11.1")
+    write(tmp_path / ".hidden")
+    (tmp_path / "README").write_text("x")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "long.txt").write_text("DICM " * 1000)
+    with caplog.at_level(logging.INFO, logger="mxa"):
+        assert names(tmp_path) == DICOM_NAMES
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path}: 6 files are not images and are passed over: DICOMDIR, PR0001, README, SR0001")
+    for path in find_images((tmp_path,)):
+        assert read_image(path).size == (10, 12)
+
+
+def test_pictures_without_a_suffix(tmp_path):
+    for kind in ("PNG", "JPEG", "TIFF"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / kind, kind)
+        (tmp_path / f"{kind}.bak").write_bytes((tmp_path / kind).read_bytes())
+    assert names(tmp_path) == ["JPEG", "PNG", "TIFF"]
+
+
+def test_nothing_is_said_where_every_file_is_an_image(tmp_path, caplog):
+    write(tmp_path / "x.dcm")
+    with caplog.at_level(logging.INFO, logger="mxa"):
+        assert names(tmp_path) == ["x.dcm"]
+    assert not caplog.messages
+
+
+def test_a_file_that_only_has_the_suffix_stays_an_error(tmp_path):
+    (tmp_path / "note.png").write_text("x")
+    assert names(tmp_path) == ["note.png"]
+    with pytest.raises(InputError, match=r"note\.png does not decode"):
+        read_image(tmp_path / "note.png")
+
+
+def test_a_folder_without_images(tmp_path):
+    (tmp_path / "README").write_text("x")
+    with pytest.raises(InputError, match="holds no image .*or DICOM under another name"):
+        find_images((tmp_path,))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_collection_finds_dicom_too(tmp_path):
+    for finding in ("Edema", "NORMAL"):
+        for i in range(12):
+            write(tmp_path / finding / f"IM{i:04d}")
+        (tmp_path / finding / "README").write_text("x")
+    assert len(create_dataset("folder", tmp_path, "all")) == 24
