@@ -283,3 +283,14 @@ def test_hyphens_space_and_accents_are_one_spelling():
         ("Ne\u0301o", "N\u00e9o"),
     ):
         assert canonical(one) == canonical(other)
+
+
+def test_names_with_commas_are_quoted():
+    assert resolve_labels('"Effusion, left",Edema') == ("Effusion, left", "Edema")
+    assert resolve_labels(' Edema , "A ""B"", C" ,') == ("Edema", 'A "B", C')
+    with pytest.raises(InputError, match="put a whole name in double quotes"):
+        resolve_labels('Edema,"Effusion, left')
+    cells = np.float32([[-1, -1, -1]])
+    labels = ("Effusion, left", "Edema", "Mass; small")
+    policy = 'U-Zeros: "Effusion, left", "Mass; small"; U-Ones'
+    assert apply_policies(cells, labels, policy).tolist() == [[0, 1, 0]]

@@ -22,7 +22,7 @@ import pandas as pd
 
 from ..utils.errors import InputError, name_some, require
 
-__all__ = ["read_header", "read_lines", "read_metadata", "read_text_columns"]
+__all__ = ["open_parquet", "read_header", "read_lines", "read_text_columns"]
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NOT_READ = (".xls", ".xlsb", ".ods", ".json", ".jsonl", ".feather", ".arrow", ".sav", ".dta", ".rds", ".pkl", ".zip")
@@ -40,7 +40,7 @@ def read_header(path: Path) -> list[str]:
     if path.suffix.lower() in _NOT_READ:
         raise InputError(f"{path} is not read as a table: save it as CSV or Parquet")
     if _is_parquet(path):
-        with _parquet(path) as file:
+        with open_parquet(path) as file:
             names = list(map(_shown, file.schema_arrow.names))
     elif _is_excel(path):
         names = list(_read_excel(path).columns)
@@ -184,8 +184,10 @@ def _check_rows(path: Path, table: _Csv) -> list[int]:
     if ragged:
         where = f"{path}: line{'s' if len(ragged) > 1 else ''} {name_some(ragged, 5)}"
         mark = _DELIMITERS[table.delimiter].removesuffix("s")
-        if len(odd) == width + 1 and not odd[-1]:
-            raise InputError(f"{where}: a {mark} at the end that the header lacks: remove it, or add one to the header")
+        if len(ragged) == count and len(odd) == width + 1 and not odd[-1]:
+            raise InputError(
+                f"{path}: every row has a {mark} at its end that the header lacks: remove it, or add it there"
+            )
         why = "cut short" if len(odd) < named else f"a {mark} too many, or one in a cell without quotes"
         raise InputError(f"{where}: {len(odd)} cells where the header has {named} ({why})")
     if row and not row[-1] and named == width and not table.lines.last.endswith(("\n", "\r")):
@@ -269,7 +271,8 @@ def _is_excel(path: Path) -> bool:
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Opens a ``pyarrow.parquet.ParquetFile``; what reading it raises is an InputError."""
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -278,23 +281,12 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise InputError(f"{path} is not a Parquet table: {_first_line(error)}") from None
 
 
-def read_metadata(path: Path) -> dict[bytes, bytes]:
-    """Returns what a Parquet file says of itself, by key; a file of another kind says nothing.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    if not _is_parquet(path):
-        return {}
-    with _parquet(path) as file:
-        return file.schema_arrow.metadata or {}
-
-
 def _read_parquet(path: Path, wanted: Collection[str] | None) -> pd.DataFrame:
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         shown = {name: _shown(name) for name in file.schema_arrow.names}
         names = [name for name in shown if wanted is None or shown[name] in wanted]
-        table = file.read(names).to_pandas(ignore_metadata=True, integer_object_nulls=True)[names].rename(columns=shown)
+        table = file.read(names).replace_schema_metadata()  # pandas' index is there
+        table = table.to_pandas(integer_object_nulls=True)[names].rename(columns=shown)
     for column in table:
         if table[column].dtype.kind not in "fiub":
             table[column] = _as_text(table[column])

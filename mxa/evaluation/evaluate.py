@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from .. import __version__
 from ..data import CXRDataset, DataConfig, create_transform, make_loader
 from ..data.collections.generic_table import find_columns
+from ..data.collections.image_paths import plain_path
 from ..data.create import EmptySplit
 from ..data.records import SPLIT_NAMES
 from ..data.tables import read_header, read_table_file
@@ -337,7 +337,7 @@ def _group_columns(config: EvaluateConfig, by: Sequence[str], files: bool) -> pd
     table = read_table_file(path, ())
     if missing := [name for name in wanted if name not in table]:
         raise InputError(f"{path} has no column {', '.join(missing)} to group by; it has {', '.join(table.columns)}")
-    key = table[find_columns(path, table.columns, {})["path"]].map(os.path.normpath)
+    key = table[find_columns(path, table.columns, {})["path"]].map(lambda name: plain_path(str(name)))
     return table[wanted].fillna("").astype(str).set_axis(key).groupby(level=0).first()
 
 
@@ -346,7 +346,7 @@ def _grouped(found: Predictions, columns: pd.DataFrame | None) -> Predictions:
     if columns is None:
         return found
     columns = columns[[name for name in columns if name not in found.cases]]
-    added = columns.reindex(found.cases["image"].map(os.path.normpath)).reset_index(drop=True).fillna("")
+    added = columns.reindex(found.cases["image"].map(plain_path)).reset_index(drop=True).fillna("")
     return replace(found, cases=pd.concat([found.cases, added], axis=1))
 
 

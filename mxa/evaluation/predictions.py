@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..data import Records, table_files
+from ..data import Records
 from ..data.collections.generic_table import COLUMNS, find_columns, plain_text
+from ..data.collections.image_paths import plain_path
 from ..data.records import SPLIT_NAMES, normal_sex, years
-from ..data.tables import label_cells, read_header, read_table_file
+from ..data.table_files import open_parquet
+from ..data.tables import label_cells, numbers, read_header, read_table_file
 from ..data.views import normal_view
 from ..labels import align, canonical
 from ..metrics.operating import logit, sigmoid
@@ -36,7 +38,7 @@ __all__ = [
     "stack",
 ]
 
-SUFFIXES = (".parquet", ".pq", ".csv", ".gz")
+SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".xlsx", ".gz")
 CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "split")
 _KEY = b"mxa"  # of the Parquet file's metadata
 
@@ -149,7 +151,7 @@ def _file_of_scores(path: str | Path) -> Path:
 
 
 def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
-    """Reads scores of any program from a Parquet or CSV file.
+    """Reads scores of any program from a Parquet, CSV or Excel file.
 
     The file has a column of image names and a column for each label: ``logit:LABEL``, or ``LABEL`` or
     ``probability:LABEL`` with probabilities in [0, 1]. Targets are in columns ``target:LABEL``, or come with
@@ -175,7 +177,7 @@ def from_table(
 ) -> Predictions:
     """Makes scores of the rows of a file, as ``read_predictions`` describes them."""
     names = find_columns(path, table.columns, {})
-    images = table[names["path"]].map(lambda name: os.path.normpath(str(name).strip()) if str(name).strip() else "")
+    images = table[names["path"]].map(lambda name: plain_path(str(name)))
     if (images == "").any():
         raise InputError(f"{path}: row {int((images == '').argmax()) + 1} names no image")
     if images.duplicated().any():
@@ -212,24 +214,28 @@ def from_table(
 
 
 def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    scores = numbers(column)
     if name.startswith("logit:"):
-        return numbers
-    if (np.nan_to_num(numbers) < 0).any() or (np.nan_to_num(numbers) > 1).any():
+        return scores
+    if (np.nan_to_num(scores) < 0).any() or (np.nan_to_num(scores) > 1).any():
         label = name.removeprefix("probability:")
         raise InputError(
             f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{label} if they are logits"
         )
-    return logit(numbers)
+    return logit(scores)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """Reads the metadata of a Parquet file of scores; empty where another program wrote it.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: it is not a Parquet file, or the metadata are damaged.
     """
-    return parse_json(table_files.read_metadata(path).get(_KEY, b"{}"), f"the metadata of {path}")
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return {}
+    with open_parquet(path) as file:
+        text = (file.schema_arrow.metadata or {}).get(_KEY, b"{}")
+    return parse_json(text, f"the metadata of {path}")
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +254,7 @@ def _complete(cases: pd.DataFrame) -> pd.DataFrame:
 def _joined(scores: Predictions, column: str, records: Records, path: Path) -> Predictions:
     """Finds the score of every image of a collection: by path, else by file name where both sides have it once."""
     rows = {name: i for i, name in enumerate(scores.cases[column])}
-    wanted = [os.path.normpath(p) for p in records.paths]
+    wanted = list(map(plain_path, records.paths))
     ours, theirs = (Counter(map(os.path.basename, names)) for names in (wanted, rows))
     files = {os.path.basename(name): i for name, i in rows.items() if theirs[os.path.basename(name)] == 1}
 

@@ -63,7 +63,10 @@ def runs_metadata(path: Path) -> dict[Run, dict[str, Any]]:
     runs = read_metadata(path).get("runs")
     if runs is None:
         raise InputError(f"{path} does not hold the runs of a comparison: give the scores.parquet of mxa ablate")
-    return {Run(one["arm"], one["seed"], one["fold"]): one["metadata"] for one in runs}
+    try:
+        return {Run(one["arm"], one["seed"], one["fold"]): dict(one["metadata"]) for one in runs}
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: its metadata are damaged: run mxa ablate again") from None
 
 
 def read_runs(path: Path, name: str | None = None) -> dict[Run, Predictions]:

@@ -127,7 +127,7 @@ def _read_list(path: Path) -> list[str]:
     """
     names = read_lines(path)
     for number, name in enumerate(names, 1):
-        if not name.lower().endswith(IMAGE_SUFFIXES) or "," in name:
+        if not name.lower().endswith(IMAGE_SUFFIXES) or "," in name or len(name.split()) > 1:
             raise InputError(f"{path}: name {number} is not the name of an image: give one name a line")
     return names
 
