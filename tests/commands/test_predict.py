@@ -1,8 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mxa import cli
 from mxa.commands.predict import PredictConfig, predict
@@ -147,3 +150,29 @@ def test_a_dicom_and_the_same_image_as_png_agree(run, tmp_path):
     Image.fromarray(scaled.round().astype(np.uint16)).save(tmp_path / "a.png")
     one, other = predict(PredictConfig(files=(path, tmp_path / "a.png"), model=str(run)))
     assert list(one["probabilities"].values()) == pytest.approx(list(other["probabilities"].values()), abs=1e-4)
+
+
+@pytest.fixture
+def not_finite(run, tmp_path):
+    """A run whose weights are finite, and whose outputs are not: a variance is negative."""
+    folder = shutil.copytree(run, tmp_path / "not_finite")
+    state = load_file(folder / "model.safetensors")
+    state["head.bn.running_var"] = -torch.ones_like(state["head.bn.running_var"])
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [["predict"], ["predict", "--format", "json"], ["explain", "--output", "x"], ["evaluate"], ["teach"]]
+)
+def test_outputs_that_are_not_finite(options, not_finite, table, tmp_path, monkeypatch):
+    """Every command says of which label and image, in one line."""
+    monkeypatch.chdir(tmp_path)
+    command, *rest = options
+    if command in ("evaluate", "teach"):
+        rest = [str(not_finite), "--output", "x.parquet" if command == "teach" else "x", "--workers", "0"]
+    else:
+        rest = [str(table.parent / "3.png"), "--model", str(not_finite), *rest]
+    with pytest.raises(SystemExit, match=r"Edema of \S*\.png") as error:
+        cli.main([command, *rest])
+    assert "finite" in str(error.value) and "\n" not in str(error.value)
