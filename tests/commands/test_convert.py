@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import mxa
@@ -186,3 +189,55 @@ def test_a_safetensors_file(tmp_path):
     save_file(theirs(build()), tmp_path / "w.safetensors")
     convert(ConvertConfig(tmp_path / "w.safetensors", tmp_path / "out"))
     load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("labels", ["Edema, Mass", 14, {"a": 1}, [1] * 14, [None] * 14, torch.ones(14)])
+def test_labels_that_are_no_list_of_names(labels, tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint\.pth: labels must be a list of names"):
+        run({"model": build().state_dict(), "labels": labels}, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("labels", [["Edema"], ["a", "b"] * 7, [*NIH[:14], "Hernia", "Mass"]])
+def test_names_that_are_not_those_of_the_outputs(labels, tmp_path):
+    with pytest.raises(InputError, match=r"name them with --labels|mean the same"):
+        run({"model": build().state_dict(), "labels": labels}, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["patch_embed.conv1.conv.weight", "stages.1.blocks.0.dw0.m.conv.weight", "head.linear.weight"]
+)
+@pytest.mark.parametrize("value", [torch.ones(()), torch.ones(3), torch.ones(2, 0)])
+def test_tensors_of_other_shapes(key, value, tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint\.pth") as error:
+        run({**build().state_dict(), key: value}, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["head_dist.bn.weight", "head_dist.l.bias", "head.bn.running_var"])
+def test_a_second_head_that_is_not_whole(key, tmp_path):
+    model = build()
+    state = theirs(model)
+    state |= {f"head_dist.{k.replace('linear', 'l')}": v for k, v in model.head.state_dict().items()}
+    with pytest.raises(InputError, match="is not a whole EfficientViT's"):
+        run({k: v for k, v in state.items() if k != key}, tmp_path)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("at", ["model.safetensors", "config.json"])
+def test_a_full_disk_leaves_nothing_behind(existed, at, tmp_path, monkeypatch):
+    def full(content, path, *args, **kwargs):
+        Path(path).write_bytes(b"a part of it")
+        if at == "config.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    if existed:
+        (tmp_path / "out").mkdir()
+    name = "save_config_for_hf" if at == "config.json" else "safetensors.torch.save_file"
+    monkeypatch.setattr(f"timm.models._hub.{name}", full)
+    with pytest.raises(InputError, match=r"out could not be written .*No space left.*run mxa convert again") as error:
+        run({"model": build().state_dict()}, tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "out").exists() == existed and not list(tmp_path.glob("out/*"))

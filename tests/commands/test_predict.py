@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import timm
 import torch
 from PIL import Image, TiffImagePlugin
+from safetensors.torch import load_file, save_file
 
 from mxa import cli
 from mxa.commands.predict import PredictConfig, predict
@@ -181,3 +183,29 @@ def test_whatever_a_decoder_raises_is_skipped(run, table, tmp_path, monkeypatch)
     rows = predict(PredictConfig(files=(tmp_path, table.parent / "3.png"), model=str(run), skip_bad=True))
     assert rows[0]["error"] == f"{tmp_path / 'bad.tif'} does not decode as an image: its decoder failed (TypeError)"
     assert "probabilities" in rows[1]
+
+
+@pytest.fixture
+def not_finite(run, tmp_path):
+    """A run whose weights are finite, and whose outputs are not: a variance is negative."""
+    folder = shutil.copytree(run, tmp_path / "not_finite")
+    state = load_file(folder / "model.safetensors")
+    state["head.bn.running_var"] = -torch.ones_like(state["head.bn.running_var"])
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [["predict"], ["predict", "--format", "json"], ["explain", "--output", "x"], ["evaluate"], ["teach"]]
+)
+def test_outputs_that_are_not_finite(options, not_finite, table, tmp_path, monkeypatch):
+    """Every command says of which label and image, in one line."""
+    monkeypatch.chdir(tmp_path)
+    command, *rest = options
+    if command in ("evaluate", "teach"):
+        rest = [str(not_finite), "--output", "x.parquet" if command == "teach" else "x", "--workers", "0"]
+    else:
+        rest = [str(table.parent / "3.png"), "--model", str(not_finite), *rest]
+    with pytest.raises(SystemExit, match=r"Edema of \S*\.png") as error:
+        cli.main([command, *rest])
+    assert "finite" in str(error.value) and "\n" not in str(error.value)

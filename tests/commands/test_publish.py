@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -224,6 +225,24 @@ def test_the_terms_are_those_of_the_training_data(config, made_nih, out):
     assert metadata["data"] == "table" and metadata["terms"] == "of the lab"
     with pytest.raises(InputError, match="a patient or an image would be named"):
         publish(config(dry_run=True, note="see scan12.png", **other))
+
+
+def test_another_root_does_not_hide_the_names_of_the_first(config, run, out, tmp_path, caplog):
+    """Scored on a table of other patients, of the same kind of collection, it is still searched for its own."""
+    first = Path(yaml.safe_load((run / "config.yaml").read_text())["root"])
+    text = first.read_text().replace("MRN-", "PID-").replace("Doe John", "Roe Jane").replace("scan", "other")
+    other = shutil.copytree(first.parent, tmp_path / "other", ignore=shutil.ignore_patterns("run"))
+    (other / "table.csv").write_text(text)
+    for path in list(other.glob("scan*.png")):
+        path.rename(path.with_name(path.name.replace("scan", "other")))
+    for word in ("scan12.png", "MRN-3", "Doe John 3", "other12.png", "PID-3"):
+        with pytest.raises(InputError, match="a patient or an image would be named"):
+            publish(config(dry_run=True, root=str(other / "table.csv"), note=f"see {word}"))
+    clone = shutil.copytree(run, tmp_path / "clone", ignore=shutil.ignore_patterns("publish"))
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"root": str(tmp_path / "gone.csv")}
+    (clone / "config.yaml").write_text(yaml.safe_dump(settings))
+    publish(config(run=str(clone), dry_run=True, root=str(other / "table.csv")))
+    assert "gone.csv, where the run was trained, is not there" in caplog.text
 
 
 def test_a_model_with_arguments_of_its_own(hub, config, run, tmp_path):

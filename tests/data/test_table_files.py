@@ -213,7 +213,7 @@ def test_damaged_metadata_of_scores(tmp_path, metadata):
 
     table = pyarrow.table({"path": ["1.png"], "logit:Edema": [0.1], "target:Edema": [1]})
     parquet.write_table(table.replace_schema_metadata({"mxa": metadata}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"t\.parquet: its metadata are damaged"):
+    with pytest.raises(InputError, match=r"the metadata of .*t\.parquet (is not|must hold|is nested)"):
         read_metadata(tmp_path / "t.parquet")
     parquet.write_table(table.replace_schema_metadata({"mxa": json.dumps({"a": 1})}), tmp_path / "t.parquet")
     assert read_metadata(tmp_path / "t.parquet") == {"a": 1}

@@ -7,17 +7,20 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import mxa
 from mxa.commands.predict import PredictConfig, predict
 from mxa.data import create_dataset, create_transform
-from mxa.evaluation.calibrate import CalibrateConfig, calibrate, read_calibration
+from mxa.evaluation.calibrate import CalibrateConfig, Calibration, calibrate, read_calibration
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate
-from mxa.metrics import sigmoid
+from mxa.metrics import OPERATING_POINTS, sigmoid
 from mxa.models.load import load_model
 from mxa.utils.errors import InputError
+from mxa.utils.files import digest
 
 
 @pytest.fixture
@@ -62,6 +65,33 @@ def noisy(table, tmp_path):
 def calibrated(run, noisy, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     return folder, calibrate(CalibrateConfig(str(folder), data="table", root=str(noisy), workers=0))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A model of Edema, Mass and Bright with a calibration of Bright made by hand, and the text of that file."""
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    model = timm.create_model("efficientvit_ml_m0", num_classes=3, img_size=64)
+    mxa.set_label_names(model, ("Edema", "Mass", "Bright"))
+    mxa.models.save_pretrained(model, folder)
+    provenance = {
+        "weights_sha256": digest(folder / "model.safetensors"),
+        "positives_and_negatives": {"Edema": [1, 2], "Mass": [0, 9], "Bright": [6, 6]},
+        "not_calibrated": ["Edema", "Mass"],
+        "temperature_at_its_end": [],
+    }
+    thresholds = {point: {"Bright": 0.5} for point in OPERATING_POINTS}
+    content = {"temperatures": {"Bright": 1.5}, "thresholds": thresholds, "provenance": provenance}
+    text = json.dumps(content)
+    (folder / "calibration.json").write_text(text)
+    read_calibration(folder)
+    return folder, text
+
+
+@pytest.fixture
+def made(kept):
+    yield kept
+    (kept[0] / "calibration.json").write_text(kept[1])
 
 
 def test_it_is_what_evaluation_fits_on_the_same_patients(calibrated, noisy, tmp_path):
@@ -142,3 +172,64 @@ def test_what_is_refused(calibrated, run, table, tmp_path):
     few.write_text("\n".join(lines))
     with pytest.raises(InputError, match="no label has 5 positives and 5 negatives among the"):
         calibrate(CalibrateConfig(str(folder), data="table", root=str(few), workers=0))
+
+
+def _edit(content, path, value):
+    *parents, last = path.split("/")
+    for parent in parents:
+        content = content[parent]
+    if value is ...:
+        content.pop(last)
+    else:
+        content[last] = value
+
+
+NO_TEMPERATURES = (float("nan"), float("inf"), 0, -0.2, None, "0.2", True, 1e-300, 1e6, [1.0], {"a": 1})
+NO_THRESHOLDS = (float("nan"), -0.1, 1.5, None, "0.5", True, [0.5])
+EDITS = [
+    *(("temperatures/Bright", value, "the temperature of Bright must be a number") for value in NO_TEMPERATURES),
+    *(("temperatures", value, "each temperature must be given by the name") for value in (None, [1.0, 1.0], 1.0, "x")),
+    *(("thresholds/f1/Bright", value, r"the threshold \(f1\) of Bright must be a num") for value in NO_THRESHOLDS),
+    *(("thresholds", value, "thresholds must be given for youden, specificity95, f1") for value in (None, {}, [], 0.5)),
+    ("thresholds/f1", ..., "thresholds must be given for"),
+    ("thresholds/f2", {}, "thresholds must be given for"),
+    ("thresholds/f1", [0.5], r"each threshold \(f1\) must be given by the name of its label"),
+    ("temperatures/Bright", ..., "Bright has no temperature"),
+    ("thresholds/youden/Bright", ..., r"Bright has no threshold \(youden\)"),
+    ("temperatures/Nodule", 1.0, "temperatures name Nodule, which the model does not have"),
+    ("thresholds/f1/bright", 0.5, r"thresholds \(f1\) name bright, which the model does not have"),
+    ("temperatures", ..., "no 'temperatures'"),
+    ("provenance", [], "provenance must be an object"),
+    ("provenance/weights_sha256", ..., "no 'weights_sha256'"),
+    ("provenance/positives_and_negatives", ..., "no 'positives_and_negatives'"),
+    ("provenance/not_calibrated", "Edema", "does not say what was calibrated"),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=[f"{path} {value!r}" for path, value, _ in EDITS])
+def test_values_that_no_calibration_has(edit, made, table):
+    path, value, message = edit
+    folder, original = made
+    content = json.loads(original)
+    _edit(content, path, value)
+    (folder / "calibration.json").write_text(json.dumps(content))
+    unreadable = isinstance(value, float) and not np.isfinite(value)  # JSON has no such number
+    with pytest.raises(InputError, match="is not a number of JSON" if unreadable else message) as error:
+        predict(PredictConfig((table.parent / "0.png",), str(folder), calibrated="f1"))
+    assert str(folder / "calibration.json") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '{"a": ', "[" * 100_000, '{"temperatures": NaN}', "\xe9"])
+def test_a_file_that_is_no_calibration(text, made):
+    folder, _ = made
+    (folder / "calibration.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"calibration\.json is not a calibration"):
+        read_calibration(folder)
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), 0.0, -0.2])
+def test_a_calibration_made_in_memory(temperature):
+    thresholds = {point: {"Edema": 0.5} for point in OPERATING_POINTS}
+    with pytest.raises(InputError, match="the temperature of Edema"):
+        Calibration({"Edema": temperature}, thresholds)
+    assert Calibration({"Edema": 2}, thresholds).probability("Edema", 0.0) == 0.5

@@ -302,3 +302,16 @@ def test_whole_numbers_as_weights():
     np.testing.assert_allclose(
         brier(probabilities, targets, times > 1), brier(probabilities[times > 1], targets[times > 1])
     )
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 2), ()])
+@pytest.mark.parametrize("function", [ranking, auroc, average_precision])
+def test_scores_without_a_case(function, shape):
+    with pytest.raises(InputError, match="at least one case"):
+        function(np.zeros(shape), np.zeros(shape))
+
+
+@pytest.mark.parametrize("function", [macro_auroc, micro_auroc])
+def test_tables_without_a_case(function):
+    with pytest.raises(InputError, match="at least one case"):
+        function(np.zeros((0, 3)), np.zeros((0, 3)))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import mxa
 from mxa.models import hub as weights
 from mxa.models import save_pretrained
 from mxa.models.hub import WeightsError
+from mxa.models.load import load_model
 
 from ..conftest import HUB_NAME as NAME
 from ..conftest import HUB_REPO as REPO
@@ -126,6 +128,39 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         hub.statuses[("HEAD", "model.safetensors")] = [status] * 20
         refuse(message, published)
+
+
+class TestSlow:
+    """What is waited for is said after some seconds, and how long it took in the error."""
+
+    def test_a_slow_answer(self, hub, published, monkeypatch, caplog):
+        monkeypatch.setattr(weights, "PATIENCE", 0.1)
+        hub.delay = 0.3
+        load(published)
+        assert f"waiting for model.safetensors of {REPO} from {hub.url}, 0.1 s so far" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(weights, "PATIENCE", 30.0)
+        load(published)
+        assert "waiting" not in caplog.text
+
+    def test_a_server_that_fails_again_and_again(self, hub, published, monkeypatch, caplog):
+        monkeypatch.setattr(weights, "PATIENCE", 0.1)
+        sleep = time.sleep
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: sleep(min(seconds, 0.15)))
+        hub.statuses[("HEAD", "model.safetensors")] = [500] * 20
+        message = refuse(r"model\.safetensors of lab/\S+ was not loaded: .*\(after 1 s; ", published)
+        assert hub.url in message and caplog.text.count("waiting for model.safetensors") == 1
+
+    def test_a_stall(self, hub, trained, monkeypatch, caplog):
+        hub.push("lab/stalls", trained)
+        hub.delay = 2.0
+        monkeypatch.setattr(weights, "PATIENCE", 0.1)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        with pytest.raises(
+            WeightsError, match=r"config\.json of lab/stalls was not loaded: .*\(after \d+ s; "
+        ) as error:
+            load_model("hf-hub:lab/stalls")
+        assert "\n" not in str(error.value) and hub.url in str(error.value) and "waiting for config.json" in caplog.text
 
 
 class TestRefused:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mxa.training.checkpoint import NAME
-from mxa.training.loop import train
+from mxa.training.loop import TrainConfig, train
 from mxa.utils.errors import InputError
 
 from ..waiting import wait_until
@@ -165,3 +165,33 @@ def test_other_labels_or_another_teacher_do_not_go_on(config, run, table, tmp_pa
     save_file({k: v + 1 if v.is_floating_point() else v for k, v in weights.items()}, teacher / "model.safetensors")
     with pytest.raises(InputError, match=r"other weights of the teacher \(its SHA-256\) than"):
         train(config(**options, resume="auto"))
+
+
+@pytest.fixture(scope="module")
+def once(table, tmp_path_factory):
+    """A run of one epoch."""
+    output = tmp_path_factory.mktemp("once") / "run"
+    small = {"img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
+    train(TrainConfig(model="efficientvit_ml_m0_mxa", data="table", root=table, output=output, **small))
+    return output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda state, key=key: state.pop(key) for key in ("config", "same", "bad", "model", "optimizer", "best")),
+        lambda state: state["model"].pop("head.linear.weight"),
+        lambda state: state.update(model=3),
+        lambda state: state.update(config=None),
+        lambda state: state.update(bad=[10**6]),
+        lambda state: state["optimizer"].update(param_groups=[]),
+    ],
+)
+def test_a_checkpoint_without_what_it_should_hold(change, once, tmp_path, config):
+    folder = shutil.copytree(once, tmp_path / "run")
+    state = torch.load(folder / NAME, weights_only=True)
+    change(state)
+    torch.save(state, folder / NAME)
+    with pytest.raises(InputError, match=r"is not one that this version of mxa resumes|--resume") as error:
+        train(config(epochs=1, resume="auto"))
+    assert "\n" not in str(error.value)
