@@ -191,12 +191,14 @@ def _check_graft(arguments: Mapping[str, Any], where: str | Path) -> None:
 
 
 def _check_outputs(parts: Mapping[str, Mapping[str, Any]], where: str | Path) -> None:
-    """Refuses numbers of outputs, and lists of their names, that differ."""
+    """Refuses numbers of outputs, and lists of their names, that differ; a number that is null is a fresh head."""
     counts: dict[str, int] = {}
     first: list[str] | None = None
     for part, content in parts.items():
         at = f" of {part}" if part else ""
-        if content.get("num_classes") is not None:
+        if "num_classes" in content:
+            if content["num_classes"] is None:
+                raise InputError(f"{where}: num_classes{at} is null: give the number of outputs, or leave it out")
             counts[f"num_classes{at}"] = content["num_classes"]
         if (names := content.get("label_names")) is not None:
             counts[f"label_names{at}"] = len(names)
