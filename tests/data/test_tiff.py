@@ -1,4 +1,4 @@
-"""TIFF files whose 0 is white, of either byte order and any compression, read as the same picture; odd pages do not hang."""
+"""TIFF files whose 0 is white, of either byte order and any compression; pages without end."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ def test_compressions_whose_0_is_white(mode, compression):
 @pytest.mark.skipif(not features.check("libtiff"), reason="Pillow has no libtiff")
 def test_group_4_and_jpeg():
     line = PICTURE > 0.5
-    for kind, image, atol in (("group4", Image.fromarray(line), 0), ("jpeg", Image.fromarray(np.uint8(line * 255)), 60)):
+    for kind, image, atol in (
+        ("group4", Image.fromarray(line), 0),
+        ("jpeg", Image.fromarray(np.uint8(line * 255)), 60),
+    ):
         buffer = io.BytesIO()
         image.save(buffer, "TIFF", compression=kind)
         np.testing.assert_allclose(read(buffer.getvalue()), line * 255.0, atol=atol)
