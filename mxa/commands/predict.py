@@ -52,9 +52,9 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         ``{"file": name, "probabilities": {label: probability}}`` for each image: the sigmoid of the logits. With
         ``calibrated`` the probabilities are calibrated, ``"positive"`` lists the labels at or above their thresholds,
         and ``"undecided"`` the labels without a threshold. With ``skip_bad`` an image that does not read has
-        ``"error"``, the reason, instead of probabilities. ``"warning"`` says that the tags of a DICOM file speak against
-        a frontal chest radiograph, or that the picture cannot be one (``mxa.data.check_radiograph``). It never changes
-        a probability. A DICOM file has its ``"identifiers"`` with ``identifiers``.
+        ``"error"``, the reason, instead of probabilities. ``"warning"`` says that the tags of a DICOM file speak
+        against a frontal chest radiograph, or that the picture cannot be one (``mxa.data.check_radiograph``). It never
+        changes a probability. A DICOM file has its ``"identifiers"`` with ``identifiers``.
 
     Raises:
         InputError: bad input, a model whose outputs have no names or are not finite, or an image that does not read.

@@ -231,8 +231,8 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
         sizes = _RUN_LENGTHS.search(str(warning.message))
         if sizes and int(sizes[1]) - int(sizes[2]) >= min(ds.Rows, ds.Columns):
             raise InputError(
-                f"{path} does not read: its data has more pixels than its tags say ({ds.Rows} x {ds.Columns}): export it "
-                "again"
+                f"{path} does not read: its data has more pixels than its tags say ({ds.Rows} x {ds.Columns}): "
+                "export it again"
             )
     kind = str(properties["photometric_interpretation"])
     if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
@@ -288,8 +288,8 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
         excess = ds.PixelData[expected + expected % 2 :]
         if len(excess) > _FILL or any(excess):  # a row or column more than the tags say would be sheared or lost
             raise InputError(
-                f"{path} does not read: it has {len(excess)} bytes of pixels more than its tags say ({rows} x {columns}): "
-                "export it again"
+                f"{path} does not read: it has {len(excess)} bytes of pixels more than its tags say "
+                f"({rows} x {columns}): export it again"
             )
     elif syntax != RLELossless:
         frame = get_frame(ds.PixelData, 0, number_of_frames=1)

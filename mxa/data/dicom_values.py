@@ -94,7 +94,7 @@ def _voi(ds: Dataset, low: float, high: float, notes: list[str]) -> Callable[[np
 def _table(ds: Dataset, item: Dataset, notes: list[str]) -> tuple[np.ndarray, float]:
     """Returns a LUT and the value of its first entry. pydicom's own wraps if a table is longer than its bits."""
     entries, first, _ = item.LUTDescriptor
-    entries = entries or 65536
+    entries = int(entries) % 65536 or 65536
     data = item.LUTData
     if isinstance(data, bytes):
         kind = "u1" if len(data) < 2 * entries else "<u2" if ds.original_encoding[1] else ">u2"

@@ -22,7 +22,7 @@ SECRET = "SECRET"
 
 @pytest.fixture(params=["reads", "frames", "window", "photometric", "syntax", "cut"])
 def odd(request, made):
-    """A file whose identity tags are odd, and in all but one case an image tag too; the warnings if it reads, or None."""
+    """A file whose identity tags are odd, in all but one case an image tag too; its warnings if it reads, or None."""
     tags = dict(PatientName=f"{SECRET}^A", PatientID=SECRET, PatientBirthDate="19700101", PatientAge="042Y")
     tags |= dict(StudyDate="20200101", InstitutionName=SECRET, StudyInstanceUID="1.2.30.456", PatientComments=SECRET)
     tags |= dict(NumberOfFrames="11111111" if request.param == "frames" else 1, SpecificCharacterSet="ISO_IR 100")

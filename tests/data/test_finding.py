@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mxa.data.create import create_dataset
-from mxa.data.image_io import find_images, list_images, read_image
+from mxa.data.image_io import find_images, list_images, read_checked, read_image
 from mxa.utils.errors import InputError
 
 from .dicom_files import DEEP, dataset, save
@@ -71,8 +71,29 @@ def test_a_file_that_only_has_the_suffix_stays_an_error(tmp_path):
 
 def test_a_folder_without_images(tmp_path):
     (tmp_path / "README").write_text("x")
-    with pytest.raises(InputError, match="holds no image .*or DICOM under another name"):
+    with pytest.raises(InputError, match=r"holds no image .*or DICOM under another name"):
         find_images((tmp_path,))
+
+
+def test_a_colour_dicom_is_checked_with_its_colours(tmp_path):
+    rgb = np.zeros((32, 32, 3), np.uint8)
+    rgb[..., 2], rgb[:16, :, 1] = 200, 90
+    save(tmp_path / "x.dcm", dataset(rgb, PhotometricInterpretation="RGB", PlanarConfiguration=0, Modality="OT"))
+    image, about = read_checked(tmp_path / "x.dcm")
+    assert about == {"warning": "the picture is coloured, and a radiograph is gray"}
+    assert image.mode == "F"
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(read_image(tmp_path / "x.dcm")))
+
+
+@pytest.mark.parametrize("size", [None, (100, 100), (300, 300)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_checked_image_is_the_one_that_is_read(tmp_path, mode, size):
+    y, x = np.mgrid[:512, :640]
+    rgb = np.stack([128 + 100 * np.sin(x / 30 + i) * np.cos(y / 40) for i in range(3)], -1)
+    Image.fromarray(rgb.astype(np.uint8)).convert(mode).save(tmp_path / "x.jpg")
+    image, about = read_checked(tmp_path / "x.jpg", size)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(read_image(tmp_path / "x.jpg", size)))
+    assert ("is coloured" in about.get("warning", "")) == (mode == "RGB")
 
 
 @pytest.mark.filterwarnings("ignore")

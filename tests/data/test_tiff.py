@@ -1,4 +1,4 @@
-"""TIFF files whose 0 is white, of either byte order and any compression, read as the same picture; odd pages do not hang."""
+"""TIFF files whose 0 is white, of either byte order and any compression; pages without end."""
 
 from __future__ import annotations
 

@@ -44,6 +44,22 @@ def test_boxes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["I;16", "RGB", "array", "float", "tensor"])
+def test_an_image_in_memory_is_drawn_as_its_gray(tmp_path, kind):
+    ramp = np.add.outer(np.arange(60), np.arange(40)).astype(np.uint8) * 2
+    forms = {
+        "I;16": Image.fromarray(ramp.astype(np.uint16) * 257),
+        "RGB": Image.fromarray(ramp).convert("RGB"),
+        "array": ramp,
+        "float": ramp / 255,
+        "tensor": torch.from_numpy(ramp)[None],
+    }
+    draw_rois(Image.fromarray(ramp), ROIS, tmp_path / "a.png")
+    draw_rois(forms[kind], ROIS, tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=2)
+
+
 def test_comparison_says_more_and_less(tmp_path):
     draw_comparison(XRAY, heat(20, 20) + 0.1, heat(40, 40)[::2, ::2] + 0.1, tmp_path / "c.png")
     for dark in ((103, 0, 31), (5, 48, 97)):  # the ends of the scale: red less, blue more
