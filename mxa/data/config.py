@@ -31,11 +31,12 @@ class DataConfig:
     data: Collection | None = None
     """Collection; without a run the default is phantom, drawn images."""
     root: str | None = None
-    """Folder of the collection; the CSV or Parquet file for "table"; a folder or URL for "shards"."""
+    """Folder of the collection; the CSV, Parquet or Excel file for "table"; a folder or URL for "shards"."""
     columns: str | None = None
-    """What a table's columns are called: path=file,patient=MRN."""
+    """What a table's columns are called: path=file,patient=MRN; findings=NAME is one that names all findings."""
     labels: str | tuple[str, ...] | None = None
-    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas; the collection's own by default."""
+    """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas (a name with a comma in
+    double quotes); the collection's own by default."""
     merge: bool | None = None
     """Make labels that the collection lacks from others, such as Lung Lesion from Nodule and Mass (docs/data.md)."""
     views: str | None = None

@@ -74,13 +74,13 @@ def create_dataset(
 
     Args:
         collection: A name of ``COLLECTIONS``; ``"phantom"`` is drawn and has no files.
-        root: The collection's folder; the CSV or Parquet file for ``"table"``.
+        root: The collection's folder; the CSV, Parquet or Excel file for ``"table"``.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; CheXpert also has ``"valid"``, its official validation
             set. None is the test split, else the official validation set, else everything. Splits that the collection
             lacks are cut by patient, stratified by label: 10 % of the training patients validate.
-        labels: Names in a sequence or separated by commas, or the name of a label space
-            (``mxa.labels.LABEL_SPACES``). They are aligned by name, and masked where the collection lacks them. The
-            collection's own by default.
+        labels: Names in a sequence or separated by commas (a name with a comma in double quotes), or the name of a
+            label space (``mxa.labels.LABEL_SPACES``). They are aligned by name, and masked where the collection lacks
+            them. The collection's own by default.
         uncertain: Policy for uncertain labels in training, see ``mxa.labels.apply_policies``; in other splits they are
             masked.
         blank: Policy for blank cells; the collection's convention by default.
@@ -88,7 +88,8 @@ def create_dataset(
         merge: Make those of ``labels`` that the collection lacks from others, as ``mxa.labels.MERGES`` says; logged.
             If the collection has only some of the labels to merge, the merged label has no negatives, whatever the
             policy for blank cells.
-        columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping.
+        columns: For a table, what its columns are called: ``"path=file,patient=MRN"`` or a mapping; ``findings`` is
+            a column that names all findings.
         fold: Number (from 0) and count of the folds of a cross-validation by patient. That fold is the test split, the
             rest is divided into training and validation; the collection's own splits do not count.
         test_fraction: Share of the patients that is cut for a test split, for a collection that has none; stratified by

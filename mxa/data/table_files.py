@@ -134,7 +134,7 @@ def _open_csv(path: Path) -> Iterator[_Csv]:
     encoding = _encoding(path)
     with _csv_errors(path), _text(path, encoding) as file:
         first = file.readline(_LONGEST)
-        told = first.strip()[4:] if first.lower().startswith("sep=") else ""  # Excel's own
+        told = first.rstrip("\r\n")[4:5] if first.lower().startswith("sep=") else ""  # Excel's own
         file.seek(0)
         delimiter = told if told in _DELIMITERS else _delimiter(list(islice(_Lines(path, file), 20)))
         file.seek(0)

@@ -120,7 +120,9 @@ def _located(root: Path, paths: list[str]) -> tuple[Path, list[str]]:
         return root, paths
     if (root / paths[0]).with_suffix(".png").is_file():
         return root, [f"{os.path.splitext(path)[0]}.png" for path in paths]
-    folders = [f for f in sorted(root.parent.iterdir()) if f.is_dir() and f.name.startswith("CheXpert")]
+    if "batch" not in root.name:
+        return root, paths
+    folders = [f for f in sorted(root.parent.glob("CheXpert*batch*")) if f.is_dir()]
     inside = [f / name for f in folders for name in ("", "train", "valid") if (f / name).is_dir()]
     where = {(f.name == "valid", name): f for f in inside for name in os.listdir(f) if name.startswith("patient")}
 

@@ -317,8 +317,9 @@ def test_a_folder_by_finding(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*images have no patient")
-def test_a_folder_with_parts(tmp_path):
-    for split in ("train", "Val", "test"):
+@pytest.mark.parametrize("parts", [("train", "Val", "test"), ("Training", "dev", "TESTING")])
+def test_a_folder_with_parts(tmp_path, parts):
+    for split in parts:
         for i, folder in enumerate(("NORMAL", "PNEUMONIA")):
             draw(tmp_path / split / folder / f"{split}{i}.jpeg")
     (tmp_path / ".cache").mkdir()

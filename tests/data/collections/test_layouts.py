@@ -196,3 +196,14 @@ def test_vindr_in_mixed_suffixes(vindr):  # noqa: F811
     (vindr / "train/b2.png").unlink()
     dataset = create_dataset("vindr", vindr, "all")
     assert dataset.filenames(basename=True) == ["a1.png", "b2.jpg", "c3.png", "t1.jpg"]
+
+
+def test_a_missing_image_is_not_taken_from_a_sibling(made_chexpert, tmp_path):
+    made = made_chexpert()
+    for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):
+        shutil.copytree(made, tmp_path / "both" / name)
+    root = tmp_path / "both" / "CheXpert-v1.0"
+    (root / "train/patient00001/study1/view1_frontal.jpg").unlink()
+    assert create_dataset("chexpert", root, "all").filename(0) == str(
+        root / "train/patient00001/study1/view1_frontal.jpg"
+    )
