@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -20,6 +21,7 @@ from mxa.models import hub as weights
 from mxa.models import save_pretrained
 from mxa.models.hub import WeightsError
 from mxa.models.load import load_model
+from mxa.utils.errors import InputError
 
 from ..conftest import HUB_NAME as NAME
 from ..conftest import HUB_REPO as REPO
@@ -155,10 +157,11 @@ class TestSlow:
         hub.push("lab/stalls", trained)
         hub.delay = 2.0
         monkeypatch.setattr(weights, "PATIENCE", 0.1)
+        without_pauses = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+        monkeypatch.setattr("huggingface_hub.utils._http.time", without_pauses)  # the server's own stay
         monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-        with pytest.raises(
-            WeightsError, match=r"config\.json of lab/stalls was not loaded: .*\(after \d+ s; "
-        ) as error:
+        monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.2)
+        with pytest.raises(InputError, match=r"config\.json of lab/stalls was not loaded: .*\(after \d+ s; ") as error:
             load_model("hf-hub:lab/stalls")
         assert "\n" not in str(error.value) and hub.url in str(error.value) and "waiting for config.json" in caplog.text
 
