@@ -256,8 +256,8 @@ def test_a_file_of_scores_in_parts(config, tmp_path):
     )
     assert "chosen_on" not in one(config(**options, validation=False))
     assert one(config(**options, split="train"))["images"] == 30 and one(config(**options, split="all"))["images"] == 90
-    frame.assign(split="holdout").to_csv(tmp_path / "s.csv", index=False)
-    with pytest.raises(InputError, match="unknown split holdout: give train, val or test"):
+    frame.assign(split="third").to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(InputError, match="unknown split third: give train, val or test"):
         evaluate(config(**options))
     frame.assign(patient=[None, *range(89)]).drop(columns="split").to_parquet(tmp_path / "s.parquet")
     assert one(config(models=(str(tmp_path / "s.parquet"),), replicates=5))["patients"] == 90
