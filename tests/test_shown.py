@@ -109,7 +109,7 @@ def test_markdown_and_html_show_names_as_they_are():
     for text in (card(result(BAD)), model_card("hf-hub:a/b.c", entry, result(BAD)), markdown((("a",), [(BAD,)]))):
         assert "\x1b" not in text and "\u202e" not in text and "\n# c" not in text
         outside = "".join(re.split(r"(?m)^```.*$", text)[::2])  # not in a block of code
-        for mark in (r"<img", r"\[a\]", r"`b`"):
+        for mark in (r"<img", r"\[a", r"`b"):
             assert re.search(mark, outside) and not re.search(rf"(?<!\\){mark}", outside)
     assert model_card("hf-hub:a/b.c", entry, result("x")).count("\n```") == 4  # two blocks of code, opened and closed
     page = html_table((("a",), [(BAD,)]))
