@@ -105,11 +105,11 @@ def publish(config: PublishConfig) -> dict[str, Any]:
 
 def _publish(config: PublishConfig) -> dict[str, Any]:
     run, name, model = _read_run(config)
+    config = config.resolved(run)
     settings, recipe = describe(run)
     trained_on = settings.get("data")
     terms, license = TERMS.get(trained_on, (None, None))
     terms, license = config.terms or terms, config.license or license
-    config = config.resolved(run)
     if not (terms and license):
         raise InputError(f"say what is not known of {trained_on or 'its training data'}: --terms and --license")
     data = config.data_fields()

@@ -129,7 +129,7 @@ def _fit(
     engine = Engine(config, task, steps, frozen)
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
     same = fingerprint(train_set, teacher_metadata, config.workers)
-    if config.resume and (saved := load_checkpoint(run)):
+    if config.resume and (saved := load_checkpoint(run)) is not None:
         check_state(saved, run, len(train_set))
         check_same_run(config, saved["config"])
         if changed := [what for what, value in same.items() if saved["same"].get(what, value) != value]:

@@ -105,7 +105,7 @@ def alone_in(directory: Path, command: str, wait: bool = False, within: Sequence
         InputError: another process holds the lock.
     """
     if directory.is_file():
-        raise InputError(f"{directory} is a file: give a folder")
+        raise InputError(f"--output {directory} is a file: give a folder")
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:

@@ -194,7 +194,7 @@ def test_seeds_of_one_model_are_one_row_with_their_mean(config, tmp_path):
     fields = {"methods": ("roi", "attention"), "shuffled": True}
     alone = [localize(config(models=(one,), seed=i, **fields))["rows"] for i, one in enumerate(seeds)]
     result = localize(config(models=(",".join(seeds),), **fields))
-    assert result["seeds"] == {"net (2 seeds)": seeds}
+    assert result["seeds"] == {"net (2 seeds)": ["net-seed0", "net-seed1"]}
     assert {r["model"] for r in result["rows"]} == {"no model", "net (2 seeds)", "net (2 seeds), shuffled weights"}
     for row, *ones in zip(result["rows"], *alone, strict=True):
         assert row["energy"] is None or row["energy"] == pytest.approx(np.mean([r["energy"] for r in ones]), abs=2e-6)

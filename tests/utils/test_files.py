@@ -103,9 +103,9 @@ def test_who_holds_a_folder_is_said_and_a_kill_lets_it_go(tmp_path):
     folder = tmp_path / "out"
     process = holder(folder)
     try:
-        with pytest.raises(InputError, match=f"^mxa evaluate is at work in {folder}: wait for it, or end it$"):
-            with alone_in(folder, "mxa train"):
-                pass
+        message = f"^mxa evaluate is at work in {folder}: wait for it, or end it$"
+        with pytest.raises(InputError, match=message), alone_in(folder, "mxa train"):
+            pass
         (folder / ".mxa-0123456789abcdef.tmp").write_text("half")
     finally:
         process.kill()
