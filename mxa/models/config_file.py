@@ -191,12 +191,15 @@ def _check_graft(arguments: Mapping[str, Any], where: str | Path) -> None:
 
 
 def _check_outputs(parts: Mapping[str, Mapping[str, Any]], where: str | Path) -> None:
-    """Refuses numbers of outputs, and lists of their names, that differ; a number that is null is a fresh head."""
+    """Refuses numbers of outputs, and lists of their names, that differ; a number that is null is a fresh head.
+
+    That of ``pretrained_cfg`` counts only where the root has none: timm's earlier versions left the original's there.
+    """
     counts: dict[str, int] = {}
     first: list[str] | None = None
     for part, content in parts.items():
         at = f" of {part}" if part else ""
-        if "num_classes" in content:
+        if "num_classes" in content and not (part == "pretrained_cfg" and "num_classes" in parts[""]):
             if content["num_classes"] is None:
                 raise InputError(f"{where}: num_classes{at} is null: give the number of outputs, or leave it out")
             counts[f"num_classes{at}"] = content["num_classes"]

@@ -104,7 +104,7 @@ OUTPUTS = {
     "four at the root": at("num_classes", 4),
     "two at the root": at("num_classes", 2),
     "none at the root": at("num_classes", 0),
-    "four for timm": at("pretrained_cfg/num_classes", 4),
+    "four for timm": lambda c: c.pop("num_classes") and c["pretrained_cfg"].update(num_classes=4),
     "four as an argument": at("model_args/num_classes", 4),
     "four at two places": lambda c: c.update(num_classes=4) or c["pretrained_cfg"].update(num_classes=4),
     "text": at("num_classes", "3"),
@@ -117,7 +117,6 @@ OUTPUTS = {
     "true": at("num_classes", True),
     "a list": at("num_classes", [3]),
     "null at the root": at("num_classes", None),
-    "null for timm": at("pretrained_cfg/num_classes", None),
     "null as an argument": at("model_args/num_classes", None),
     "four names": at("label_names", [*ABC, "Nodule"]),
     "two names": at("label_names", list(ABC[:2])),
@@ -156,6 +155,15 @@ def test_the_rows_of_the_weights_are_as_many(kind, rows, folder, hub):
     if kind in OURS:
         with pytest.raises(RuntimeError):
             timm.create_model(f"local-dir:{path}", pretrained=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_number_that_earlier_versions_of_timm_left_counts_for_nothing(kind, folder):
+    """They wrote the number of the original's outputs into ``pretrained_cfg``, and the right one at the root."""
+    path = folder(kind, at("pretrained_cfg/num_classes", 1000))
+    model, held = load_model(path), load_file(path / "model.safetensors")
+    assert model.num_classes == len(ABC) and mxa.label_names(model) == ABC
+    assert all(torch.equal(value, held[key]) for key, value in model.state_dict().items() if key in held)
 
 
 def test_a_network_that_timm_fills_in_part_is_refused(folder, tmp_path):
