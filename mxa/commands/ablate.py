@@ -240,9 +240,9 @@ def _score(config: AblateConfig, run: Run, device: torch.device) -> None:
 def _own_arms(folder: Path) -> dict[str, dict[str, Any]]:
     """The arms of a table that are not the paper's, and what they change."""
     path = folder / "ablation.yaml"
-    arms = read_yaml_file(path).get("arms", {})
-    if not isinstance(arms, dict) or not all(isinstance(changed, dict) for changed in arms.values()):
-        raise InputError(f"{path} is damaged: its arms must be NAME: {{field: value}}")
+    arms, teachers = (read_yaml_file(path).get(name, {}) for name in ("arms", "teachers"))
+    if not all(isinstance(part, dict) for part in (arms, teachers, *(arms.values() if isinstance(arms, dict) else ()))):
+        raise InputError(f"{path} is damaged: its arms must be NAME: {{field: value}}, its teachers NAME: digest")
     return {arm: without_folders(changed) for arm, changed in arms.items()}
 
 

@@ -354,3 +354,11 @@ def test_the_table_of_the_scores_and_settings_alone(config, tmp_path):
     assert json.dumps(again["rows"]) == json.dumps(first["rows"])
     assert (tmp_path / "copy" / "table.md").read_text() == (tmp_path / "table" / "table.md").read_text()
     assert ablate(config(output=tmp_path / "copy", seeds=(0, 1)))["rows"]["mxa"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("damaged", ["arms: [a]", "arms: {a: 1}", "teachers: [a]", "arms: a", "&a [*a]", "- a"])
+def test_a_damaged_table_is_one_line(table, tmp_path, damaged):
+    (tmp_path / "ablation.yaml").write_text(damaged)
+    with pytest.raises(InputError, match=r"ablation\.yaml") as error:
+        ablate(AblateConfig(tmp_path, data="table", root=str(table), img_size=64, arms=("baseline",)))
+    assert "\n" not in str(error.value)
