@@ -49,7 +49,7 @@ def parse(
     path = Path(config) if config else _recipe(recipes, recipe) if recipe else None
     read = read_settings if path and path.name == "config.yaml" else read_yaml_file
     values = checked_fields(kind, read(path), str(path)) if path else {}
-    for name in values.keys() & set(getattr(kind, "of_the_command_line", ())):
+    for name in filter(values.get, getattr(kind, "of_the_command_line", ())):
         raise InputError(f"{path}: {name} is for the command line alone: take it out")
     values |= checked_fields(kind, given, prog, option=True)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
