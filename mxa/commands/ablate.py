@@ -32,7 +32,7 @@ from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, digest, is_empty, write_text
 from ..utils.json_files import read_json, to_json
-from ..utils.text import for_markdown
+from ..utils.text import for_markdown, without_formulas
 from .arms import TABLE_2, arm_fields, read_arms, same_arm
 from .teach import gray_teacher, trained_on
 
@@ -392,5 +392,5 @@ def _pictures(folder: Path, config: AblateConfig, known: dict[str, Seeds], arms:
         "boxes.png": boxes_figure(finals, curves["micro AUC"], "micro AUC", config.split),
     }
     for name, figure in pictures.items():
-        save = partial(figure.savefig, dpi=110, format="png", metadata={"Software": None})
+        save = partial(without_formulas(figure).savefig, dpi=110, format="png", metadata={"Software": None})
         atomic_write(folder / name, save)

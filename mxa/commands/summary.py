@@ -15,6 +15,7 @@ from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, write_text
 from ..utils.json_files import to_json
+from ..utils.text import without_formulas
 
 __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
 
@@ -214,7 +215,7 @@ def draw_summary(summary: dict[str, Any], path: Path) -> None:
     _draw_counts(views, "views", summary["views"], {})
     _draw_counts(sexes, "sexes", summary["sexes"], _SEXES)
     _draw_ages(ages, summary["ages"])
-    atomic_write(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+    atomic_write(path, lambda file: without_formulas(figure).savefig(file, dpi=120, format="png"))
 
 
 def _draw_labels(axes: Any, summary: dict[str, Any], names: list[str]) -> None:

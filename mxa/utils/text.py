@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-__all__ = ["for_csv", "for_markdown", "printable"]
+__all__ = ["for_csv", "for_markdown", "printable", "without_formulas"]
 
 
 def printable(text: object) -> str:
@@ -32,3 +33,10 @@ def for_csv(value: object) -> object:
     text = printable(value)
     formula = text.startswith(("=", "@")) or (text.startswith(("+", "-")) and not re.fullmatch(r"[\w +.-]*", text))
     return f"'{text}" if formula else text
+
+
+def without_formulas(figure: Any) -> Any:
+    """Makes matplotlib draw every text of a figure as it is; else ``$`` would begin a formula. Returns the figure."""
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)
+    return figure

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from mxa.utils.text import for_csv, for_markdown, printable
+import pytest
+from matplotlib.figure import Figure
+
+from mxa.utils.text import for_csv, for_markdown, printable, without_formulas
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,17 @@ def test_a_spreadsheet_gets_no_formula():
     for value in ("+ MXA", "+ MXA + KD", "Edema", 0.5, -1, None, "a-b"):
         assert for_csv(value) == value
     assert for_csv("a\nb") == r"a\nb"
+
+
+def test_a_dollar_in_a_figure_begins_no_formula():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], label=r"$\no$ such $formula")
+    axes.set(title=r"a $\frac$ b $\x$", xlabel=r"$^$ $_$")
+    axes.set_yticks([0, 1])
+    axes.set_yticklabels([r"$\y$", r"$$ $\z{$"])
+    axes.legend()
+    figure.suptitle(r"$\left($")
+    with pytest.raises(ValueError, match=r"Parse|Expected"):
+        figure.savefig(io.BytesIO(), format="png")
+    without_formulas(figure).savefig(io.BytesIO(), format="png")

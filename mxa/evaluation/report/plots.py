@@ -13,6 +13,7 @@ from PIL import Image
 from ...metrics import sigmoid
 from ...metrics.operating import count_calls
 from ...utils.errors import require
+from ...utils.text import without_formulas
 from ..predictions import Arm
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def encode(figure: Figure) -> str:
     Lines and flat colours need few colours, with which the picture is a quarter of the size.
     """
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, dpi=100, format="png")
+    without_formulas(figure).savefig(drawn, dpi=100, format="png")
     with Image.open(drawn) as image:
         few = image.convert("RGB").quantize(32, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.putpalette([255 if value > 250 else value for value in few.getpalette()])  # white stays white
