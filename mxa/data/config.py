@@ -89,10 +89,16 @@ class DataConfig:
                 )
 
     def trained(self, run: str | Path) -> bool:
-        """Says whether a run folder was trained on this collection; False for what is not a run folder."""
+        """Says whether a run folder was trained on this collection, wherever that lies; False for what is no run folder.
+
+        A table, a folder and shards are known by the name of their root.
+        """
         found = _said(Path(run))
-        same = self.data in (None, found["data"]) and absolute_root(self.root) in (None, found["root"])
-        return found["data"] is not None and same
+        if found["data"] is None or self.data not in (None, found["data"]):
+            return False
+        roots = [root for root in (self.root, found["root"]) if root is not None]
+        named = found["data"] not in ("table", "folder", "shards")
+        return named or len({Path(root).name for root in roots}) < 2
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""

@@ -79,3 +79,22 @@ def test_a_run_on_other_data_may_be_tested_on_a_fraction_of_these(many, tmp_path
     run.mkdir()
     (run / "config.yaml").write_text("data: nih\nroot: elsewhere\n")
     assert DataConfig(data="table", root=str(many), test_fraction=0.2).resolved(run).test_fraction == 0.2
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "trained"),
+    [
+        ("data: table\nroot: /a/my.csv\n", {"data": "table", "root": "/moved/my.csv"}, True),
+        ("data: table\nroot: /a/my.csv\n", {"data": "table", "root": "/a/theirs.csv"}, False),
+        ("data: table\nroot: /a/my.csv\n", {}, True),
+        ("data: table\n", {"data": "table", "root": "/a/my.csv"}, True),
+        ("data: nih\nroot: /a/NIH\n", {"data": "nih", "root": "/b/other"}, True),
+        ("data: nih\nroot: /a/NIH\n", {"data": "vindr", "root": "/a/NIH"}, False),
+        ("epochs: 3\n", {"data": "nih", "root": "/a/NIH"}, False),
+        (None, {"data": "nih", "root": "/a/NIH"}, False),
+    ],
+)
+def test_which_collection_a_run_was_trained_on(tmp_path, said, asked, trained):
+    if said is not None:
+        (tmp_path / "config.yaml").write_text(said)
+    assert DataConfig(**asked).trained(tmp_path) is trained
