@@ -89,7 +89,7 @@ class DataConfig:
                 )
 
     def trained(self, run: str | Path) -> bool:
-        """Says whether a run folder was trained on this collection, wherever that lies; False for what is no run folder.
+        """Says whether a run folder was trained on this collection, wherever it lies; False for another folder or file.
 
         A table, a folder and shards are known by the name of their root.
         """
