@@ -235,9 +235,9 @@ def test_a_full_disk_leaves_nothing_behind(existed, at, tmp_path, monkeypatch):
 
     if existed:
         (tmp_path / "out").mkdir()
-    name = "save_config_for_hf" if at == "config.json" else "safetensors.torch.save_file"
-    monkeypatch.setattr(f"timm.models._hub.{name}", full)
-    with pytest.raises(InputError, match=r"out could not be written .*No space left.*run mxa convert again") as error:
+    name = "save_config_for_hf" if at == "config.json" else "save_file"
+    monkeypatch.setattr(f"mxa.models.weights.{name}", full)
+    with pytest.raises(InputError, match=r"could not be written .*No space left.*run again") as error:
         run({"model": build().state_dict()}, tmp_path)
     assert "\n" not in str(error.value)
     assert (tmp_path / "out").exists() == existed and not list(tmp_path.glob("out/*"))

@@ -229,7 +229,7 @@ def test_the_terms_are_those_of_the_training_data(config, made_nih, out):
 
 def test_another_root_does_not_hide_the_names_of_the_first(config, run, out, tmp_path, caplog):
     """Scored on a table of other patients, of the same kind of collection, it is still searched for its own."""
-    first = Path(yaml.safe_load((run / "config.yaml").read_text())["root"])
+    first = Path(yaml.safe_load((run / "local.yaml").read_text())["root"])
     text = first.read_text().replace("MRN-", "PID-").replace("Doe John", "Roe Jane").replace("scan", "other")
     other = shutil.copytree(first.parent, tmp_path / "other", ignore=shutil.ignore_patterns("run"))
     (other / "table.csv").write_text(text)
@@ -239,8 +239,7 @@ def test_another_root_does_not_hide_the_names_of_the_first(config, run, out, tmp
         with pytest.raises(InputError, match="a patient or an image would be named"):
             publish(config(dry_run=True, root=str(other / "table.csv"), note=f"see {word}"))
     clone = shutil.copytree(run, tmp_path / "clone", ignore=shutil.ignore_patterns("publish"))
-    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"root": str(tmp_path / "gone.csv")}
-    (clone / "config.yaml").write_text(yaml.safe_dump(settings))
+    (clone / "local.yaml").write_text(yaml.safe_dump({"root": str(tmp_path / "gone.csv")}))
     publish(config(run=str(clone), dry_run=True, root=str(other / "table.csv")))
     assert "gone.csv, where the run was trained, is not there" in caplog.text
 

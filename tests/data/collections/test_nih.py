@@ -33,7 +33,7 @@ def test_nih_splits_without_lists_are_by_patient(made_nih):
     assert set(val.records.patients) == {"3"}
     assert set(train.records.patients) == {"1", "2", "4", "5", "6", "7", "21"}
     assert len(train) + len(val) == 24
-    with pytest.raises(InputError, match=r"nih .*has no test split: use --split all"):
+    with pytest.raises(InputError, match=r"nih .*has no test split: train with --test-fraction"):
         create_dataset("nih", root, "test")
 
 
