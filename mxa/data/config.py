@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..utils.config import checked_fields, group, read_settings
 from ..utils.errors import InputError
+from ..utils.json_files import read_json
 from .create import Collection, create_dataset
 from .dataset import CXRDataset
 from .shards import is_url
@@ -99,6 +100,22 @@ class DataConfig:
         roots = [root for root in (self.root, found["root"]) if root is not None]
         named = found["data"] not in ("table", "folder", "shards")
         return named or len({Path(root).name for root in roots}) < 2
+
+    def check_cut(self, run: str | Path, dataset: CXRDataset) -> None:
+        """Refuses splits that are cut otherwise than when a run was trained on them, because the table has changed.
+
+        Raises:
+            InputError: images of training could be in the split.
+        """
+        path = Path(run) / "summary.json"
+        if not (dataset.records.cut and path.is_file() and self.trained(run)):
+            return
+        if read_json(path).get("splits_sha256", dataset.records.cut) != dataset.records.cut:
+            raise InputError(
+                f"{self.where()} has changed since {run} was trained, and its splits are cut anew: images of training "
+                f"could be in {dataset.records.split}. Put its rows back (--skip-bad leaves out images that do not "
+                "read), give it a column split, or train again"
+            )
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""

@@ -26,7 +26,7 @@ from .collections.xrv import read_xrv
 from .dataset import CXRDataset
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, check_url, is_url
-from .splits import check_disjoint, check_unique, divide, fold_splits
+from .splits import check_disjoint, check_unique, divide, fold_splits, splits_sha256
 
 __all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
 
@@ -199,7 +199,7 @@ def read_collection(
     check_unique(records, where)
     check_disjoint(records, where)
     if test_fraction is not None:
-        _check_fraction(test_fraction, records, kind, where, fold)
+        _check_fraction(test_fraction, records, collection, where, fold)
     percent = kind.test_percent if test_fraction is None else 100 * test_fraction
     if fold:
         divided = divide(fold_splits(records, *fold, kind.cut_by), 0, kind.cut_by)
@@ -211,18 +211,24 @@ def read_collection(
             "If patients have several images, they may be in more than one split: give a table with patients",
             stacklevel=2,
         )
-    return divided
+    if (divided.splits == records.splits).all():
+        return divided
+    return replace(divided, cut=splits_sha256(divided))
 
 
 def _check_fraction(
-    test_fraction: float, records: Records, kind: CollectionReader, where: str, fold: tuple[int, int] | None
+    test_fraction: float, records: Records, collection: str, where: str, fold: tuple[int, int] | None
 ) -> None:
     """Refuses a share that is none, and one that would change a test split."""
     if not 0 < test_fraction < 1:
         raise InputError(f"--test-fraction is a share of the patients, between 0 and 1, got {test_fraction}")
     if fold:
         raise InputError("--test-fraction and --folds both say what tests: give one of them")
-    if "valid" in kind.splits or (records.splits == "test").any():
+    if collection.startswith("chexpert"):
+        raise InputError(
+            f"{collection} has official sets to report: leave --test-fraction out, and score --split valid"
+        )
+    if np.isin(records.splits, ("test", "valid")).any():
         raise InputError(f"{where} has a test split of its own: leave --test-fraction out")
 
 

@@ -67,6 +67,7 @@ class Records:
         root: Folder of the paths.
         split: The split that was selected, such as ``"test"`` or ``"all"``.
         unused: Labels of the collection that were not asked for.
+        cut: Where mxa has cut the splits, the SHA-256 of the split of every image of the table; else ``""``.
     """
 
     labels: tuple[str, ...]
@@ -82,6 +83,7 @@ class Records:
     root: str = ""
     split: str = ""
     unused: tuple[str, ...] = ()
+    cut: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "paths", text_column(self.paths))
@@ -163,7 +165,8 @@ def concatenate(pieces: Sequence[Records]) -> Records:
     return replace(pieces[0], **{name: np.concatenate([getattr(p, name) for p in pieces]) for name in _COLUMNS})
 
 
-_COLUMNS = tuple(f.name for f in fields(Records) if f.name not in ("labels", "blank", "root", "split", "unused"))
+_NOT_COLUMNS = ("labels", "blank", "root", "split", "unused", "cut")
+_COLUMNS = tuple(f.name for f in fields(Records) if f.name not in _NOT_COLUMNS)
 
 
 def normal_sex(text: str) -> str:

@@ -13,7 +13,7 @@ from ..labels import align, canonical
 from ..utils.errors import InputError
 from .records import Records, hash_keys
 
-__all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_splits"]
+__all__ = ["check_disjoint", "check_unique", "cut", "divide", "fold_splits", "splits_sha256"]
 
 
 def cut(patients: np.ndarray, targets: np.ndarray, percent: float, salt: str = "") -> np.ndarray:
@@ -69,6 +69,12 @@ def divide(records: Records, test_percent: float = 0, labels: Sequence[str] | No
             chosen = cut(records.patients[train], targets[train], percent, salt)
             splits[train[chosen]] = split
     return replace(records, splits=splits)
+
+
+def splits_sha256(records: Records) -> str:
+    """Returns the SHA-256 of which image is in which split, whatever the order of the rows."""
+    rows = sorted(map("\t".join, zip(records.paths.tolist(), records.splits.tolist(), strict=True)))
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def fold_splits(records: Records, number: int, count: int, labels: Sequence[str] | None = None) -> Records:

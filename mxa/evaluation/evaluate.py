@@ -283,6 +283,8 @@ def _each_split(
             f"{config.where()} has no test split, and {name} was trained on its images: train with --test-fraction 0.2 "
             "to cut one by patient, or score its validation patients with --split val, or every image with --split all"
         )
+    if name and split in ("test", "val"):
+        config.check_cut(name, dataset)
     scored = run(dataset)
     metadata = {
         **scored.metadata,

@@ -82,7 +82,8 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     Returns:
         What ``summary.json`` holds: ``epoch`` and ``macro_auc`` of the weights that are kept, ``epochs`` done,
         ``seconds``, ``images_per_second``, ``device``, ``processes``, ``bad_images`` (names), versions; ``stopped``,
-        None or why it ended early (``"patience"``, ``"SIGTERM"``); and ``output``.
+        None or why it ended early (``"patience"``, ``"SIGTERM"``); ``splits_sha256`` where mxa has cut the splits; and
+        ``output``.
 
     Raises:
         InputError: bad input, or a loss that is not finite.
@@ -288,6 +289,8 @@ class _Training:
             "stopped": stopped,
             "versions": {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__},
         }
+        if cut := self.train_set.records.cut:
+            summary["splits_sha256"] = cut
         if self.writes:
             write_text(self.folder / "summary.json", to_json(_without_nan(summary), 1) + "\n")
         return {**summary, "output": self.folder}

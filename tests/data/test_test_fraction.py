@@ -46,9 +46,11 @@ def test_a_share_is_between_0_and_1(many, share):
 
 
 def test_a_test_split_that_is_there_is_not_cut_again(made_table, made_nih, made_chexpert):
-    for collection, root in (("table", made_table()), ("nih", made_nih(lists=True)), ("chexpert", made_chexpert())):
+    for collection, root in (("table", made_table()), ("nih", made_nih(lists=True))):
         with pytest.raises(InputError, match="has a test split of its own: leave --test-fraction out"):
             create_dataset(collection, root, "train", test_fraction=0.2)
+    with pytest.raises(InputError, match="chexpert has official sets to report: leave --test-fraction out"):
+        create_dataset("chexpert", made_chexpert(), "train", test_fraction=0.2)
 
 
 def test_folds_and_a_fraction_exclude_each_other(many):

@@ -16,6 +16,7 @@ from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.data import create_dataset
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate
+from mxa.train import train
 from mxa.utils.errors import InputError
 
 SMALL = {"workers": 0, "replicates": 5}
@@ -80,8 +81,9 @@ def without_test(own, table, tmp_path):
     only = shutil.copytree(table.parent, tmp_path / "only") / "table.csv"
     frame = pd.read_csv(only, dtype=str).drop(columns=["split", "patient"])
     frame.to_csv(only, index=False)
-    settings = (own / "config.yaml").read_text()
-    (own / "config.yaml").write_text(settings.replace(str(table), str(only)))
+    settings = (own / "local.yaml").read_text()
+    (own / "local.yaml").write_text(settings.replace(str(table), str(only)))
+    (own / "summary.json").unlink()  # how the splits of its own table were cut
     return own
 
 
@@ -121,3 +123,37 @@ def test_patients_stay_unknown_in_shards(without_test, table, tmp_path):
     assert records.without_patient() == 48
     prepare(PrepareConfig(data="table", root=str(table), output=tmp_path / "known", size=16))
     assert create_dataset("shards", tmp_path / "known", "all").records.without_patient() == 0
+
+
+def test_a_table_that_has_changed_is_not_cut_anew(config, table, tmp_path):
+    only = shutil.copytree(table.parent, tmp_path / "only") / "table.csv"
+    frame = pd.read_csv(only, dtype=str).drop(columns="split")
+    frame.to_csv(only, index=False)
+    train(config(root=str(only), test_fraction=0.3, epochs=1, output=tmp_path / "fresh"))
+    asked = {"output": tmp_path / "out", **SMALL}
+    whole = evaluate(EvaluateConfig((str(tmp_path / "fresh"),), **asked))
+    assert whole["models"][0]["metadata"][0]["split"] == "test"
+    frame.sample(frac=1, random_state=0).to_csv(only, index=False)  # the order of the rows is nothing
+    assert (
+        evaluate(EvaluateConfig((str(tmp_path / "fresh"),), **asked))["models"][0]["images"]
+        == (whole["models"][0]["images"])
+    )
+    frame.iloc[2:].to_csv(only, index=False)
+    for split in ({}, {"split": "val"}):
+        with pytest.raises(InputError, match=r"table .* has changed since .*fresh was trained"):
+            evaluate(EvaluateConfig((str(tmp_path / "fresh"),), **split, **asked))
+    with pytest.raises(InputError, match="has changed since"):
+        calibrate(CalibrateConfig(str(tmp_path / "fresh"), workers=0))
+    evaluate(EvaluateConfig((str(tmp_path / "fresh"),), split="all", **asked))
+    frame.iloc[2:].to_csv(tmp_path / "only" / "theirs.csv", index=False)
+    theirs = {"data": "table", "root": str(tmp_path / "only" / "theirs.csv"), "test_fraction": 0.3}
+    evaluate(EvaluateConfig((str(tmp_path / "fresh"),), **theirs, **asked))  # another table
+
+
+def test_a_test_split_is_cut_from_shards_too(table, tmp_path):
+    only = shutil.copytree(table.parent, tmp_path / "only") / "table.csv"
+    pd.read_csv(only, dtype=str).drop(columns="split").to_csv(only, index=False)
+    prepare(PrepareConfig(data="table", root=str(only), output=tmp_path / "shards", size=16))
+    splits = {s: create_dataset("shards", tmp_path / "shards", s, test_fraction=0.3) for s in ("train", "val", "test")}
+    people = {s: set(dataset.records.patients.tolist()) for s, dataset in splits.items()}
+    assert all(people.values()) and not people["train"] & people["test"] and not people["val"] & people["test"]
