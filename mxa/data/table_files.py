@@ -11,7 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -164,35 +164,49 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _check_rows(path: Path, table: _Csv) -> list[int]:
-    """Compares the rows with the header, and returns the places of those that have no content."""
+    """Compares the rows with the header, and returns the places of those that have no content.
+
+    Where cells without a name end the header, either every row has them or none has: a row that is shorter than the
+    others has lost a cell, maybe not the last.
+    """
     width, named = table.width, len(table.names)
+    lines: dict[int, list[int]] = {named: [], width: []}  # of rows that fit, where there are two ways to
     empty, ragged, odd, count, row, line = [], [], [], 0, [], table.rows.line_num + 1
     try:
         for row in table.rows:
             if len(row) != width or named < width or not row[0]:  # else as nearly every row is
                 if len(row) < 2 and not any(row):
                     count -= 1  # pandas skips blank lines too
-                elif not named <= len(row) <= width or any(row[named:]):
+                elif not any(row) and len(row) <= width:
+                    empty.append(count)
+                elif len(row) not in lines or any(row[named:]):
                     ragged.append(str(line))
                     odd = odd or row
-                elif not any(row):
-                    empty.append(count)
+                elif named < width:
+                    lines[len(row)].append(line)
             count += 1
             line = table.rows.line_num + 1
     except csv.Error:
         raise InputError(f"{path}: line {line}: a quote is not closed, or stands in the middle of a cell") from None
+    mark = _DELIMITERS[table.delimiter].removesuffix("s")
     if ragged:
-        where = f"{path}: line{'s' if len(ragged) > 1 else ''} {name_some(ragged, 5)}"
-        mark = _DELIMITERS[table.delimiter].removesuffix("s")
         if len(ragged) == count and len(odd) == width + 1 and not odd[-1]:
             raise InputError(
                 f"{path}: every row has a {mark} at its end that the header lacks: remove it, or add it there"
             )
         why = "cut short" if len(odd) < named else f"a {mark} too many, or one in a cell without quotes"
-        raise InputError(f"{where}: {len(odd)} cells where the header has {named} ({why})")
+        raise InputError(f"{_at_lines(path, ragged)}: {len(odd)} cells where the header has {named} ({why})")
+    if all(lines.values()):
+        few, many = sorted(lines, key=lambda cells: (len(lines[cells]), cells))
+        why = f"a cell is missing, or the {mark} at the end" if few < many else f"a {mark} too many"
+        raise InputError(f"{_at_lines(path, lines[few])}: {few} cells where the other rows have {many} ({why})")
     if row and not row[-1] and named == width and not table.lines.last.endswith(("\n", "\r")):
         warnings.warn(f"{path} ends in a blank cell without a line break: was the file cut?", stacklevel=2)
     return empty
+
+
+def _at_lines(path: Path, lines: Sequence[int | str]) -> str:
+    return f"{path}: line{'s' if len(lines) > 1 else ''} {name_some(list(map(str, lines)), 5)}"
 
 
 @contextmanager

@@ -46,6 +46,10 @@ def text(delimiter: str = ",", rows=ROWS) -> str:
         ('a,b\n1,"2\n3"\n4,5,6\n', "line 4: 3 cells"),
         ("a,b\n1,2,\n3,4,\n", "every row has a comma at its end that the header lacks"),
         ("a,b,,\n1,2,,\n3,4,5,\n", "line 3: 4 cells where the header has 2"),
+        ("a,b,,\n1,2,\n3,4,\n", "lines 2, 3: 3 cells where the header has 2"),
+        ("a,b,\n1,2,\n3,\n4,5,\n", r"line 3: 2 cells where the other rows have 3 \(a cell is missing, or the comma at"),
+        ("a;b;\n1;2;\n3;4\n", r"line 3: 2 cells where the other rows have 3 \(.*, or the semicolon at the end\)"),
+        ("a,b,\n1,2\n\n3,4\n5,,\n", r"line 5: 3 cells where the other rows have 2 \(a comma too many\)"),
         ("a;b\n1;2\n3;4;5\n", r"line 3: 3 cells where the header has 2 \(a semicolon too many"),
         ("sep=;\na;b\n1;2\n3\n", "line 4: 1 cells"),
         ("a,b\n\n1,2\n\n3\n", "line 5: 1 cells"),
@@ -92,11 +96,66 @@ def test_ragged_rows_of_nih_tables_and_scores(made_nih, made_table, tmp_path):
         read_predictions(scores)
 
 
+FULL = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+)
+LOST = r": line 4: \d+ cells where the other rows have \d+ \(a cell is missing, or the comma at the end\)"
+
+
+def lose(path, cell: int) -> None:
+    """Takes a cell from the third row of a table that ends every line in a comma."""
+    lines = path.read_text().splitlines()
+    row = lines[3].split(",")
+    lines[3] = ",".join([*row[:cell], *row[cell + 1 :]])
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("end", ["", ","])
+def test_a_header_that_ends_in_a_comma(made_nih, end):
+    path = made_nih() / "Data_Entry_2017.csv"  # Kaggle's full table has it in every row
+    expected = create_dataset("nih", path.parent).records
+    _, *rows = path.read_text().splitlines()
+    path.write_text(FULL + "".join(f"{row}{end}\n" for row in rows))
+    found = create_dataset("nih", path.parent).records
+    assert found.patients.tolist() == expected.patients.tolist() and found.views.tolist() == expected.views.tolist()
+    assert (found.targets == expected.targets).all()
+    if end:
+        lose(path, 2)
+        with pytest.raises(InputError, match=f"Data_Entry_2017.csv{LOST}"):
+            create_dataset("nih", path.parent)
+
+
+@pytest.mark.parametrize("name", ["chexpert", "table", "vindr", "scores"])
+def test_a_row_that_lost_a_cell_but_not_its_last_comma(made_chexpert, made_table, tmp_path, name):
+    if name == "chexpert":
+        path = made_chexpert() / "train.csv"
+        cell, read = 5, lambda: create_dataset("chexpert", path.parent, "train", views="all").records.targets
+    elif name == "table":
+        path = made_table()
+        cell, read = 2, lambda: create_dataset("table", path, "all").records.targets
+    elif name == "vindr":
+        rows = [["image_id", "rad_id", "Cardiomegaly", "Edema", ""], *([c, "R1", "1", "0", ""] for c in "abc")]
+        path = write(tmp_path, text(rows=[row[:4] for row in rows]), "image_labels_train.csv")
+        cell, read = 2, lambda: create_dataset("vindr", tmp_path, "all").records.targets
+    else:
+        path = write(tmp_path, "path,logit:Edema,target:Edema\n1.png,0.5,1\n2.png,1,0\n3.png,1,1\n")
+        cell, read = 1, lambda: read_predictions(path).logits
+    expected = read()
+    path.write_text(path.read_text().replace("\n", ",\n"))
+    assert str(read().tolist()) == str(expected.tolist())
+    lose(path, cell)
+    with pytest.raises(InputError, match=LOST):
+        read()
+
+
 def test_what_excel_leaves_is_read(tmp_path):
     for content in (
         text().replace("\n", ",,\n"),
         text().replace("\n", ",,\n", 1),  # as in NIH's list of boxes
         text() + "\n  \n,,\n",
+        text() + ",\n",
+        text().replace("\n", ",,\n") + ",,\n\n,,,,\n",
         text().replace("\n", "\r\n\r\n"),
         "\n" + text(),
         "sep=,\n" + text(),
