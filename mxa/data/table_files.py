@@ -43,7 +43,7 @@ def read_header(path: Path) -> list[str]:
         with open_parquet(path) as file:
             names = list(map(_shown, file.schema_arrow.names))
     elif _is_excel(path):
-        names = list(_read_excel(path).columns)
+        names = list(_read_excel(path)[0].columns)
     else:
         with _open_csv(path) as table:
             names = table.names
@@ -70,7 +70,9 @@ def read_text_columns(path: Path, wanted: Collection[str] | None, numbers: Colle
     if _is_parquet(path):
         return _read_parquet(path, wanted)
     if _is_excel(path):
-        table = _read_excel(path)
+        table, sheets = _read_excel(path)
+        if sheets > 1:
+            _logger.info("%s: only the first of %d sheets is read", path, sheets)
         return table if wanted is None else table[[name for name in table if name in wanted]]
     return _read_csv(path, wanted, numbers)
 
@@ -241,7 +243,14 @@ def _encoding(path: Path) -> str:
         start = file.read(4)
     if start.startswith(b"PK\3\4"):
         raise InputError(f"{path} is not a CSV table: it is a zip archive or an Excel file (then name it .xlsx)")
-    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start == b"PAR1":
+        raise InputError(f"{path} is a Parquet table in a gzip archive: unpack it")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:] != b"\0\0":
+        return "utf-16"
+    if b"\0" in start:
+        what = "it is UTF-16 without a mark, UTF-32 or no text"
+        raise InputError(f"{path} is not a CSV table: {what}: save as UTF-8 (in Excel: CSV UTF-8)")
+    return "utf-8-sig"
 
 
 def _binary(path: Path) -> BinaryIO:
@@ -277,7 +286,11 @@ class _Lines:
 
 
 def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
+    """Says so by the name, or by the content: pandas' ``.parquet.gzip`` is packed within."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _is_excel(path: Path) -> bool:
@@ -314,20 +327,26 @@ def _shown(name: str) -> str:
 
 def _as_text(column: pd.Series) -> pd.Series:
     text = column.astype(object).where(column.notna(), "")
-    return text.map(lambda cell: str(cell.tolist() if isinstance(cell, np.ndarray) else cell))
+    return text.map(lambda cell: str(_plain(cell)))
 
 
-def _read_excel(path: Path) -> pd.DataFrame:
-    """Reads the first sheet as text."""
+def _plain(cell: Any) -> Any:
+    """Makes lists of arrays and text of bytes."""
+    if isinstance(cell, np.ndarray):
+        return list(map(_plain, cell.tolist()))
+    return cell.decode(errors="replace") if isinstance(cell, bytes) else cell
+
+
+def _read_excel(path: Path) -> tuple[pd.DataFrame, int]:
+    """Reads the first sheet as text, and counts the sheets."""
     require("openpyxl", "excel")
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _LARGEST_SHEET:
                 raise InputError(f"{path} is too large for an Excel file: save it as CSV")
         with pd.ExcelFile(path, engine="openpyxl") as book:
-            if len(book.sheet_names) > 1:
-                _logger.info("%s: only the first of %d sheets is read", path, len(book.sheet_names))
-            sheet = book.parse(0, header=None, dtype=object, na_filter=False)
+            sheets = len(book.sheet_names)
+            sheet = pd.read_excel(book, header=None, dtype=object, na_filter=False)
     except InputError:
         raise
     except Exception as error:  # openpyxl raises whatever the XML makes it
@@ -336,9 +355,16 @@ def _read_excel(path: Path) -> pd.DataFrame:
     sheet = sheet[(sheet != "").any(axis=1)]
     if sheet.empty:
         raise InputError(f"{path} is not an Excel table: it has no header")
+    header = sheet.iloc[0].str.strip()
+    last = header[header != ""].index.max()
+    if len(over := sheet.index[(sheet.loc[:, last + 1 :] != "").any(axis=1)]):
+        where = f"row{'s' if len(over) > 1 else ''} {name_some([str(row + 1) for row in over], 5)}"
+        raise InputError(
+            f"{path}: {where}: a cell to the right of the header's last name: name its column, or clear it"
+        )
     sheet = sheet.loc[:, (sheet != "").any(axis=0)]
     names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(sheet.iloc[0])]
-    return sheet.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
+    return sheet.iloc[1:].set_axis(names, axis=1).reset_index(drop=True), sheets
 
 
 def _first_line(error: Exception) -> str:

@@ -200,6 +200,15 @@ def test_other_encodings_are_named_with_the_line(tmp_path):
         cells(write(tmp_path, text().encode("utf-16")[:-1]))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_encodings_without_a_mark(tmp_path, encoding):
+    for pack in (bytes, gzip.compress):
+        with pytest.raises(
+            InputError, match=r"t\.csv is not a CSV table: it is UTF-16 without .*: save as UTF-8 \(in E"
+        ):
+            cells(write(tmp_path, pack(text().encode(encoding))))
+
+
 @pytest.mark.parametrize(
     "spoil", [lambda b: b[:-9], lambda b: b[:-8] + bytes(8), lambda b: b[:20] + b"\xff" * 20 + b[40:]]
 )
@@ -246,6 +255,24 @@ def test_whole_numbers_with_blanks_keep_every_digit(tmp_path):
     assert read_table_file(tmp_path / "t.parquet", ())["patient"].tolist() == [str(2**60 + 1), ""]
 
 
+@pytest.mark.parametrize("name", ["t.parquet.gzip", "t.parquet.gz", "t.csv"])
+def test_parquet_by_its_content(tmp_path, name):
+    pd.DataFrame(ROWS[1:], columns=ROWS[0]).to_parquet(tmp_path / name, compression="gzip")
+    assert cells(tmp_path / name) == ROWS
+    write(tmp_path, gzip.compress((tmp_path / name).read_bytes()), name)
+    with pytest.raises(InputError, match=f"{name} is a Parquet table in a gzip archive: unpack it"):
+        cells(tmp_path / name)
+
+
+def test_bytes_of_parquet_are_text(tmp_path):
+    frame = pd.DataFrame(
+        {"path": ["größer.png".encode(), None], "labels": [[b"Mass"], []], "image": [b"\xff\xd8", b""]}
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table_file(tmp_path / "t.parquet", ())
+    assert table["path"].tolist() == ["größer.png", ""] and table["labels"].tolist() == ["['Mass']", "[]"]
+
+
 def test_damaged_parquet(tmp_path):
     path = tmp_path / "t.parquet"
     pd.DataFrame({"path": [f"{i}.png" for i in range(999)], "Edema": 1.0}).to_parquet(path)
@@ -287,7 +314,7 @@ def test_excel_reads_as_its_csv_does(made_table, caplog):
         pd.DataFrame({"x": [1]}).to_excel(book, sheet_name="two")
     with caplog.at_level("INFO", logger="mxa"):
         found = create_dataset("table", path.with_suffix(".xlsx"), "train")
-    assert "only the first of 2 sheets is read" in caplog.text
+    assert caplog.text.count("only the first of 2 sheets is read") == 1
     assert found.labels == plain.labels and found.filenames() == plain.filenames()
     assert str(found.records.targets.tolist()) == str(plain.records.targets.tolist())
     whole = path.with_suffix(".xlsx").read_bytes()
@@ -295,6 +322,20 @@ def test_excel_reads_as_its_csv_does(made_table, caplog):
         path.with_suffix(".xlsx").write_bytes(spoilt)
         with pytest.raises(InputError, match=r"table\.xlsx is not an Excel table"):
             create_dataset("table", path.with_suffix(".xlsx"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cell_right_of_an_excel_header(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    rows = [*ROWS, ["", "", "", ""], ["4.png", "d", "1", "x"]]
+    pd.DataFrame(ROWS).to_excel(path, index=False, header=False)
+    assert cells(path) == ROWS
+    pd.DataFrame(rows).to_excel(path, index=False, header=False)
+    with pytest.raises(InputError, match=r"t\.xlsx: row 6: a cell to the right of the header's last name: name its"):
+        cells(path)
+    pd.DataFrame([[*row, "", ""] for row in ROWS]).to_excel(path, index=False, header=False)
+    assert cells(path) == ROWS
 
 
 def test_excel_without_its_extra(tmp_path, monkeypatch):
