@@ -352,17 +352,16 @@ def _read_excel(path: Path) -> tuple[pd.DataFrame, int]:
     except Exception as error:  # openpyxl raises whatever the XML makes it
         raise InputError(f"{path} is not an Excel table: {_first_line(error)}") from None
     sheet = sheet.apply(_as_text)
-    sheet = sheet[(sheet != "").any(axis=1)]
+    filled = sheet.apply(lambda column: column.str.strip() != "")
+    sheet, filled = sheet[filled.any(axis=1)], filled[filled.any(axis=1)]
     if sheet.empty:
         raise InputError(f"{path} is not an Excel table: it has no header")
-    header = sheet.iloc[0].str.strip()
-    last = header[header != ""].index.max()
-    if len(over := sheet.index[(sheet.loc[:, last + 1 :] != "").any(axis=1)]):
-        where = f"row{'s' if len(over) > 1 else ''} {name_some([str(row + 1) for row in over], 5)}"
-        raise InputError(
-            f"{path}: {where}: a cell to the right of the header's last name: name its column, or clear it"
-        )
-    sheet = sheet.loc[:, (sheet != "").any(axis=0)]
+    last = filled.columns[filled.iloc[0]].max()
+    if over := [str(row + 1) for row in filled.index[filled.loc[:, last + 1 :].any(axis=1)]]:
+        where = f"row{'s' if len(over) > 1 else ''} {name_some(over, 5)}"
+        remedy = "name its column in the first row, or clear it"
+        raise InputError(f"{path}: {where}: a cell to the right of the header's last name: {remedy}")
+    sheet = sheet.loc[:, filled.any(axis=0)]
     names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(sheet.iloc[0])]
     return sheet.iloc[1:].set_axis(names, axis=1).reset_index(drop=True), sheets
 

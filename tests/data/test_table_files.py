@@ -203,9 +203,7 @@ def test_other_encodings_are_named_with_the_line(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 def test_encodings_without_a_mark(tmp_path, encoding):
     for pack in (bytes, gzip.compress):
-        with pytest.raises(
-            InputError, match=r"t\.csv is not a CSV table: it is UTF-16 without .*: save as UTF-8 \(in E"
-        ):
+        with pytest.raises(InputError, match=r"t\.csv is not a CSV table: it is UTF-16 without .*: save as UTF-8"):
             cells(write(tmp_path, pack(text().encode(encoding))))
 
 
@@ -328,7 +326,7 @@ def test_excel_reads_as_its_csv_does(made_table, caplog):
 def test_a_cell_right_of_an_excel_header(tmp_path):
     pytest.importorskip("openpyxl")
     path = tmp_path / "t.xlsx"
-    rows = [*ROWS, ["", "", "", ""], ["4.png", "d", "1", "x"]]
+    rows = [*([*row, ""] for row in ROWS), ["", "", "", ""], ["4.png", "d", "1", "x"]]
     pd.DataFrame(ROWS).to_excel(path, index=False, header=False)
     assert cells(path) == ROWS
     pd.DataFrame(rows).to_excel(path, index=False, header=False)
