@@ -18,11 +18,17 @@ from .tables import numbers
 
 __all__ = ["SPLIT_NAMES", "Records", "concatenate", "hash_keys", "normal_sex", "text_column", "years"]
 
-#: What people call the splits, in lower case.
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"),
+    "test": ("test", "testing", "holdout", "hold out", "hold-out", "hold_out"),
+}
+#: What people call the splits, in lower case: also ``training set``, ``test_set`` and so on.
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"), "val"),
-    **dict.fromkeys(("test", "testing", "holdout", "hold-out", "hold out"), "test"),
+    f"{word}{end}": split
+    for split, words in _SPLITS.items()
+    for word in words
+    for end in ("", "set", " set", "-set", "_set")
 }
 
 _YEARS_IN = {"": 1, "Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}

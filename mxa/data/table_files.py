@@ -11,7 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ def read_header(path: Path) -> list[str]:
         with open_parquet(path) as file:
             names = list(map(_shown, file.schema_arrow.names))
     elif _is_excel(path):
-        names = list(_read_excel(path).columns)
+        names = list(_read_excel(path)[0].columns)
     else:
         with _open_csv(path) as table:
             names = table.names
@@ -70,7 +70,9 @@ def read_text_columns(path: Path, wanted: Collection[str] | None, numbers: Colle
     if _is_parquet(path):
         return _read_parquet(path, wanted)
     if _is_excel(path):
-        table = _read_excel(path)
+        table, sheets = _read_excel(path)
+        if sheets > 1:
+            _logger.info("%s: only the first of %d sheets is read", path, sheets)
         return table if wanted is None else table[[name for name in table if name in wanted]]
     return _read_csv(path, wanted, numbers)
 
@@ -164,35 +166,49 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _check_rows(path: Path, table: _Csv) -> list[int]:
-    """Compares the rows with the header, and returns the places of those that have no content."""
+    """Compares the rows with the header, and returns the places of those that have no content.
+
+    Where cells without a name end the header, either every row has them or none has: a row that is shorter than the
+    others has lost a cell, maybe not the last.
+    """
     width, named = table.width, len(table.names)
+    lines: dict[int, list[int]] = {named: [], width: []}  # of rows that fit, where there are two ways to
     empty, ragged, odd, count, row, line = [], [], [], 0, [], table.rows.line_num + 1
     try:
         for row in table.rows:
             if len(row) != width or named < width or not row[0]:  # else as nearly every row is
                 if len(row) < 2 and not any(row):
                     count -= 1  # pandas skips blank lines too
-                elif not named <= len(row) <= width or any(row[named:]):
+                elif not any(row) and len(row) <= width:
+                    empty.append(count)
+                elif len(row) not in lines or any(row[named:]):
                     ragged.append(str(line))
                     odd = odd or row
-                elif not any(row):
-                    empty.append(count)
+                elif named < width:
+                    lines[len(row)].append(line)
             count += 1
             line = table.rows.line_num + 1
     except csv.Error:
         raise InputError(f"{path}: line {line}: a quote is not closed, or stands in the middle of a cell") from None
+    mark = _DELIMITERS[table.delimiter].removesuffix("s")
     if ragged:
-        where = f"{path}: line{'s' if len(ragged) > 1 else ''} {name_some(ragged, 5)}"
-        mark = _DELIMITERS[table.delimiter].removesuffix("s")
         if len(ragged) == count and len(odd) == width + 1 and not odd[-1]:
             raise InputError(
                 f"{path}: every row has a {mark} at its end that the header lacks: remove it, or add it there"
             )
         why = "cut short" if len(odd) < named else f"a {mark} too many, or one in a cell without quotes"
-        raise InputError(f"{where}: {len(odd)} cells where the header has {named} ({why})")
+        raise InputError(f"{_at_lines(path, ragged)}: {len(odd)} cells where the header has {named} ({why})")
+    if all(lines.values()):
+        few, many = sorted(lines, key=lambda cells: (len(lines[cells]), cells))
+        why = f"a cell is missing, or the {mark} at the end" if few < many else f"a {mark} too many"
+        raise InputError(f"{_at_lines(path, lines[few])}: {few} cells where the other rows have {many} ({why})")
     if row and not row[-1] and named == width and not table.lines.last.endswith(("\n", "\r")):
         warnings.warn(f"{path} ends in a blank cell without a line break: was the file cut?", stacklevel=2)
     return empty
+
+
+def _at_lines(path: Path, lines: Sequence[int | str]) -> str:
+    return f"{path}: line{'s' if len(lines) > 1 else ''} {name_some(list(map(str, lines)), 5)}"
 
 
 @contextmanager
@@ -227,7 +243,14 @@ def _encoding(path: Path) -> str:
         start = file.read(4)
     if start.startswith(b"PK\3\4"):
         raise InputError(f"{path} is not a CSV table: it is a zip archive or an Excel file (then name it .xlsx)")
-    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start == b"PAR1":
+        raise InputError(f"{path} is a Parquet table in a gzip archive: unpack it")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") and start[2:] != b"\0\0":
+        return "utf-16"
+    if b"\0" in start:
+        what = "it is UTF-16 without a mark, UTF-32 or no text"
+        raise InputError(f"{path} is not a CSV table: {what}: save as UTF-8 (in Excel: CSV UTF-8)")
+    return "utf-8-sig"
 
 
 def _binary(path: Path) -> BinaryIO:
@@ -263,7 +286,11 @@ class _Lines:
 
 
 def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in (".parquet", ".pq")
+    """Says so by the name, or by the content: pandas' ``.parquet.gzip`` is packed within."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _is_excel(path: Path) -> bool:
@@ -300,31 +327,43 @@ def _shown(name: str) -> str:
 
 def _as_text(column: pd.Series) -> pd.Series:
     text = column.astype(object).where(column.notna(), "")
-    return text.map(lambda cell: str(cell.tolist() if isinstance(cell, np.ndarray) else cell))
+    return text.map(lambda cell: str(_plain(cell)))
 
 
-def _read_excel(path: Path) -> pd.DataFrame:
-    """Reads the first sheet as text."""
+def _plain(cell: Any) -> Any:
+    """Makes lists of arrays and text of bytes."""
+    if isinstance(cell, np.ndarray):
+        return list(map(_plain, cell.tolist()))
+    return cell.decode(errors="replace") if isinstance(cell, bytes) else cell
+
+
+def _read_excel(path: Path) -> tuple[pd.DataFrame, int]:
+    """Reads the first sheet as text, and counts the sheets."""
     require("openpyxl", "excel")
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _LARGEST_SHEET:
                 raise InputError(f"{path} is too large for an Excel file: save it as CSV")
         with pd.ExcelFile(path, engine="openpyxl") as book:
-            if len(book.sheet_names) > 1:
-                _logger.info("%s: only the first of %d sheets is read", path, len(book.sheet_names))
-            sheet = book.parse(0, header=None, dtype=object, na_filter=False)
+            sheets = len(book.sheet_names)
+            sheet = pd.read_excel(book, header=None, dtype=object, na_filter=False)
     except InputError:
         raise
     except Exception as error:  # openpyxl raises whatever the XML makes it
         raise InputError(f"{path} is not an Excel table: {_first_line(error)}") from None
     sheet = sheet.apply(_as_text)
-    sheet = sheet[(sheet != "").any(axis=1)]
+    filled = sheet.apply(lambda column: column.str.strip() != "")
+    sheet, filled = sheet[filled.any(axis=1)], filled[filled.any(axis=1)]
     if sheet.empty:
         raise InputError(f"{path} is not an Excel table: it has no header")
-    sheet = sheet.loc[:, (sheet != "").any(axis=0)]
+    last = filled.columns[filled.iloc[0]].max()
+    if over := [str(row + 1) for row in filled.index[filled.loc[:, last + 1 :].any(axis=1)]]:
+        where = f"row{'s' if len(over) > 1 else ''} {name_some(over, 5)}"
+        remedy = "name its column in the first row, or clear it"
+        raise InputError(f"{path}: {where}: a cell to the right of the header's last name: {remedy}")
+    sheet = sheet.loc[:, filled.any(axis=0)]
     names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(sheet.iloc[0])]
-    return sheet.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
+    return sheet.iloc[1:].set_axis(names, axis=1).reset_index(drop=True), sheets
 
 
 def _first_line(error: Exception) -> str:

@@ -46,6 +46,10 @@ def text(delimiter: str = ",", rows=ROWS) -> str:
         ('a,b\n1,"2\n3"\n4,5,6\n', "line 4: 3 cells"),
         ("a,b\n1,2,\n3,4,\n", "every row has a comma at its end that the header lacks"),
         ("a,b,,\n1,2,,\n3,4,5,\n", "line 3: 4 cells where the header has 2"),
+        ("a,b,,\n1,2,\n3,4,\n", "lines 2, 3: 3 cells where the header has 2"),
+        ("a,b,\n1,2,\n3,\n4,5,\n", r"line 3: 2 cells where the other rows have 3 \(a cell is missing, or the comma at"),
+        ("a;b;\n1;2;\n3;4\n", r"line 3: 2 cells where the other rows have 3 \(.*, or the semicolon at the end\)"),
+        ("a,b,\n1,2\n\n3,4\n5,,\n", r"line 5: 3 cells where the other rows have 2 \(a comma too many\)"),
         ("a;b\n1;2\n3;4;5\n", r"line 3: 3 cells where the header has 2 \(a semicolon too many"),
         ("sep=;\na;b\n1;2\n3\n", "line 4: 1 cells"),
         ("a,b\n\n1,2\n\n3\n", "line 5: 1 cells"),
@@ -92,11 +96,66 @@ def test_ragged_rows_of_nih_tables_and_scores(made_nih, made_table, tmp_path):
         read_predictions(scores)
 
 
+FULL = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+)
+LOST = r": line 4: \d+ cells where the other rows have \d+ \(a cell is missing, or the comma at the end\)"
+
+
+def lose(path, cell: int) -> None:
+    """Takes a cell from the third row of a table that ends every line in a comma."""
+    lines = path.read_text().splitlines()
+    row = lines[3].split(",")
+    lines[3] = ",".join([*row[:cell], *row[cell + 1 :]])
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("end", ["", ","])
+def test_a_header_that_ends_in_a_comma(made_nih, end):
+    path = made_nih() / "Data_Entry_2017.csv"  # Kaggle's full table has it in every row
+    expected = create_dataset("nih", path.parent).records
+    _, *rows = path.read_text().splitlines()
+    path.write_text(FULL + "".join(f"{row}{end}\n" for row in rows))
+    found = create_dataset("nih", path.parent).records
+    assert found.patients.tolist() == expected.patients.tolist() and found.views.tolist() == expected.views.tolist()
+    assert (found.targets == expected.targets).all()
+    if end:
+        lose(path, 2)
+        with pytest.raises(InputError, match=f"Data_Entry_2017.csv{LOST}"):
+            create_dataset("nih", path.parent)
+
+
+@pytest.mark.parametrize("name", ["chexpert", "table", "vindr", "scores"])
+def test_a_row_that_lost_a_cell_but_not_its_last_comma(made_chexpert, made_table, tmp_path, name):
+    if name == "chexpert":
+        path = made_chexpert() / "train.csv"
+        cell, read = 5, lambda: create_dataset("chexpert", path.parent, "train", views="all").records.targets
+    elif name == "table":
+        path = made_table()
+        cell, read = 2, lambda: create_dataset("table", path, "all").records.targets
+    elif name == "vindr":
+        rows = [["image_id", "rad_id", "Cardiomegaly", "Edema", ""], *([c, "R1", "1", "0", ""] for c in "abc")]
+        path = write(tmp_path, text(rows=[row[:4] for row in rows]), "image_labels_train.csv")
+        cell, read = 2, lambda: create_dataset("vindr", tmp_path, "all").records.targets
+    else:
+        path = write(tmp_path, "path,logit:Edema,target:Edema\n1.png,0.5,1\n2.png,1,0\n3.png,1,1\n")
+        cell, read = 1, lambda: read_predictions(path).logits
+    expected = read()
+    path.write_text(path.read_text().replace("\n", ",\n"))
+    assert str(read().tolist()) == str(expected.tolist())
+    lose(path, cell)
+    with pytest.raises(InputError, match=LOST):
+        read()
+
+
 def test_what_excel_leaves_is_read(tmp_path):
     for content in (
         text().replace("\n", ",,\n"),
         text().replace("\n", ",,\n", 1),  # as in NIH's list of boxes
         text() + "\n  \n,,\n",
+        text() + ",\n",
+        text().replace("\n", ",,\n") + ",,\n\n,,,,\n",
         text().replace("\n", "\r\n\r\n"),
         "\n" + text(),
         "sep=,\n" + text(),
@@ -139,6 +198,13 @@ def test_other_encodings_are_named_with_the_line(tmp_path):
         cells(path)
     with pytest.raises(InputError, match=r"it is not whole: save as UTF-8"):
         cells(write(tmp_path, text().encode("utf-16")[:-1]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_encodings_without_a_mark(tmp_path, encoding):
+    for pack in (bytes, gzip.compress):
+        with pytest.raises(InputError, match=r"t\.csv is not a CSV table: it is UTF-16 without .*: save as UTF-8"):
+            cells(write(tmp_path, pack(text().encode(encoding))))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +253,24 @@ def test_whole_numbers_with_blanks_keep_every_digit(tmp_path):
     assert read_table_file(tmp_path / "t.parquet", ())["patient"].tolist() == [str(2**60 + 1), ""]
 
 
+@pytest.mark.parametrize("name", ["t.parquet.gzip", "t.parquet.gz", "t.csv"])
+def test_parquet_by_its_content(tmp_path, name):
+    pd.DataFrame(ROWS[1:], columns=ROWS[0]).to_parquet(tmp_path / name, compression="gzip")
+    assert cells(tmp_path / name) == ROWS
+    write(tmp_path, gzip.compress((tmp_path / name).read_bytes()), name)
+    with pytest.raises(InputError, match=f"{name} is a Parquet table in a gzip archive: unpack it"):
+        cells(tmp_path / name)
+
+
+def test_bytes_of_parquet_are_text(tmp_path):
+    frame = pd.DataFrame(
+        {"path": ["größer.png".encode(), None], "labels": [[b"Mass"], []], "image": [b"\xff\xd8", b""]}
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table_file(tmp_path / "t.parquet", ())
+    assert table["path"].tolist() == ["größer.png", ""] and table["labels"].tolist() == ["['Mass']", "[]"]
+
+
 def test_damaged_parquet(tmp_path):
     path = tmp_path / "t.parquet"
     pd.DataFrame({"path": [f"{i}.png" for i in range(999)], "Edema": 1.0}).to_parquet(path)
@@ -228,7 +312,7 @@ def test_excel_reads_as_its_csv_does(made_table, caplog):
         pd.DataFrame({"x": [1]}).to_excel(book, sheet_name="two")
     with caplog.at_level("INFO", logger="mxa"):
         found = create_dataset("table", path.with_suffix(".xlsx"), "train")
-    assert "only the first of 2 sheets is read" in caplog.text
+    assert caplog.text.count("only the first of 2 sheets is read") == 1
     assert found.labels == plain.labels and found.filenames() == plain.filenames()
     assert str(found.records.targets.tolist()) == str(plain.records.targets.tolist())
     whole = path.with_suffix(".xlsx").read_bytes()
@@ -236,6 +320,20 @@ def test_excel_reads_as_its_csv_does(made_table, caplog):
         path.with_suffix(".xlsx").write_bytes(spoilt)
         with pytest.raises(InputError, match=r"table\.xlsx is not an Excel table"):
             create_dataset("table", path.with_suffix(".xlsx"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cell_right_of_an_excel_header(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    rows = [*([*row, ""] for row in ROWS), ["", "", "", ""], ["4.png", "d", "1", "x"]]
+    pd.DataFrame(ROWS).to_excel(path, index=False, header=False)
+    assert cells(path) == ROWS
+    pd.DataFrame(rows).to_excel(path, index=False, header=False)
+    with pytest.raises(InputError, match=r"t\.xlsx: row 6: a cell to the right of the header's last name: name its"):
+        cells(path)
+    pd.DataFrame([[*row, "", ""] for row in ROWS]).to_excel(path, index=False, header=False)
+    assert cells(path) == ROWS
 
 
 def test_excel_without_its_extra(tmp_path, monkeypatch):

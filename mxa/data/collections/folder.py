@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...utils.errors import InputError
+from ...labels import LABEL_SPACES, canonical
+from ...utils.errors import InputError, name_some
 from ..image_io import is_hidden, is_image, list_images
 from ..records import SPLIT_NAMES, Records
 from .reader import CollectionReader
@@ -20,7 +22,8 @@ class Folder(CollectionReader):
 
     A folder may be named for several findings, ``Edema|Mass``. An image is positive for its folder's findings and
     negative for those of all other folders; ``NORMAL`` is No Finding. Patients are unknown: every image counts as a
-    patient of its own.
+    patient of its own. Folders in a folder of a finding do not matter; but where no image lies above them and they are
+    named for findings, the folders around them would be splits of names that are not known, which is an error.
     """
 
     def read(self, root: str | Path, split: str | None = None) -> Records:
@@ -37,6 +40,8 @@ class Folder(CollectionReader):
             for findings in sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(Path(f.name)))
             for path in list_images(findings)
         ]
+        if not splits:
+            _check_depth(root, [path for path, _, _ in rows])
         stray = [f for f in sorted(root.iterdir()) if is_image(f) and not is_hidden(Path(f.name))]
         if stray:
             warnings.warn(
@@ -44,7 +49,32 @@ class Folder(CollectionReader):
             )
         if not rows:
             raise InputError(f"{root} holds no image in a folder named for a finding, such as {root}/Edema/1.png")
+        said = {Path(path).parts[1] for path, _, _ in rows} if splits else set()
+        others = [f for f in root.iterdir() if f.is_dir() and f not in splits and any((f / n).is_dir() for n in said)]
+        if others:
+            names = name_some(sorted(f.name for f in others), 5)
+            warnings.warn(f"{root}: {names} holds findings too, but is no known split, and is left out", stacklevel=2)
         labels = sorted({name for _, names, _ in rows for name in names})
         targets = np.array([[name in names for name in labels] for _, names, _ in rows], dtype=np.float32)
         paths = [path for path, _, _ in rows]
         return Records(tuple(labels), paths, targets, paths, splits=[split for _, _, split in rows], root=str(root))
+
+
+def _check_depth(root: Path, paths: Sequence[str]) -> None:
+    """Refuses folders of findings in folders that are not known as splits."""
+    parts = [Path(path).parts for path in paths]
+    if not parts or min(map(len, parts)) < 3:
+        return
+    inside: dict[str, set[str]] = {}
+    for outer, inner, *_ in parts:
+        inside.setdefault(outer, set()).add(inner)
+    every = set.union(*inside.values())
+    known = {canonical(name) for space in LABEL_SPACES.values() for name in space}
+    named = any(canonical(name) in known for inner in every for name in inner.split("|"))
+    same = len(every) > 1 and (len(inside) == 1 or set.intersection(*inside.values()) == every)
+    if named or same:
+        raise InputError(
+            f"{root}: the images lie in {name_some(sorted(every), 5)} within {name_some(sorted(inside), 5)}, which are "
+            "not splits: rename them to train, val (or valid, validation, dev) and test (or holdout), or give one of "
+            "them as --root"
+        )

@@ -85,7 +85,10 @@ class Table(CollectionReader):
         if "?" in splits:
             strange = np.array([split == "?" for split in splits])
             row, found = splits.index("?") + 1, strange_words(column, strange)
-            raise InputError(f"{path}: column {column.name!r}, row {row}: a split is train, val or test{found}")
+            raise InputError(
+                f"{path}: column {column.name!r}, row {row}: a split is train, val or test{found}; write these, name "
+                "the column of splits with --columns split=NAME, or rename this one if it is no split"
+            )
         return splits
 
     def _findings(self, path: Path, table: pd.DataFrame) -> str | None:

@@ -78,13 +78,13 @@ class NIHGoogle(CollectionReader):
         for split, in_name in (("test", "test"), ("val", "validation")):
             own = Path(root) / f"four_findings_expert_labels_{in_name}_labels.csv"
             path = own if own.is_file() else shipped_table("google2019_nih-chest-xray-labels.csv.gz")
-            table = read_table_file(path, ("Image Index", *self.FINDINGS), (), (*_OPTIONAL, "Set Id"))
+            table = read_table_file(path, ("Image Index",), self.FINDINGS, (*_OPTIONAL, "Set Id"))
+            for finding in self.FINDINGS:
+                if not table[finding].isin((0, 1)).all():
+                    raise InputError(f"{path}: column {finding!r}: a finding is neither YES nor NO")
             tables.append((table if own.is_file() else table[table["Set Id"] == split]).assign(split=split))
         table = pd.concat(tables, ignore_index=True)
-        answers = table[list(self.FINDINGS)].astype(object)
-        if not answers.isin(("YES", "NO")).all(axis=None):
-            raise InputError(f"{path}: a finding is neither YES nor NO")
-        targets = (answers == "YES").to_numpy(np.float32)
+        targets = table[list(self.FINDINGS)].to_numpy(np.float32)
         return _records(Path(root), table, self.LABELS, targets, table["split"])
 
 
@@ -136,10 +136,11 @@ def _records(
     root: Path, table: pd.DataFrame, labels: tuple[str, ...], targets: np.ndarray, splits: np.ndarray
 ) -> Records:
     names = list(table["Image Index"])
-    patients = [p or str(int(n.partition("_")[0])) for p, n in zip(table["Patient ID"], names, strict=True)]
+    paths = _paths(root, names)
+    patients = [p or _patient(n) or path for p, n, path in zip(table["Patient ID"], names, paths, strict=True)]
     return Records(
         labels,
-        _paths(root, names),
+        paths,
         targets,
         patients,
         studies=(f"{p}_{n}" for p, n in zip(patients, table["Follow-up #"], strict=True)),
@@ -149,6 +150,12 @@ def _records(
         splits=splits,
         root=str(root),
     )
+
+
+def _patient(name: str) -> str:
+    """Finds the patient in a published name, ``"2"`` in ``00000002_001.png``; ``""`` where there is none."""
+    number = name.partition("_")[0]
+    return str(int(number)) if number.isdecimal() else ""
 
 
 def _paths(root: Path, names: list[str]) -> list[str]:

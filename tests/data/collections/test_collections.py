@@ -317,7 +317,9 @@ def test_a_folder_by_finding(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*images have no patient")
-@pytest.mark.parametrize("parts", [("train", "Val", "test"), ("Training", "dev", "TESTING")])
+@pytest.mark.parametrize(
+    "parts", [("train", "Val", "test"), ("Training", "dev", "TESTING"), ("Train set", "validation_set", "hold_out")]
+)
 def test_a_folder_with_parts(tmp_path, parts):
     for split in parts:
         for i, folder in enumerate(("NORMAL", "PNEUMONIA")):
@@ -328,6 +330,36 @@ def test_a_folder_with_parts(tmp_path, parts):
     assert column(splits["train"], "Pneumonia").tolist() == [0, 1]
     assert column(splits["train"], "No Finding").tolist() == [1, 0]
     assert np.isnan(column(splits["train"], "Edema")).all()
+
+
+@pytest.mark.parametrize("outer", [("internal", "external"), ("Fold 1",)])
+@pytest.mark.parametrize("inner", [("NORMAL", "PNEUMONIA"), ("covid", "healthy")])
+def test_folders_of_findings_in_unknown_splits(tmp_path, outer, inner):
+    for split in outer:
+        for name in inner:
+            draw(tmp_path / split / name / "1.png")
+    with pytest.raises(
+        InputError, match=rf"lie in {inner[0]}, {inner[1]} within {', '.join(sorted(outer))}, which are not splits: ren"
+    ):
+        create_dataset("folder", tmp_path, "all")
+
+
+@pytest.mark.filterwarnings("ignore:.*images have no patient")
+def test_a_folder_beside_the_splits_is_warned_about(tmp_path):
+    for split in ("train", "test", "external"):
+        draw(tmp_path / split / "Edema" / "1.png")
+    with pytest.warns(UserWarning, match="external holds findings too, but is no known split, and is left out"):
+        assert len(create_dataset("folder", tmp_path, "test")) == 1
+
+
+def test_folders_of_patients_in_findings(tmp_path):
+    for name in ("NORMAL/p1", "NORMAL/p2", "Edema/p3", "Edema/p1"):
+        draw(tmp_path / "patients" / name / "1.png")
+    for name in ("COVID/images", "Normal/images"):
+        draw(tmp_path / "kaggle" / name / "1.png")
+    with pytest.warns(UserWarning, match="have no patient"):
+        assert create_dataset("folder", tmp_path / "patients", "all").labels == ("Edema", "NORMAL")
+        assert create_dataset("folder", tmp_path / "kaggle", "all").labels == ("COVID", "Normal")
 
 
 def test_a_folder_without_findings_is_an_error(tmp_path):

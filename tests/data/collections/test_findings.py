@@ -45,7 +45,8 @@ def test_a_column_of_findings_makes_labels(tmp_path, caplog, join, how):
         records = findings(tmp_path, list(map(join, SAID)))
     assert f"labels are made of the column 'findings', {how}" in caplog.text
     assert records.labels == ("Edema", "Effusion", "No Finding")
-    np.testing.assert_array_equal(records.targets, ROWS)
+    empty = [0, 0, 0] if join(()) else ROWS[3]  # a list of none
+    np.testing.assert_array_equal(records.targets, [*ROWS[:3], empty])
 
 
 def test_one_finding_a_cell_and_lists_of_parquet(tmp_path):
@@ -54,7 +55,69 @@ def test_one_finding_a_cell_and_lists_of_parquet(tmp_path):
     np.testing.assert_array_equal(records.targets, [[1, 0], [NAN, NAN], [0, 1], [1, 0]])
     frame = pd.DataFrame({"path": list("abcd"), "patient": list("abcd"), "labels": [list(names) for names in SAID]})
     frame.to_parquet(tmp_path / "own.parquet")
-    np.testing.assert_array_equal(read_collection("table", tmp_path / "own.parquet").targets, ROWS)
+    targets = read_collection("table", tmp_path / "own.parquet").targets
+    np.testing.assert_array_equal(targets, [*ROWS[:3], [0, 0, 0]])
+
+
+def columned(folder, cells: list):
+    pd.DataFrame({"path": list(map(str, range(len(cells)))), "findings": cells}).to_parquet(folder / "own.parquet")
+    return read_collection("table", folder / "own.parquet")
+
+
+@pytest.mark.parametrize("empty", ["[]", "()", "{}", "[ ]"])
+def test_an_empty_list_is_negative_and_an_empty_cell_is_blank(tmp_path, empty):
+    records = findings(tmp_path, ["['Edema']", empty, "", "nan", "['', 'nan']"])
+    np.testing.assert_array_equal(records.targets[:, 0], [1, 0, NAN, NAN, NAN])
+
+
+def test_empty_lists_of_parquet_are_negative(tmp_path):
+    records = columned(tmp_path, [["Edema", "Mass"], [], None, ["Mass"]])
+    np.testing.assert_array_equal(records.targets, [[1, 1], [0, 0], [NAN, NAN], [0, 1]])
+
+
+def test_lists_tuples_sets_and_bare_names_in_one_column(tmp_path, caplog):
+    said = [
+        "['Edema', 'Mass']",
+        "('Edema', 'Mass')",
+        "{'Mass', 'Edema'}",
+        "('Mass',)",
+        "('Mass')",
+        "Edema|Mass",
+        "Mass",
+    ]
+    said += ["[Edema|Mass]", "[]"]
+    with caplog.at_level("INFO", logger="mxa"):
+        records = findings(tmp_path, said)
+    assert "separated by a bar, or a list" in caplog.text
+    assert records.labels == ("Edema", "Mass")
+    np.testing.assert_array_equal(records.targets, [[1, 1]] * 3 + [[0, 1]] * 2 + [[1, 1], [0, 1], [1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("{'Edema': 1, 'Mass': 0}", r"\"'Edema': 1\", \"'Mass': 0\""),
+        ('{"Edema": true}', "'\"Edema\": true'"),
+        ("Edema:1|Mass:0", "'Edema:1', 'Mass:0'"),
+        ("[['Edema'], ['Mass']]", r"\"\['Edema'\]\""),
+        ("['Edema'", r"\"\['Edema'\""),
+        ("('Edema', 0.5)|Mass", r"\"\('Edema', 0\.5\)\""),
+        ("Edema\nMass", r"'Edema\\nMass'"),
+        ("Edema\tMass", r"'Edema\\tMass'"),
+        ("'Edema'", r"\"'Edema'\""),
+        ("[" + "x" * 50, rf"'\[{'x' * 29}'"),
+    ],
+)
+def test_names_that_are_pieces_of_something_else(tmp_path, cell, shown):
+    with pytest.raises(
+        InputError, match=f"column 'findings' makes findings such as {shown}.*: write names alone, as E"
+    ):
+        columned(tmp_path, [cell, "Mass", "Edema"])
+
+
+def test_names_may_hold_a_word_in_brackets_and_an_apostrophe(tmp_path):
+    said = ["Nodule (calcified)|Hampton's hump", "Kerley B: lines", ""]
+    assert findings(tmp_path, said).labels == ("Hampton's hump", "Kerley B: lines", "Nodule (calcified)")
 
 
 def test_which_column_has_the_findings(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mxa.data import create_dataset
+from mxa.data.create import read_collection
 from mxa.utils.errors import InputError
 
 from ..helpers import NAN, column, edit
@@ -54,7 +55,9 @@ def test_table_splits_in_other_spellings(made_table):
         assert create_dataset("table", path, "test", views="all").filenames() == test
         path.write_text(text)
     edit(path, ",val,", ",third,")
-    with pytest.raises(InputError, match=r"table\.csv: column 'split', row 5: a split is .* or test; found 'third'$"):
+    with pytest.raises(
+        InputError, match=r"table\.csv: column 'split', row 5: a split is .* or test; found 'third'; wr"
+    ):
         create_dataset("table", path, "all")
 
 
@@ -344,3 +347,26 @@ def test_labels_that_are_not_there_are_said(made_table, caplog):
     with caplog.at_level("INFO", logger="mxa"):
         create_dataset("table", made_table(), "all", labels=["Edema", "Edeema", "pleural-effusion"])
     assert "has no Edeema: masked" in caplog.text
+
+
+def test_a_fold_that_is_no_split(tmp_path):
+    path = write(tmp_path, "path,patient,fold,Edema\n1.png,1,0,1\n2.png,2,1,0\n")
+    with pytest.raises(
+        InputError, match=r"'fold', row 1: a split is .*--columns split=NAME, or rename this one if it is"
+    ):
+        read_collection("table", path)
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [
+        ("hold_out", "test"),
+        ("Hold-Out set", "test"),
+        ("training set", "train"),
+        ("test_set", "test"),
+        ("Testset", "test"),
+    ],
+)
+def test_spellings_of_splits(tmp_path, word, split):
+    path = write(tmp_path, f"path,patient,split,Edema\n1.png,1,{word},1\n2.png,2,validation set,0\n")
+    assert read_collection("table", path).splits.tolist() == [split, "val"]

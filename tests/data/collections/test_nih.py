@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mxa.data import create_dataset
@@ -87,8 +88,6 @@ def test_a_table_without_rows_is_an_error(made_nih):
 
 
 def test_nih_8k(nih_8k):
-    import pandas as pd
-
     everything = create_dataset("nih", nih_8k, "all")
     table = pd.read_csv(nih_8k / "Data_Entry_2017.csv")
     assert len(everything) == len(table) == 7992
@@ -146,7 +145,7 @@ def test_googles_published_tables_win_over_the_shipped_one(made_nih):
     with pytest.raises(InputError, match="split train has no image"):
         create_dataset("nih-google", root, "train")
     edit(root / "four_findings_expert_labels_test_labels.csv", "YES,NO", "MAYBE,NO")
-    with pytest.raises(InputError, match="neither YES nor NO"):
+    with pytest.raises(InputError, match="column .Fracture., row 1: a label cell is"):
         create_dataset("nih-google", root)
 
 
@@ -166,3 +165,26 @@ def test_a_list_of_other_images_warns(made_nih):
     (root / "test_list.txt").write_text("99999999_000.png\n")
     with pytest.warns(UserWarning, match=r"test_list\.txt names no image of Data_Entry_2017\.csv, such as 99999999"):
         create_dataset("nih", root, "train")
+
+
+def test_nih_patients_where_the_column_is_blank(made_nih):
+    path = made_nih() / "Data_Entry_2017.csv"
+    rows = pd.read_csv(path, dtype=str)
+    rows["Patient ID"] = ""
+    rows.to_csv(path, index=False)
+    assert create_dataset("nih", path.parent, "all").records.patients[3] == "2"
+    edit(path, "00000001_000.png", "image.png")
+    with pytest.warns(UserWarning, match="1 of 24 images have no patient"):
+        assert create_dataset("nih", path.parent, "all").records.patients[0] == "images/image.png"
+
+
+def test_googles_labels_as_words(made_nih):
+    header = "Image Index,Fracture,Pneumothorax,Airspace opacity,Nodule or mass"
+    root = made_nih()
+    for name in ("test", "validation"):
+        path = root / f"four_findings_expert_labels_{name}_labels.csv"
+        path.write_text(f"{header}\n0000000{1 + (name == 'test')}_000.png,yes,No,1,FALSE\n")
+    assert create_dataset("nih-google", root, "test").records.targets.tolist() == [[1, 0, 1, 0]]
+    edit(path, "yes", "uncertain")
+    with pytest.raises(InputError, match=r"validation_labels\.csv: column 'Fracture': a finding is neither YES nor NO"):
+        create_dataset("nih-google", root, "test")
