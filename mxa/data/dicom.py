@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.pixels.decoders.base import Decoder
 
-__all__ = ["DicomHeader", "dicom_gray", "is_dicom", "open_dicom", "read_dicom", "read_header", "unusual"]
+__all__ = ["DICOM_SUFFIXES", "DicomHeader", "dicom_gray", "is_dicom", "open_dicom", "read_dicom", "read_header", "unusual"]
 
 _T = TypeVar("_T")
-_SUFFIXES = (".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
 _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
 _RUN_LENGTHS = re.compile(r"RLE segment .*?(\d+) vs\. (\d+) bytes")  # pydicom's warning of a longer one
 _FILL = 128  # zero bytes that writers append to pixels to fill a block
@@ -75,7 +75,7 @@ class DicomHeader:
 
 def is_dicom(path: str | Path) -> bool:
     """True if the name ends in .dcm or .dicom, or the file exists and has ``DICM`` at byte 128."""
-    if Path(path).suffix.lower() in _SUFFIXES:
+    if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return True
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(128)
@@ -193,7 +193,7 @@ def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
     tags = [Tag(keyword) for keyword in keywords]
     with open(path, "rb") as file:
         bare = read_preamble(file, force=True) is None
-        if bare and Path(path).suffix.lower() not in _SUFFIXES:
+        if bare and Path(path).suffix.lower() not in DICOM_SUFFIXES:
             raise InputError(f"{path} is not a DICOM file")
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:

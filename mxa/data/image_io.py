@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ..utils.errors import InputError, name_some
-from .dicom import dicom_gray, is_dicom, open_dicom, read_dicom, read_header, unusual
+from .dicom import DICOM_SUFFIXES, dicom_gray, is_dicom, open_dicom, read_dicom, read_header, unusual
 from .gray import check_pixels, max_pixels, to_gray, undecodable
 from .input_check import check_radiograph
 
@@ -25,8 +25,14 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000")
 _MOST_COUNTED = 10  # pages of a TIFF
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NO_PICTURE = re.compile(  # the class of a DICOM directory, presentation state, report or document
-    rb"\x02\0\x02\0UI..1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|88|104)\.\d+)(?![\d.])", re.DOTALL
+# The class of a DICOM object that is no image: those of the standard without "Image Storage" in their name (directory,
+# curve, waveform, LUT, presentation state, raw data, segmentation, report, document, plan ...), and Siemens' CSA data.
+_NO_PICTURE = re.compile(
+    rb"\x02\0\x02\0UI..(?:1\.3\.12\.2\.1107\.5\.9\.1|1\.2\.840\.10008\.(?:1\.3\.10|5\.1\.1\.27|"
+    rb"5\.1\.4\.(?:34|38|39|43|44|45)\.[\d.]+|5\.1\.4\.1\.1\.(?:4\.2|6\.2|"
+    rb"(?:8|9|10|11|30|66|67|68|78|79|80|81|82|88|90|91|104|129|131|200|201)(?:\.[\d.]+)?|"
+    rb"77\.1\.5\.[38]|481\.(?:[2-9]|1\d|2[0-25]))))(?![\d.])",
+    re.DOTALL,
 )
 
 
@@ -142,15 +148,17 @@ def is_hidden(path: Path) -> bool:
 
 def is_image(path: Path) -> bool:
     """True for a file with a suffix of an image, or with the content of one (see ``list_images``)."""
-    return path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or _holds_image(path))
+    suffix = path.suffix.lower()
+    return path.is_file() and ((suffix in IMAGE_SUFFIXES and suffix not in DICOM_SUFFIXES) or _holds_image(path))
 
 
 def list_images(folder: Path) -> list[Path]:
     """Lists the image files below a folder, sorted; hidden ones are left out.
 
     Files with a suffix of an image count. So do, by their content, DICOM files under any other name, and PNG, JPEG and
-    TIFF files without a suffix. DICOM directories, reports and presentation states do not. One line is logged with the
-    number and names of the other files.
+    TIFF files without a suffix. DICOM objects of a class that is no image do not, whatever their name: directories,
+    reports, presentation states, documents, waveforms, segmentations and so on. One line is logged with the number and
+    names of the other files.
     """
     files = [p for p in sorted(Path(folder).rglob("*")) if not is_hidden(p.relative_to(folder)) and p.is_file()]
     images = [p for p in files if is_image(p)]
@@ -165,10 +173,10 @@ def _holds_image(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError:
-        return False
+        return path.suffix.lower() in IMAGE_SUFFIXES  # reading it will say why not
     if head[128:132] == b"DICM":
         return not _NO_PICTURE.search(head)
-    return not path.suffix and head.startswith(_MAGIC)
+    return path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and head.startswith(_MAGIC))
 
 
 def find_images(files: tuple[Path, ...]) -> list[Path]:
