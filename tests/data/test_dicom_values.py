@@ -202,6 +202,34 @@ def test_more_pixels_in_run_lengths_are_refused(made):
             read_dicom(made(DEEP, syntax=uid.RLELossless, PixelData=frame, **lie))
 
 
+# bits
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_more_bits_than_the_tags_say_are_said(made, syntax):
+    for pixels in (DEEP << 4, DEEP | 0xA000, DEEP.astype(np.int16) << 4):
+        tags = dict(BitsStored=12, HighBit=15)
+        if syntax == uid.RLELossless:
+            tags["PixelData"] = run_lengths(pixels)
+        with pytest.warns(UserWarning, match=r"made\.dcm: its pixels use more than the 12 bits that its tags say"):
+            gray(made(pixels, syntax=syntax, **tags))
+
+
+def test_unused_bits_of_signed_pixels_are_sign_or_zero(made, quiet):
+    signed = DEEP.astype(np.int16) - 2048
+    for pixels in (signed, signed & 0xFFF):
+        values = gray(made(pixels, BitsStored=12, HighBit=11, PixelRepresentation=1))
+        np.testing.assert_allclose(values, stretched(signed), atol=1e-3)
+
+
+def run_lengths(pixels: np.ndarray) -> bytes:
+    return RLELosslessEncoder.encode(
+        pixels, rows=12, columns=10, samples_per_pixel=1, bits_allocated=16, bits_stored=16,
+        pixel_representation=int(pixels.dtype.kind == "i"), photometric_interpretation="MONOCHROME2",
+        number_of_frames=1, encoding_plugin="pydicom",
+    )  # fmt: skip
+
+
 # what follows a JPEG
 
 
