@@ -27,12 +27,22 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.pixels.decoders.base import Decoder
 
-__all__ = ["DicomHeader", "dicom_gray", "is_dicom", "open_dicom", "read_dicom", "read_header", "unusual"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "DicomHeader",
+    "dicom_gray",
+    "is_dicom",
+    "open_dicom",
+    "read_dicom",
+    "read_header",
+    "unusual",
+]
 
 _T = TypeVar("_T")
-_SUFFIXES = (".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
 _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
 _RUN_LENGTHS = re.compile(r"RLE segment .*?(\d+) vs\. (\d+) bytes")  # pydicom's warning of a longer one
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _FILL = 128  # zero bytes that writers append to pixels to fill a block
 
 _IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -75,7 +85,7 @@ class DicomHeader:
 
 def is_dicom(path: str | Path) -> bool:
     """True if the name ends in .dcm or .dicom, or the file exists and has ``DICM`` at byte 128."""
-    if Path(path).suffix.lower() in _SUFFIXES:
+    if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return True
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(128)
@@ -127,15 +137,16 @@ def read_dicom(path: str | Path) -> Image.Image:
     entry needs, whatever it declares. MONOCHROME1 is inverted at the end. Padding pixels are left out of minimum and
     maximum, and come out black. Colour is reduced as PIL's ``convert("L")`` does.
 
-    A warning says that the image is constant, that a window does not read, or that a VOI LUT's range cannot be known.
+    A warning says that the image is constant, that a window does not read, that a VOI LUT's range cannot be known, or
+    that pixels use more bits than the tags say.
 
     Returns:
         A PIL image of mode ``"F"``, Rows x Columns, with values in [0, 255]; a constant image without a window is 0.
 
     Raises:
         InputError: no such file, not DICOM, cut short, no pixels, several frames, a required tag missing, a compression
-            without a decoder, more pixels than ``mxa.data.gray.max_pixels``, more or fewer than the tags say, values
-            that are not finite, or pydicom is not installed.
+            without a decoder, a rescale that does not read, more pixels than ``mxa.data.gray.max_pixels``, more or
+            fewer than the tags say, values that are not finite, or pydicom is not installed.
     """
     return dicom_gray(open_dicom(path))
 
@@ -193,7 +204,7 @@ def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
     tags = [Tag(keyword) for keyword in keywords]
     with open(path, "rb") as file:
         bare = read_preamble(file, force=True) is None
-        if bare and Path(path).suffix.lower() not in _SUFFIXES:
+        if bare and Path(path).suffix.lower() not in DICOM_SUFFIXES:
             raise InputError(f"{path} is not a DICOM file")
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
@@ -226,7 +237,8 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
     plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, and that is not an Exception
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        stored, properties = decoder.as_array(ds, index=0, decoding_plugin=plugin, **as_pixel_options(ds))
+        options = dict(decoding_plugin=plugin, correct_unused_bits=False, **as_pixel_options(ds))
+        stored, properties = decoder.as_array(ds, index=0, **options)
     for warning in told:
         sizes = _RUN_LENGTHS.search(str(warning.message))
         if sizes and int(sizes[1]) - int(sizes[2]) >= min(ds.Rows, ds.Columns):
@@ -234,6 +246,7 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
                 f"{path} does not read: its data has more pixels than its tags say ({ds.Rows} x {ds.Columns}): "
                 "export it again"
             )
+    stored = _without_unused_bits(stored, int(ds.BitsStored), notes)
     kind = str(properties["photometric_interpretation"])
     if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
         gray = shown(path, ds, stored, notes)
@@ -251,6 +264,18 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
         rows = [np.rint((row / (2**bits - 1)).clip(0, 1) * 255).astype(np.uint8) for row in stored]
         stored = np.stack(rows)  # row by row: a copy in floating point is eight times as large
     return Image.fromarray(stored)
+
+
+def _without_unused_bits(stored: np.ndarray, bits: int, notes: list[str]) -> np.ndarray:
+    """Clears the bits above the stored ones, or makes them the sign, and notes where they held anything else."""
+    unused = 8 * stored.dtype.itemsize - bits
+    if unused <= 0:
+        return stored
+    cleared = np.left_shift(stored, unused)
+    np.right_shift(cleared, unused, out=cleared)
+    if any(((old != new) & (old != new & (1 << bits) - 1)).any() for old, new in zip(stored, cleared, strict=True)):
+        notes.append(f"its pixels use more than the {bits} bits that its tags say: those above are left out")
+    return cleared
 
 
 def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
@@ -305,6 +330,7 @@ def _checked_decoder(path: str | Path, ds: Dataset) -> Decoder:
 
 def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
     """Reads rows, columns and samples from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None without one."""
+    frame = _codestream(frame)
     if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:  # SOC, SIZ
         x1, y1, x0, y0 = struct.unpack_from(">4I", frame, 8)
         return y1 - y0, x1 - x0, struct.unpack_from(">H", frame, 40)[0]
@@ -312,6 +338,19 @@ def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
         if marker in (0xDE, 0xF7) or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # DHP, SOFn
             return (*struct.unpack_from(">2H", frame, at + 5), frame[at + 9])
     return None
+
+
+def _codestream(frame: bytes) -> bytes:
+    """Returns what a JP2 file has in its boxes; any other frame as it is."""
+    at = 0
+    while frame.startswith(_JP2) and at + 8 <= len(frame):
+        length, kind = struct.unpack_from(">I4s", frame, at)
+        if kind == b"jp2c":
+            return frame[at + (16 if length == 1 else 8) :]
+        if length < 8:
+            break
+        at += length
+    return frame
 
 
 def _has_end(frame: bytes) -> bool:

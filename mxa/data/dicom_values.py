@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +32,10 @@ def shown(path: str | Path, ds: Dataset, stored: np.ndarray, notes: list[str]) -
         Gray, float32 ``(Rows, Columns)`` in [0, 255].
 
     Raises:
-        InputError: values that are not finite.
+        InputError: values that are not finite, or a rescale that does not read.
     """
-    modality, is_padding, inverted = _modality(ds, notes), _padding(ds, stored.dtype), _is_inverted(ds)
+    modality = _modality(path, ds, stored.max(), notes)
+    is_padding, inverted = _padding(ds, stored.dtype), _is_inverted(ds)
     low, high = np.inf, -np.inf
     for rows in _blocks(stored.shape):
         values = modality(stored[rows])
@@ -70,20 +72,26 @@ def _padding(ds: Dataset, kind: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
     return lambda stored: (stored >= low) & (stored <= high)
 
 
-def _modality(ds: Dataset, notes: list[str]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the function from stored to modality values, float64."""
+def _modality(path: str | Path, ds: Dataset, highest: int, notes: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function from stored values, up to ``highest``, to modality values, float64."""
     if modality := ds.get("ModalityLUTSequence"):
-        table, first = _table(ds, modality[0], notes)
+        table, first = _table(ds, modality[0], highest, notes)
         return lambda stored: _look_up(table, first, stored).astype(np.float64)
-    slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
-    slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
+    slope, intercept = _number(path, ds, "RescaleSlope", 1), _number(path, ds, "RescaleIntercept", 0)
     return lambda stored: stored.astype(np.float64) * slope + intercept
+
+
+def _number(path: str | Path, ds: Dataset, keyword: str, default: float) -> float:
+    with contextlib.suppress(Exception):  # text that is no number, which pydicom would quote
+        value = ds.get(keyword)
+        return default if value is None else float(value)
+    raise InputError(f"{path} has a {keyword} that does not read as one number with a decimal point: export it again")
 
 
 def _voi(ds: Dataset, low: float, high: float, notes: list[str]) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns the function from modality values to [0, 1], to be clipped; None for a constant image with no window."""
     if voi := ds.get("VOILUTSequence"):
-        table, first = _table(ds, voi[0], notes)
+        table, first = _table(ds, voi[0], high, notes)
         top = _top(table, voi[0].LUTDescriptor[2], notes)
         return lambda values: _look_up(table, first, values) / top
     if window := _window(ds, notes):
@@ -91,18 +99,28 @@ def _voi(ds: Dataset, low: float, high: float, notes: list[str]) -> Callable[[np
     return (lambda values: (values - low) / (high - low)) if low < high else None
 
 
-def _table(ds: Dataset, item: Dataset, notes: list[str]) -> tuple[np.ndarray, float]:
-    """Returns a LUT and the value of its first entry. pydicom's own wraps if a table is longer than its bits."""
-    entries, first, _ = item.LUTDescriptor
+def _table(ds: Dataset, item: Dataset, highest: float, notes: list[str]) -> tuple[np.ndarray, float]:
+    """Returns a LUT and the value of its first entry. pydicom's own wraps if a table is longer than its bits.
+
+    A negative first value may be declared as unsigned. One that lies above the ``highest`` of all values is taken so.
+    """
+    entries, first, bits = item.LUTDescriptor
     entries = int(entries) % 65536 or 65536
+    first = first - 65536 if first >= 32768 and first > highest else first
     data = item.LUTData
     if isinstance(data, bytes):
-        kind = "u1" if len(data) < 2 * entries else "<u2" if ds.original_encoding[1] else ">u2"
-        data = np.frombuffer(data, kind)
+        packed = len(data) < 2 * entries and (bits <= 8 or _is_bytes(data, entries))
+        kind = "u1" if packed else "<u2" if ds.original_encoding[1] else ">u2"
+        data = np.frombuffer(data, kind, len(data) // np.dtype(kind).itemsize)
     table = np.ravel(data)[:entries]
     if len(table) < entries:
         notes.append(f"a LUT declares {entries} entries and has {len(table)}: the contrast may be wrong")
     return table, first
+
+
+def _is_bytes(data: bytes, entries: int) -> bool:
+    """True for a curve of one byte an entry; the bytes of words go up and down."""
+    return 0 <= len(data) - entries <= 1 and np.abs(np.diff(np.frombuffer(data, "u1").astype(int))).sum() < 1024
 
 
 def _look_up(table: np.ndarray, first: float, values: np.ndarray) -> np.ndarray:

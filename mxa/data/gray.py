@@ -12,13 +12,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..utils.errors import InputError
 
-__all__ = ["as_gray", "check_pixels", "input_gray", "max_pixels", "to_gray", "undecodable", "upright_image"]
+__all__ = ["as_gray", "check_pixels", "input_gray", "load", "max_pixels", "to_gray", "undecodable", "upright_image"]
 
 _GRAY_8 = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "YCbCr")
 _GRAY_DEEP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}
 _LUMA = np.float32([0.299, 0.587, 0.114])  # as PIL's convert("L")
 _DONE = "mxa_gray"  # key in the info of an image that is gray in [0, 255] already
-_PHOTOMETRIC, _MIN_IS_WHITE = 262, 0  # of TIFF
+_BITS, _PHOTOMETRIC, _PLANES, _MIN_IS_WHITE, _SEPARATE = 258, 262, 284, 0, 2  # of TIFF
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 def to_gray(image: Image.Image | np.ndarray | torch.Tensor, name: str = "the image") -> Image.Image:
@@ -80,15 +81,37 @@ def upright_image(image: Image.Image | np.ndarray | torch.Tensor, name: str) -> 
     if _DONE in image.info and image.mode in ("L", "F"):
         return image
     check_pixels(name, *image.size)
-    image.load()
-    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE  # PIL inverts 8 bits itself
+    load(image)
+    tags = getattr(image, "tag_v2", {})
+    inverted = tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE  # PIL inverts 8 bits itself
+    bits = max(np.ravel(tags.get(_BITS, 16)))
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in _GRAY_8:
         return image
     if image.mode not in _GRAY_DEEP:
         raise InputError(f"{name} has channels {image.mode}; expected gray or RGB")
-    return as_gray(_scaled(np.array(image, np.float32), _GRAY_DEEP[image.mode], name, inverted))
+    top = 2**bits - 1 if 8 < bits < 16 else _GRAY_DEEP[image.mode]
+    return as_gray(_scaled(np.array(image, np.float32), top, name, inverted))
+
+
+def load(image: Image.Image) -> None:
+    """Decodes a PIL image, with two kinds of TIFF that PIL alone gets wrong.
+
+    libtiff gives numbers in the machine's byte order, and PIL swaps some of them again. Colours of 16 bits in separate
+    planes are taken for 8 bits.
+    """
+    tags, tiles = getattr(image, "tag_v2", None), getattr(image, "tile", None)
+    if tags is not None and tiles:
+        planes = tags.get(_PLANES) == _SEPARATE and max(np.ravel(tags.get(_BITS, 1))) == 16
+        for i, tile in enumerate(tiles):
+            kind, *rest = tile.args
+            if tile.codec_name == "libtiff":
+                kind = _NATIVE.get(kind, kind)
+            elif planes and len(kind) == 1:
+                kind += ";16B" if tags.prefix == b"MM" else ";16L"
+            tiles[i] = tile._replace(args=(kind, *rest))
+    image.load()
 
 
 def _from_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np.ndarray:
@@ -125,7 +148,7 @@ def _scaled(values: np.ndarray, top: int, name: str, inverted: bool = False) -> 
     if inverted:
         np.subtract(top, values, out=values)
         high = top - low
-    if top > 1 and 0 < high < 4096:
+    if top == 65535 and 0 < high < 4096:
         warnings.warn(f"{name} is 16 bit but uses 12 bits or fewer: it will look dark; scale it to 65535", stacklevel=4)
     values /= top
     values *= 255

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..utils.errors import InputError, name_some
-from .dicom import dicom_gray, is_dicom, open_dicom, read_dicom, read_header, unusual
-from .gray import check_pixels, max_pixels, to_gray, undecodable
+from .dicom import DICOM_SUFFIXES, dicom_gray, is_dicom, open_dicom, read_dicom, read_header, unusual
+from .gray import check_pixels, load, max_pixels, to_gray, undecodable
 from .input_check import check_radiograph
 
 __all__ = ["IMAGE_SUFFIXES", "find_images", "list_images", "read_checked", "read_image"]
@@ -23,10 +25,16 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".d
 
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000")
 _MOST_COUNTED = 10  # pages of a TIFF
-_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NO_PICTURE = re.compile(  # the class of a DICOM directory, presentation state, report or document
-    rb"\x02\0\x02\0UI..1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(11|88|104)\.\d+)(?![\d.])", re.DOTALL
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF)
+# The class of a DICOM object that is no image: those of the standard without "Image Storage" in their name (directory,
+# curve, waveform, LUT, presentation state, raw data, segmentation, report, document, plan ...), and Siemens' CSA data.
+_NO_PICTURE = re.compile(
+    rb"\x02\0\x02\0UI..(?:1\.3\.12\.2\.1107\.5\.9\.1|1\.2\.840\.10008\.(?:1\.3\.10|5\.1\.1\.27|"
+    rb"5\.1\.4\.(?:34|38|39|43|44|45)\.[\d.]+|5\.1\.4\.1\.1\.(?:4\.2|6\.2|"
+    rb"(?:8|9|10|11|30|66|67|68|78|79|80|81|82|88|90|91|104|129|131|200|201)(?:\.[\d.]+)?|"
+    rb"77\.1\.5\.[38]|481\.(?:[2-9]|1\d|2[0-25]))))(?![\d.])",
+    re.DOTALL,
 )
 
 
@@ -35,8 +43,8 @@ def read_image(path: str | Path | BinaryIO, size: tuple[int, int] | None = None)
 
     Args:
         path: The file, or a binary stream of an image that is not DICOM. Palettes, alpha and RGB are reduced to gray;
-            16-bit values are taken as 0 to 65535 and floating point as 0 to 1. EXIF's orientation is applied. A TIFF
-            whose 0 is white is inverted.
+            16-bit values are taken as 0 to 65535, packed 12-bit ones as 0 to 4095, and floating point as 0 to 1. EXIF's
+            orientation is applied. A TIFF whose 0 is white is inverted.
         size: Height and width that the caller will reduce the image to. A JPEG is then decoded at full, half, quarter
             or eighth size: the smallest that is at least this large.
 
@@ -86,7 +94,7 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
     """Decodes a file that is not DICOM, as it is stored; a colour JPEG of another ``size`` as ``mode``."""
     max_pixels()
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             check_pixels(str(path), *image.size)
             if (frames := _frames(image)) > 1 and image.format != "MPO":
                 many = f"{frames} or more" if frames == _MOST_COUNTED else frames
@@ -95,12 +103,7 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
                 _check_png(path)
             if size is not None and image.format == "JPEG":
                 image.draft(mode, (size[1], size[0]))
-            if image.format == "TIFF":  # libtiff gives native bytes; PIL would swap these kinds again
-                image.tile = [
-                    t._replace(args=(_NATIVE.get(t.args[0], t.args[0]), *t.args[1:])) if t[0] == "libtiff" else t
-                    for t in image.tile
-                ]
-            image.load()
+            load(image)
     except InputError:
         raise
     except FileNotFoundError:
@@ -108,6 +111,48 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
     except Exception as error:  # whatever a decoder raises for one image
         raise undecodable(str(path), error) from None
     return image
+
+
+def _open(path: str | Path | BinaryIO) -> Image.Image:
+    """Opens a file that is not DICOM; a TIFF whose 0 is white also where PIL refuses it."""
+    at = 0 if isinstance(path, (str, Path)) else path.tell()
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if isinstance(path, (str, Path)):
+            data = bytearray(Path(path).read_bytes())
+        else:
+            path.seek(at)
+            data = bytearray(path.read())
+        if not data.startswith(_TIFF):
+            raise
+    if _white_to_black(data):
+        with contextlib.suppress(UnidentifiedImageError):
+            image = Image.open(BytesIO(data), formats=["TIFF"])
+            image.tag_v2[262] = 0  # as it was: to_gray inverts
+            return image
+    raise InputError(f"{path} is cut short, or a kind of TIFF that is not read: save it with 8 or 16 bits, or as PNG")
+
+
+def _white_to_black(data: bytearray) -> bool:
+    """Makes a TIFF's 0 black, in its first directory. False if it is that already, or has signed 16 bits.
+
+    Which value of those would be black is not known.
+    """
+    order, change = "<" if data.startswith(b"II") else ">", None
+    with contextlib.suppress(struct.error):
+        (at,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+        tags = {}
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, entry)
+            tags[tag] = value
+            if (tag, kind, value) == (262, 3, 0):
+                change = entry + 8
+        if change and (tags.get(258), tags.get(339)) != (16, 2):
+            struct.pack_into(f"{order}H", data, change, 1)
+            return True
+    return False
 
 
 def _check_png(path: str | Path | BinaryIO) -> None:
@@ -142,15 +187,17 @@ def is_hidden(path: Path) -> bool:
 
 def is_image(path: Path) -> bool:
     """True for a file with a suffix of an image, or with the content of one (see ``list_images``)."""
-    return path.is_file() and (path.suffix.lower() in IMAGE_SUFFIXES or _holds_image(path))
+    suffix = path.suffix.lower()
+    return path.is_file() and ((suffix in IMAGE_SUFFIXES and suffix not in DICOM_SUFFIXES) or _holds_image(path))
 
 
 def list_images(folder: Path) -> list[Path]:
     """Lists the image files below a folder, sorted; hidden ones are left out.
 
     Files with a suffix of an image count. So do, by their content, DICOM files under any other name, and PNG, JPEG and
-    TIFF files without a suffix. DICOM directories, reports and presentation states do not. One line is logged with the
-    number and names of the other files.
+    TIFF files without a suffix. DICOM objects of a class that is no image do not, whatever their name: directories,
+    reports, presentation states, documents, waveforms, segmentations and so on. One line is logged with the number and
+    names of the other files.
     """
     files = [p for p in sorted(Path(folder).rglob("*")) if not is_hidden(p.relative_to(folder)) and p.is_file()]
     images = [p for p in files if is_image(p)]
@@ -165,10 +212,10 @@ def _holds_image(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError:
-        return False
+        return path.suffix.lower() in IMAGE_SUFFIXES  # reading it will say why not
     if head[128:132] == b"DICM":
         return not _NO_PICTURE.search(head)
-    return not path.suffix and head.startswith(_MAGIC)
+    return path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and head.startswith(_MAGIC))
 
 
 def find_images(files: tuple[Path, ...]) -> list[Path]:

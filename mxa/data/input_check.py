@@ -16,13 +16,17 @@ _LEAST_CORRELATION = {128: 0.8, 64: 0.7, 32: 0.55, 16: 0.4, 8: 0.05}
 _LEAST_CONTRAST = 4.0  # standard deviation of gray levels; the X-rays have 10.5 and more
 _MOST_SATURATED = 0.8  # share of the picture; the X-rays have 0.57 and less
 _CHROMA, _MOST_COLOURED = 20, 0.1  # largest minus smallest of R, G and B; share of the picture. The X-rays have none
+# One tint over the whole picture, as of a scanned film: the most of it, chroma per brightness, and the largest share of
+# the picture that no tint explains. Tinted X-rays have 0.00, colour photographs 0.05 and more.
+_MOST_TINT, _MOST_UNEXPLAINED = 0.5, 0.02
 
 
 def check_radiograph(image: Image.Image | np.ndarray | torch.Tensor) -> str | None:
     """Says in one sentence why a picture cannot be a radiograph; None where nothing speaks against it.
 
     It sees what is constant or nearly so, black or white in most places, coloured, or noise, also noise that was
-    enlarged or compressed. It does not tell a gray photograph of something else from a radiograph, nor the body part.
+    enlarged or compressed. One pale tint over the whole picture, as of a scanned film, is not taken for colour. It does
+    not tell a gray photograph of something else from a radiograph, nor the body part.
     ``examples/input_check_alarms.py`` counts false alarms: none among 15,365 X-rays (10,694 of NIH's ChestX-ray14 at
     128 to 512 pixels, 4,671 children's of Kermany et al. at 224).
 
@@ -55,7 +59,17 @@ def _coloured(image: Image.Image | np.ndarray) -> float:
             return 0.0
         image = image.convert("RGB")
         image = np.asarray(image.resize([min(side, 64) for side in image.size], Image.Resampling.BOX), float)
-    return float((np.ptp(image, axis=2) > _CHROMA).mean())
+    return 0.0 if _tinted(image) else float((np.ptp(image, axis=2) > _CHROMA).mean())
+
+
+def _tinted(image: np.ndarray) -> bool:
+    """True where R, G and B follow from the gray, each by one smooth curve, and the colour is pale."""
+    colours = image[:: image.shape[0] // 64 or 1, :: image.shape[1] // 64 or 1].reshape(-1, 3).astype(float)
+    if np.ptp(colours, axis=1).mean() > _MOST_TINT * colours.max(1).mean():
+        return False
+    powers = np.vander(colours.mean(1), 3)
+    rest = colours - powers @ np.linalg.lstsq(powers, colours)[0]
+    return bool((np.ptp(rest, axis=1) > _CHROMA).mean() <= _MOST_UNEXPLAINED)
 
 
 def _reduced(gray: Image.Image, side: int) -> np.ndarray:

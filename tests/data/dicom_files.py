@@ -35,6 +35,8 @@ def dataset(pixels, **tags) -> Dataset:
     for keyword, value in {**default, **tags}.items():
         if value is not None:
             setattr(ds, keyword, value)
+    if "PixelData" not in ds:
+        return ds
     ds["PixelData"].VR = "OW"
     if ds.file_meta.TransferSyntaxUID.is_encapsulated:
         ds.PixelData = encapsulate([ds.PixelData])

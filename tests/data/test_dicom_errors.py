@@ -196,6 +196,21 @@ def test_a_compressed_image_of_another_size_is_refused(made, syntax, shape):
         read_dicom(made(image, syntax=syntax, PixelData=other, **tags))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_jpeg_2000_in_boxes(made, dtype):
+    image = (np.random.default_rng(0).integers(0, 256, (24, 32)) * (257 if dtype == np.uint16 else 1)).astype(dtype)
+    frame = coded(image, "JPEG2000", irreversible=False)
+    assert frame[4:8] == b"jP  "
+    path = made(image, syntax=uid.JPEG2000Lossless, PixelData=frame)
+    np.testing.assert_allclose(gray(path), stretched(image), atol=1e-3)
+    decoy = b"\0\0\0\x40free" + coded(image[:8, :8], "JPEG2000", no_jp2=True)[:56]
+    bomb = coded(np.zeros((64, 64), dtype), "JPEG2000")
+    with pytest.raises(InputError, match="header of 64 x 64"):
+        read_dicom(made(image[:8, :8], syntax=uid.JPEG2000Lossless, PixelData=bomb[:12] + decoy + bomb[12:]))
+    with pytest.raises(InputError, match="no JPEG header"):
+        read_dicom(made(image, syntax=uid.JPEG2000Lossless, PixelData=frame[:12] + bytes(40)))
+
+
 def test_fill_bytes_before_a_marker(made):
     frame = coded(np.zeros((8, 8), np.uint8), "JPEG").replace(b"\xff\xc0", b"\xff\xff\xff\xc0")
     assert gray(made(np.zeros((8, 8), np.uint8), syntax=uid.JPEGBaseline8Bit, PixelData=frame)).shape == (8, 8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import uid
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 
@@ -61,7 +62,60 @@ def test_a_voi_lut_with_fewer_entries_than_it_declares(made):
     np.testing.assert_allclose(values, DEEP / 4095 * 255, atol=1e-3)
 
 
+def words(first, kind, bits, data) -> Dataset:
+    """A LUT of 16-bit words with the first value as ``kind``, US or SS."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", kind, [len(data), first, bits])
+    item.add_new("LUTData", "OW", np.asarray(data, "<u2").tobytes())
+    return item
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+@pytest.mark.parametrize(("first", "kind"), [(-2048, "SS"), (63488, "US")])
+def test_a_negative_first_value_of_a_lut_whatever_its_type(made, quiet, first, kind, syntax):
+    signed, table = DEEP.astype(np.int16) - 2048, [words(first, kind, 12, np.arange(4096))]
+    for values in (
+        gray(made(signed, syntax=syntax, VOILUTSequence=table)),
+        gray(made(syntax=syntax, RescaleIntercept=-2048, RescaleSlope=1, VOILUTSequence=table)),
+        gray(made(signed, syntax=syntax, ModalityLUTSequence=table, WindowCenter=2048, WindowWidth=4096)),
+    ):
+        np.testing.assert_allclose(values, DEEP / 4095 * 255, atol=1e-3)
+
+
+def test_a_high_first_value_of_a_lut(made, quiet):
+    table = words(40000, "US", 12, np.arange(4096))
+    values = gray(made(DEEP + np.uint16(40000), VOILUTSequence=[table]))
+    np.testing.assert_allclose(values, DEEP / 4095 * 255, atol=1e-3)
+
+
+@pytest.mark.parametrize("declared", [4097, 8192, 0])
+def test_a_short_lut_of_words_is_not_read_as_bytes(made, declared):
+    table = words(0, "US", 12, np.arange(4096))
+    table.LUTDescriptor = [declared, 0, 12]
+    with pytest.warns(UserWarning, match="entries and has 4096: the contrast may be wrong"):
+        values = gray(made(VOILUTSequence=[table]))
+    np.testing.assert_allclose(values, DEEP / 4095 * 255, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_lut_of_packed_bytes_has_as_many_as_it_declares(made, quiet, bits):
+    table = words(0, "US", bits, [])
+    table.LUTDescriptor, table.LUTData = [255, 0, bits], bytes(range(1, 256)) + b"\0"
+    np.testing.assert_allclose(gray(made(DEEP % 255, VOILUTSequence=[table])), DEEP % 255 + 1, atol=1e-3)
+
+
 # windows and rescale
+
+
+@pytest.mark.parametrize("text", ["0,5", "one", "1\\2"])
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+def test_a_rescale_that_does_not_read_is_named(made, tag, text):
+    path = made(**{"RescaleSlope": "2.25", "RescaleIntercept": "3.75"})
+    old = {"RescaleSlope": b"2.25", "RescaleIntercept": b"3.75"}[tag]
+    path.write_bytes(path.read_bytes().replace(old, text.encode().ljust(4)))
+    with pytest.raises(InputError, match=rf"made\.dcm has a {tag} that does not read as one number") as caught:
+        read_dicom(path)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("text", ["2048,5", "wide", "1e", "20 48"])
@@ -146,6 +200,34 @@ def test_more_pixels_in_run_lengths_are_refused(made):
     for lie in ({"Columns": 9}, {"Rows": 11}):
         with pytest.raises(InputError, match=r"made\.dcm does not read: its data has more pixels"):
             read_dicom(made(DEEP, syntax=uid.RLELossless, PixelData=frame, **lie))
+
+
+# bits
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_more_bits_than_the_tags_say_are_said(made, syntax):
+    for pixels in (DEEP << 4, DEEP | 0xA000, DEEP.astype(np.int16) << 4):
+        tags = dict(BitsStored=12, HighBit=15)
+        if syntax == uid.RLELossless:
+            tags["PixelData"] = run_lengths(pixels)
+        with pytest.warns(UserWarning, match=r"made\.dcm: its pixels use more than the 12 bits that its tags say"):
+            gray(made(pixels, syntax=syntax, **tags))
+
+
+def test_unused_bits_of_signed_pixels_are_sign_or_zero(made, quiet):
+    signed = DEEP.astype(np.int16) - 2048
+    for pixels in (signed, signed & 0xFFF):
+        values = gray(made(pixels, BitsStored=12, HighBit=11, PixelRepresentation=1))
+        np.testing.assert_allclose(values, stretched(signed), atol=1e-3)
+
+
+def run_lengths(pixels: np.ndarray) -> bytes:
+    return RLELosslessEncoder.encode(
+        pixels, rows=12, columns=10, samples_per_pixel=1, bits_allocated=16, bits_stored=16,
+        pixel_representation=int(pixels.dtype.kind == "i"), photometric_interpretation="MONOCHROME2",
+        number_of_frames=1, encoding_plugin="pydicom",
+    )  # fmt: skip
 
 
 # what follows a JPEG

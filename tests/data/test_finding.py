@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import UID_dictionary
 
 from mxa.data.create import create_dataset
 from mxa.data.image_io import find_images, list_images, read_checked, read_image
@@ -15,9 +17,9 @@ from mxa.utils.errors import InputError
 from .dicom_files import DEEP, dataset, save
 
 
-def write(path, sop=None):
+def write(path, sop=None, **tags):
     path.parent.mkdir(parents=True, exist_ok=True)
-    ds = dataset(DEEP)
+    ds = dataset(DEEP, **tags)
     if sop:
         ds.SOPClassUID = sop
     return save(path, ds)
@@ -46,6 +48,30 @@ def test_dicom_under_any_name(tmp_path, caplog):
     assert line.startswith(f"{tmp_path}: 6 files are not images and are passed over: DICOMDIR, PR0001, README, SR0001")
     for path in find_images((tmp_path,)):
         assert read_image(path).size == (10, 12)
+
+
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+def test_dicom_objects_that_are_no_images_are_passed_over(tmp_path, caplog, suffix):
+    """Exactly the classes that pydicom knows without "Image Storage" in their name."""
+    write(tmp_path / f"IMAGE{suffix}")
+    write(tmp_path / f"PRIVATE{suffix}", "1.2.826.0.1.3680043.9.7133.1")
+    kept, passed = {f"IMAGE{suffix}", f"PRIVATE{suffix}"}, 0
+    for number, (name, kind, *_) in UID_dictionary.items():
+        if kind == "SOP Class" and "Storage" in name and not re.search("Commitment|DICOS", name):
+            write(tmp_path / f"{number}-x{suffix}", number)
+            kept |= {f"{number}-x{suffix}"} if "Image Storage" in name else set()
+            passed += "Image Storage" not in name
+    assert passed > 100
+    with caplog.at_level(logging.INFO, logger="mxa"):
+        assert set(names(tmp_path)) == kept
+    assert f"{passed} files are not images" in caplog.text
+
+
+def test_a_report_named_alone_is_an_error(tmp_path):
+    path = write(tmp_path / "report.dcm", "1.2.840.10008.5.1.4.1.1.88.11", PixelData=None)
+    assert find_images((path,)) == [path]
+    with pytest.raises(InputError, match=r"report\.dcm has no pixel data"):
+        read_image(path)
 
 
 def test_pictures_without_a_suffix(tmp_path):

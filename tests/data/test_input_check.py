@@ -100,6 +100,41 @@ def test_colours_in_arrays_and_jpegs():
     assert check_radiograph(to_gray(photograph())) is None  # its colours are gone
 
 
+TINTS = [(1, 0.93, 0.85), (0.85, 0.93, 1), (0.75, 0.85, 1), (0.55, 0.75, 1)]
+
+
+@pytest.mark.parametrize("tint", TINTS)
+def test_tinted_films_pass(tint):
+    for path in list_images(EXAMPLES):
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("L"))[..., None] / 255
+        tinted = Image.fromarray(np.uint8(values * tint * 255))
+        assert (np.ptp(np.asarray(tinted), axis=2) > 20).mean() > 0.1
+        for picture in (tinted, jpeg(tinted, 60), np.uint8((0.1 + 0.9 * values) * tint * 255), values * tint):
+            assert check_radiograph(picture) is None
+        curved = np.uint8(255 * values ** (1 / np.array(tint)))  # each colour by a curve of its own
+        assert check_radiograph(curved) is None
+
+
+def test_colour_is_more_than_a_tint():
+    gray = np.asarray(to_gray(draw(0, 224).image))[..., None] / 255
+    beam = (np.arange(224) < 60)[None, :, None]
+    for colours in (
+        gray * (0.2, 0.3, 1),  # one hue, but strong
+        np.where(beam, gray * (1, 0.8, 0.6), gray * (0.6, 0.8, 1)),  # two tints
+        np.where(beam, (0.4, 0.6, 0.8), (0.8, 0.6, 0.4)),  # two pale colours of one brightness
+    ):
+        assert "is coloured" in check_radiograph(np.uint8(colours * np.ones((224, 224, 1)) * 255))
+
+
+def test_tinted_nih_sample(nih_sample):
+    for path in list_images(nih_sample / "images")[::25]:
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L").resize((128, 128)))
+        for tint in TINTS:
+            assert check_radiograph(np.uint8(gray[..., None] * np.array(tint))) is None, path
+
+
 def test_drawn_and_real_radiographs_pass():
     for i in range(20):
         assert check_radiograph(draw(i, 224).image) is None

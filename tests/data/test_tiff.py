@@ -19,11 +19,13 @@ COMPRESSIONS = [None, "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbit
 SCALES = {"<u1": 255, "<u2": 65535, ">u2": 65535, "<i4": 65535, ">i4": 65535, "<f4": 1, ">f4": 1}
 
 
-def tiff(values: np.ndarray, photometric: int, bits: int, kind: int, order: str = "<", deflate: bool = False) -> bytes:
+def tiff(
+    values: np.ndarray, photometric: int, bits: int, kind: int, order: str = "<", deflate: bool = False, width: int = 0
+) -> bytes:
     """A TIFF of one strip, written by hand."""
     data = np.ascontiguousarray(values).tobytes()
     data = zlib.compress(data) if deflate else data
-    height, width = values.shape[0], values.shape[1] * (8 // bits if bits < 8 else 1)
+    height, width = values.shape[0], width or values.shape[1] * (8 // bits if bits < 8 else 1)
     entries = [
         (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 8 if deflate else 1), (262, 3, photometric),
         (273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, kind),
@@ -49,15 +51,79 @@ def test_depths_and_byte_orders(dtype, white, deflate):
     values = (1 - PICTURE if white else PICTURE) * scale
     values = (values if kind == 3 else values.round()).astype(dtype)
     data = tiff(values, 0 if white else 1, 8 * values.dtype.itemsize, kind, dtype[0], deflate)
-    try:
+    np.testing.assert_allclose(read(data), PICTURE * 255, atol=0.51 if scale == 255 else 0.01)
+    if not (white and dtype in (">u2", "<i4", ">i4")):  # these do not open with Pillow alone
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except OSError:
-        assert white and dtype in (">u2", "<i4", ">i4")  # Pillow refuses these
-        with pytest.raises(InputError):
+            np.testing.assert_array_equal(np.asarray(to_gray(image), float), read(data))
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_signed_16_bits(white):
+    """0 to 32767 is half of 0 to 65535; which of them would be black is not known."""
+    data = tiff((PICTURE * 32767).astype(">i2"), 0 if white else 1, 16, 2, ">", deflate=True)
+    if white:
+        with pytest.raises(InputError, match="a kind of TIFF that is not read: save it with 8 or 16 bits, or as PNG"):
             read(data)
     else:
-        np.testing.assert_allclose(read(data), PICTURE * 255, atol=0.51 if scale == 255 else 0.01)
+        with Image.open(io.BytesIO(data)) as image:
+            np.testing.assert_array_equal(np.asarray(to_gray(image), float), read(data))
+        np.testing.assert_allclose(read(data), PICTURE * 127.5, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["tiff_lzw", "packbits", "raw"])
+@pytest.mark.parametrize("as_path", [False, True])
+def test_what_pillow_writes_and_does_not_read(tmp_path, kind, as_path):
+    values = ((1 - PICTURE) * 65535).astype(">u2")
+    image = Image.frombytes("I;16B", values.shape[::-1], values.tobytes())
+    image.save(tmp_path / "x.tif", compression=kind, tiffinfo={262: 0})
+    buffer = io.BytesIO(b"before" + (tmp_path / "x.tif").read_bytes())
+    buffer.seek(6)
+    got = read_image(tmp_path / "x.tif" if as_path else buffer)
+    np.testing.assert_allclose(np.asarray(got), PICTURE * 255, atol=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("white", [False, True])
+def test_twelve_bits_packed(white, deflate):
+    values = np.rint((1 - PICTURE if white else PICTURE) * 4095).astype(int)
+    one, two = values[:, ::2], values[:, 1::2]
+    packed = np.stack([one >> 4, (one & 15) << 4 | two >> 8, two & 255], -1).reshape(len(values), -1)
+    data = tiff(packed.astype(np.uint8), 0 if white else 1, 12, 1, deflate=deflate, width=values.shape[1])
+    np.testing.assert_allclose(read(data), PICTURE * 255, atol=0.05)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2"])
+def test_colours_in_separate_planes(dtype, deflate):
+    top, order = np.iinfo(dtype).max, "<>"[dtype[0] == ">"]
+    rgb = (np.stack([PICTURE, PICTURE**2, PICTURE**3]) * top).astype(dtype)
+    data = planes(rgb, order, deflate)
+    expected = np.asarray(Image.fromarray(np.uint8(np.moveaxis(rgb / (top // 255), 0, -1))).convert("L"), float)
+    np.testing.assert_allclose(read(data), expected, atol=1.01)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(np.asarray(to_gray(image), float), read(data))
+
+
+def planes(rgb: np.ndarray, order: str, deflate: bool) -> bytes:
+    """A TIFF of three planes, written by hand."""
+    strips = [zlib.compress(p.tobytes()) if deflate else p.tobytes() for p in rgb]
+    bits = struct.pack(order + "3H", *[8 * rgb.itemsize] * 3)
+    starts = np.cumsum([8 + 30, *map(len, strips)])
+    body = bits + struct.pack(order + "3I", *starts[:3]) + struct.pack(order + "3I", *map(len, strips))
+    data = body + b"".join(strips)
+    data += b"\0" * (len(data) % 2)
+    entries = [
+        (256, 4, 1, rgb.shape[2]), (257, 4, 1, rgb.shape[1]), (258, 3, 3, 8), (259, 3, 1, 8 if deflate else 1),
+        (262, 3, 1, 2), (273, 4, 3, 14), (277, 3, 1, 3), (278, 4, 1, rgb.shape[1]), (279, 4, 3, 26), (284, 3, 1, 2),
+    ]  # fmt: skip
+    table = struct.pack(order + "H", len(entries))
+    for tag, form, count, value in entries:
+        short = form == 3 and count == 1
+        packed = struct.pack(order + "HH", value, 0) if short else struct.pack(order + "I", value)
+        table += struct.pack(order + "HHI", tag, form, count) + packed
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(data))
+    return head + data + table + struct.pack(order + "I", 0)
 
 
 @pytest.mark.parametrize("bits", [1, 4])
