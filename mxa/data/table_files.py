@@ -228,13 +228,13 @@ def _csv_errors(path: Path) -> Iterator[None]:
 
 
 def _where_not_utf8(path: Path) -> str:
-    with _binary(path) as file:
+    with _binary(path) as file, suppress(gzip.BadGzipFile, EOFError, zlib.error):
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
                 return f"line {number} is not UTF-8"
-    return "it is not UTF-8"
+    return "it is not UTF-8, or its gzip archive is damaged"
 
 
 def _encoding(path: Path) -> str:
@@ -314,9 +314,9 @@ def _read_parquet(path: Path, wanted: Collection[str] | None) -> pd.DataFrame:
         names = [name for name in shown if wanted is None or shown[name] in wanted]
         table = file.read(names).replace_schema_metadata()  # pandas' index is there
         table = table.to_pandas(integer_object_nulls=True)[names].rename(columns=shown)
-    for column in table:
-        if table[column].dtype.kind not in "fiub":
-            table[column] = _as_text(table[column])
+        for column in table:
+            if table[column].dtype.kind not in "fiub":
+                table[column] = _as_text(table[column])
     return table
 
 

@@ -40,7 +40,7 @@ __all__ = [
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".xlsx", ".gz")
 CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "split")
-_KEY = b"mxa"  # of the Parquet file's metadata
+_KEY, _COLUMNS = b"mxa", b"mxa columns"  # of the Parquet file's metadata
 
 
 class MissingScores(InputError):
@@ -105,7 +105,8 @@ def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -
     pyarrow = require("pyarrow", "train")
     require("pyarrow.parquet", "train")
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: to_json(metadata)})
+    own = {_KEY: to_json(metadata), _COLUMNS: to_json(table.column_names)}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
     scores = [name for name in table.column_names if name.startswith("logit:")]
     others = [name for name in table.column_names if name not in scores]
     packed = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": scores}
@@ -145,9 +146,17 @@ def has_targets(path: Path) -> bool:
 
 
 def _file_of_scores(path: str | Path) -> Path:
-    if not Path(path).is_file():
+    """Refuses what is no file, and one whose columns are not those that were written."""
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"no file of scores {path}: mxa teach and mxa evaluate write them")
-    return Path(path)
+    if path.suffix.lower() in (".parquet", ".pq"):
+        with open_parquet(path) as file:
+            names = to_json(file.schema_arrow.names).encode()
+            written = (file.schema_arrow.metadata or {}).get(_COLUMNS, names)
+        if written != names:
+            raise InputError(f"{path} is damaged: its columns are not those that were written; write the scores again")
+    return path
 
 
 def read_predictions(path: str | Path, records: Records | None = None) -> Predictions:
