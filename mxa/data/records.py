@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..labels import align, merge
 from ..utils.errors import InputError
+from ..utils.text import printable
 from .image_io import read_image
 from .tables import numbers
 
@@ -42,11 +43,14 @@ def text_column(values: Iterable[str] | str, count: int | None = None) -> np.nda
         values: The text of each row, or one for all.
         count: Number of rows, for one text.
     """
-    if isinstance(values, str):
-        return np.full(count, values, dtype=StringDType())
-    if isinstance(values, np.ndarray):
-        return values.astype(StringDType(), copy=False)
-    return np.fromiter(values, dtype=StringDType())
+    try:
+        if isinstance(values, str):
+            return np.full(count, values, dtype=StringDType())
+        if isinstance(values, np.ndarray):
+            return values.astype(StringDType(), copy=False)
+        return np.fromiter(values, dtype=StringDType())
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {printable(error.object)} is not UTF-8: rename the file") from None
 
 
 def hash_keys(text: np.ndarray) -> np.ndarray:

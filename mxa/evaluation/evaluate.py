@@ -131,19 +131,23 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     by = None if config.by is None else [name.strip() for name in config.by.split(",") if name.strip()]
     of_files = any(Path(argument).suffix in SUFFIXES or of_run(argument) for argument in arguments)
     columns = _group_columns(config, by or (), of_files)
-    arms, notes = [], [config.note] if config.note else []
+    arms, kept, notes = [], [Path(argument) for argument in arguments], [config.note] if config.note else []
     for name, seeds in models.items():
         scored = []
         for argument, short in seeds.items():
             found = score(config, argument)
             notes += _trained_on_these(config, argument, found)
             (folder / "predictions").mkdir(parents=True, exist_ok=True)
-            found.save(folder / "predictions" / f"{short}.parquet")
+            kept.append(folder / "predictions" / f"{short}.parquet")
+            found.save(kept[-1])
             scored.append(_grouped(found, columns))
         splits = [_splits(one, config.level) for one in scored]
         val = tuple(split[1] for split in splits) if all(split[1] is not None for split in splits) else ()
         arms.append(Arm(name, tuple(split[0] for split in splits), val))
-    return write_report(folder, arms, config.replicates, by, config.min_group, notes)
+    result = write_report(folder, arms, config.replicates, by, config.min_group, notes)
+    for file in set((folder / "predictions").glob("*.parquet")) - set(kept):  # of an evaluation before this one
+        file.unlink()
+    return result
 
 
 def _trained_on_these(config: EvaluateConfig, name: str, found: Predictions) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from ..data.gray import input_gray
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
+from ..utils.text import printable
 from .attention import resize
 from .geometry import least_shown
 
@@ -273,6 +274,7 @@ def _block(name: str) -> str:
 
 
 def _plain(text: str, length: int = 90) -> str:
+    text = printable(text)
     text = text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-length // 2 :]}"
     return text.replace("$", r"\$")  # matplotlib would set it as a formula
 

@@ -21,7 +21,7 @@ from ..labels import align, canonical
 from ..layers.graft import GRAFTED, graft
 from ..utils.errors import InputError
 
-__all__ = ["check_config"]
+__all__ = ["check_arguments", "check_config"]
 
 LARGEST_SIDE, MOST_OUTPUTS, LARGEST_NUMBER = 16_384, 1_000_000, 1_000_000
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -43,7 +43,7 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def _list_of(value: Any, one: Callable[[Any], bool], lengths: tuple[int, ...] = ()) -> bool:
@@ -54,15 +54,19 @@ def _side(value: Any) -> bool:
     return _whole(value, 1, LARGEST_SIDE)
 
 
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and not re.search("[\ud800-\udfff]", value)
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str) or _list_of(value, lambda one: isinstance(one, str))
 
 
 _COUNT = ("a whole number, 0 or more", lambda v: _whole(v, 0, MOST_OUTPUTS))
 _SIZE = ("[channels, height, width]", lambda v: _list_of(v, _side, (3,)))
-_SHARE = ("a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1)
+_SHARE = ("a number of 0.1 to 1", lambda v: _number(v) and 0.1 <= v <= 1)
 _SIDES = (f"one or two whole numbers of 1 to {LARGEST_SIDE}", lambda v: _side(v) or _list_of(v, _side, (1, 2)))
-_NAMES = ("a list of texts", lambda v: _list_of(v, lambda name: isinstance(name, str)))
+_NAMES = ("a list of texts, none of them blank", lambda v: _list_of(v, _name))
 _WORDS = ("text", _text)
 _FLAG = ("true or false", lambda v: isinstance(v, bool))
 #: What a field of timm's configuration must be, in words and as a test; null is always allowed.
@@ -76,8 +80,11 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "fixed_input_size": _FLAG,
     "interpolation": (f"one of {', '.join(_INTERPOLATIONS)}", lambda v: v in _INTERPOLATIONS),
     "crop_mode": (f"one of {', '.join(_CROPS)}", lambda v: v in _CROPS),
-    "mean": ("a list of numbers", lambda v: _list_of(v, _number)),
-    "std": ("a list of numbers above 0", lambda v: _list_of(v, lambda one: _number(one) and one > 0)),
+    "mean": ("a list of numbers of -255 to 255", lambda v: _list_of(v, lambda one: _number(one) and abs(one) <= 255)),
+    "std": (
+        "a list of numbers of 0.00001 to 255",
+        lambda v: _list_of(v, lambda one: _number(one) and 1e-5 <= one <= 255),
+    ),
     "label_names": _NAMES,
     "label_descriptions": ("an object", lambda v: isinstance(v, dict)),
 }
@@ -116,7 +123,7 @@ def check_config(config: Mapping[str, Any], where: str | Path) -> None:
     _check_fields(cfg, where)
     if cfg.get("architecture") not in (None, architecture):
         raise InputError(f"{where} is of the architecture {architecture} at its root, of another in pretrained_cfg")
-    _check_arguments(arguments, where)
+    check_arguments(arguments, where)
     if architecture == GRAFTED:
         _check_graft(arguments, where)
     _expect("num_classes", config.get("num_classes"), _COUNT, where)
@@ -158,7 +165,12 @@ def _check_fields(cfg: Mapping[str, Any], where: str | Path) -> None:
             _expect(name, value, _FIELDS[name], where)
 
 
-def _check_arguments(arguments: Mapping[str, Any], where: str | Path) -> None:
+def check_arguments(arguments: Mapping[str, Any], where: str | Path) -> None:
+    """Checks the arguments of a network, as ``check_config`` does.
+
+    Raises:
+        InputError: one is timm's factory's own, or out of range.
+    """
     for name, rule in _ARGUMENTS.items():
         _expect(f"{name} of model_args", arguments.get(name), rule, where)
     for name, value in _nested(arguments):
@@ -166,6 +178,8 @@ def _check_arguments(arguments: Mapping[str, Any], where: str | Path) -> None:
             raise InputError(
                 f"{where}: {name} in model_args could load other files or change what is loaded: take it out"
             )
+        if "drop" in name and name.endswith("rate") and value is not None and not (_number(value) and 0 <= value < 1):
+            raise InputError(f"{where}: {name} in model_args must be a number of 0 to 1, without 1")
         if isinstance(value, (int, float)) and not abs(value) <= LARGEST_NUMBER:
             raise InputError(f"{where}: {name} in model_args is above {LARGEST_NUMBER}, or not finite")
 

@@ -29,6 +29,7 @@ from ..labels import canonical
 from ..utils.errors import InputError
 from ..utils.files import digest
 from ..utils.json_files import read_json
+from ..utils.text import printable
 from .config_file import check_config
 
 __all__ = [
@@ -302,6 +303,8 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         WeightsError: the file is missing, has another hash, is not a safetensors file with tensors, or holds a value
             that is not finite.
     """
+    if printable(path) != str(path):
+        raise WeightsError(f"{printable(path)} has a name that safetensors does not open: rename it")
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path} is not a .safetensors file, and pickles are not loaded: mxa convert {path} makes a safe one"

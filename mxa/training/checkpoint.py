@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import zipfile
@@ -86,9 +87,14 @@ def check_state(state: Any, directory: Path, images: int) -> None:
     if not wrong:
         best, numbers = parts["best"], [parts["epoch"], parts["step"], parts["seconds"], *parts["losses"]]
         wrong += ["best"] * (type(best.get("epoch")) is not int or not isinstance(best.get("macro_auc"), float))
-        wrong += ["losses"] * (not all(isinstance(number, int | float) and number == number for number in numbers))
+        wrong += ["losses"] * (
+            not all(isinstance(number, int | float) and abs(number) < math.inf for number in numbers)
+        )
         wrong += ["bad"] * (not all(type(row) is int and 0 <= row < images for row in parts["bad"]))
         wrong += ["epoch"] * (parts["epoch"] < 0 or parts["step"] != len(parts["losses"]))
+        wrong += ["best"] * (type(best.get("epoch")) is int and not -1 <= best["epoch"] <= parts["epoch"])
+        wrong += ["labels"] * (list(parts["labels"]) != parts["same"].get("label names"))
+        wrong += ["optimizer"] * (not {"state", "param_groups"} <= parts["optimizer"].keys())
     if wrong:
         raise InputError(
             f"{directory / NAME} is no checkpoint of a run ({', '.join(wrong)} missing or of another kind): train "

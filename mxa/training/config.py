@@ -17,6 +17,7 @@ from timm.optim import list_optimizers
 from ..data import DataConfig
 from ..data.config import absolute_root
 from ..data.shards import is_url
+from ..models.config_file import check_arguments
 from ..utils.config import read_yaml
 from ..utils.distributed import world_size
 from ..utils.errors import InputError
@@ -246,7 +247,7 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
     """The model's arguments as a dict.
 
     Raises:
-        InputError: they are not a YAML mapping.
+        InputError: they are not a YAML mapping, or ``mxa.models.config_file.check_arguments`` refuses one.
     """
     found = config.model_args or {}
     if isinstance(found, str):
@@ -258,6 +259,7 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
         raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
     if taken := set(_NOT_ARGUMENTS) & set(found):
         raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
+    check_arguments(found, "--model-args")
     return found
 
 

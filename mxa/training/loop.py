@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import itertools
 import logging
 import math
@@ -27,6 +28,7 @@ from ..data import CXRDataset, create_transform, data_config, make_loader
 from ..data.dataset import derive_seed
 from ..evaluation.inference import predict_logits
 from ..metrics import macro_auroc, micro_auroc
+from ..models.hub import WEIGHTS_FILE
 from ..models.weights import label_names, save_pretrained
 from ..task import masked_bce_with_logits
 from ..utils.config import group, read_yaml_file, write_yaml
@@ -184,7 +186,11 @@ class _Training:
                 write_text(self.folder / "local.yaml", write_yaml(local))
             if self.teacher_metadata:
                 write_text(self.folder / "teacher.json", to_json(self.teacher_metadata, 1) + "\n")
-            trim_summary(str(self.folder / "log.csv"), self.state["epoch"])
+            _trim_log(self.folder / "log.csv", self.state["epoch"])
+            if self.state["best"]["epoch"] >= 0 and not (self.folder / WEIGHTS_FILE).is_file():
+                raise InputError(
+                    f"{self.folder} has lost its {WEIGHTS_FILE}: put it back, or train in another --output"
+                )
         shown = TrainProgress(epochs, self.engine.steps, self.state["epoch"], hidden=not self.writes)
         with shown as progress, _Terminated() as terminated:
             for epoch in range(self.state["epoch"], epochs):
@@ -294,6 +300,14 @@ class _Training:
         if self.writes:
             write_text(self.folder / "summary.json", to_json(_without_nan(summary), 1) + "\n")
         return {**summary, "output": self.folder}
+
+
+def _trim_log(path: Path, epoch: int) -> None:
+    """Drops the rows of a log from an epoch on."""
+    try:
+        trim_summary(str(path), epoch)
+    except (csv.Error, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged: delete it, and the run goes on with a new one") from None
 
 
 class _Terminated:

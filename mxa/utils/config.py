@@ -41,6 +41,10 @@ _LARGEST, _LONGEST, _MOST, _DEEPEST = 1 << 20, 10_000, 20_000, 50  # bytes, char
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
+class TooMuch(MarkedYAMLError):
+    """More YAML than a configuration has."""
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that counts: a few lines of YAML can name each other a billion times, or themselves."""
 
@@ -50,20 +54,23 @@ class _Loader(yaml.SafeLoader):
         is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         self.count, self.depth = self.count + 1, self.depth + 1
         if self.depth > _DEEPEST:
-            raise MarkedYAMLError(None, None, f"more than {_DEEPEST} levels", mark)
+            raise TooMuch(None, None, f"more than {_DEEPEST} levels", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         if is_alias and not hasattr(node, "size"):
-            raise MarkedYAMLError(None, None, "a value that holds itself", mark)
+            raise TooMuch(None, None, "a value that holds itself", mark)
         if isinstance(node, yaml.ScalarNode):
             node.size = 1
             if len(node.value) > _LONGEST:
-                raise MarkedYAMLError(None, None, f"a value of more than {_LONGEST:,} characters", mark)
+                raise TooMuch(None, None, f"a value of more than {_LONGEST:,} characters", mark)
         else:
             parts = node.value if isinstance(node, yaml.SequenceNode) else [n for pair in node.value for n in pair]
+            names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+            if twice := next((name for name in names if isinstance(name, str) and names.count(name) > 1), None):
+                raise MarkedYAMLError(None, None, f"{twice} stands there twice", mark)
             node.size = 1 + sum(part.size for part in parts)
         if max(node.size, self.count) > _MOST:
-            raise MarkedYAMLError(None, None, f"more than {_MOST:,} values", mark)
+            raise TooMuch(None, None, f"more than {_MOST:,} values", mark)
         return node
 
 
@@ -102,7 +109,7 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold lines of name: value, got {type(values).__name__}")
     for name, value in values.items():
-        if re.search(r"^\s*pipe:", str(value), re.IGNORECASE):
+        if name != "note" and re.search(r"^\s*pipe:", str(value), re.IGNORECASE):
             raise InputError(
                 f"{path}: {name} names a command to run (pipe:), which only the command line may: take it out, and "
                 "give it there with --allow-pipe"
@@ -190,15 +197,32 @@ def checked_fields(kind: type, values: Mapping[str, Any], where: str, option: bo
         parser.add_argument(f"--{name}", type=hints[name])
     checked = {}
     for name, value in values.items():
+        named = f"--{name.replace('_', '-')}" if option else f"{where}: {name}"
+        _check_texts(named, value)
         try:
             kinds = kinds_of(hints[name])
             if (value is None and NoneType not in kinds) or (bool in kinds and not isinstance(value, bool | None)):
                 raise ArgumentError(None, "")  # what jsonargparse lets through
             checked[name] = parser.parse_object({name: value})[name]
         except ArgumentError:
-            named = f"--{name.replace('_', '-')}" if option else f"{where}: {name}"
             raise InputError(f"{named} must be {_wanted(hints[name])}, got {value!r}") from None
     return checked
+
+
+def _check_texts(named: str, value: Any) -> None:
+    """Refuses text that is too much YAML: jsonargparse reads text as YAML again, without a bound."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    for text in value if isinstance(value, (list, tuple)) else [value] if isinstance(value, str) else ():
+        if not isinstance(text, str):
+            _check_texts(named, text)
+            continue
+        try:
+            read_yaml(text)
+        except TooMuch as error:
+            raise InputError(f"{named} holds {error.problem}") from None
+        except yaml.YAMLError:  # it is text
+            pass
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:

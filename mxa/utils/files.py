@@ -32,6 +32,9 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
         write: Writes the content to the path that it is called with.
         previous: Path under which the old file is kept. If the file system has hard links, ``path`` exists at every
             moment.
+
+    Raises:
+        InputError: the disk is full.
     """
     temporary = path.absolute().with_name(f"{_BEGINS}{secrets.token_hex(8)}{_ENDS}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))  # follows no link that somebody put there
@@ -44,8 +47,10 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
         if previous is not None and path.exists():
             _keep(path, previous)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise InputError(f"{path} could not be written ({error.strerror}): free space, then run again") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -24,7 +24,7 @@ def parse_json(text: str | bytes, where: str | Path) -> dict[str, Any]:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except UnicodeDecodeError:
         raise InputError(f"{where} is not UTF-8") from None
     except RecursionError:
@@ -65,3 +65,7 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _refuse(text)
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= 300 else _refuse(f"a number of {len(text)} digits")
