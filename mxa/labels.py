@@ -10,6 +10,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -258,7 +259,10 @@ def check_known(names: Sequence[str], known: Sequence[str] = ()) -> None:
     every = {canonical(name) for space in (*LABEL_SPACES.values(), known) for name in space}
     if unknown := [name for name in names if canonical(name) not in every]:
         here = f", or from {', '.join(known)}" if known else ""
-        raise InputError(f"unknown label {', '.join(unknown)}: give names of {', '.join(LABEL_SPACES)}{here}")
+        pairs = [f"{one}, {other}" for one, other in pairwise(names)]
+        whole = next((pair for pair in pairs if canonical(pair) in every), "")
+        hint = f"; put a name that holds a comma in double quotes, '\"{whole}\"'" if whole else ""
+        raise InputError(f"unknown label {', '.join(unknown)}: give names of {', '.join(LABEL_SPACES)}{here}{hint}")
 
 
 def merge(

@@ -31,7 +31,11 @@ _YES = ("true", "t", "yes", "y", "positive", "pos", "present")
 _NO = ("false", "f", "no", "n", "negative", "neg", "absent")
 _PERHAPS = ("uncertain", "equivocal", "indeterminate")
 _WORDS = {**dict.fromkeys(_YES, 1.0), **dict.fromkeys(_NO, 0.0), **dict.fromkeys(_PERHAPS, -1.0)}
-_OF_A_PATIENT = re.compile(r"name|patient|subject|person|birth|date|address|comment|note|report|(\b|_)(id|mrn)\b", re.I)
+_OF_A_PATIENT = re.compile(
+    r"name|patient|subject|person|birth|address|comment|report|(?<![a-z])(date|note)|(date|notes?)(?![a-z])|(?-i:Date[A-Z])"
+    r"|(\b|_)(id|mrn)\b",
+    re.I,
+)
 
 
 def find_table(root: Path, *patterns: str) -> Path:

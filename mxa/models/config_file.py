@@ -54,6 +54,10 @@ def _side(value: Any) -> bool:
     return _whole(value, 1, LARGEST_SIDE)
 
 
+def _deviation(value: Any) -> bool:
+    return _number(value) and 1e-5 <= value <= 255
+
+
 def _name(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != "" and not re.search("[\ud800-\udfff]", value)
 
@@ -81,10 +85,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "interpolation": (f"one of {', '.join(_INTERPOLATIONS)}", lambda v: v in _INTERPOLATIONS),
     "crop_mode": (f"one of {', '.join(_CROPS)}", lambda v: v in _CROPS),
     "mean": ("a list of numbers of -255 to 255", lambda v: _list_of(v, lambda one: _number(one) and abs(one) <= 255)),
-    "std": (
-        "a list of numbers of 0.00001 to 255",
-        lambda v: _list_of(v, lambda one: _number(one) and 1e-5 <= one <= 255),
-    ),
+    "std": ("a list of numbers of 0.00001 to 255", lambda v: _list_of(v, _deviation)),
     "label_names": _NAMES,
     "label_descriptions": ("an object", lambda v: isinstance(v, dict)),
 }

@@ -303,8 +303,10 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         WeightsError: the file is missing, has another hash, is not a safetensors file with tensors, or holds a value
             that is not finite.
     """
-    if printable(path) != str(path):
-        raise WeightsError(f"{printable(path)} has a name that safetensors does not open: rename it")
+    if any("\ud800" <= c <= "\udfff" for c in str(path)):
+        raise WeightsError(
+            f"{printable(path)} has a name that is not UTF-8, which safetensors does not open: rename it"
+        )
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path} is not a .safetensors file, and pickles are not loaded: mxa convert {path} makes a safe one"

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...labels import CHEXPERT
-from ...utils.errors import InputError
+from ...utils.errors import InputError, name_some
 from ..records import Records, concatenate, normal_sex
 from ..tables import find_home, find_table, has_table, label_cells, read_header, read_table_file
 from .reader import CollectionReader
@@ -22,6 +23,9 @@ from .reader import CollectionReader
 __all__ = ["CheXpert", "CheXpertCheXbert", "CheXpertVisualCheXbert"]
 
 _TABLES = {"train": ("train.csv",), "valid": ("valid.csv", "val_labels.csv"), "test": ("test.csv", "test_labels.csv")}
+_INSIDE = re.compile(r"(?:^|/)((?:train|valid|test)/patient.*)")
+_PATIENT = re.compile(r"patient\d+")
+_TRIES = 20  # rows by which the images are looked for
 _STUDY = re.compile(r"(patient[^/]*)(?:/study[^/]*)?")
 _SIDES = {"AP": "AP", "PA": "PA"}  # 17 frontal images are marked LL or RL: unknown
 _OPTIONAL = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
@@ -31,10 +35,11 @@ class CheXpert(CollectionReader):
     """The folder that holds ``train.csv`` and ``valid.csv`` (v1.0 or v1.0-small), ``test.csv`` where present.
 
     The root may also be the folder around it, and the images of v1.0 may lie in the four folders that its archives
-    unpack to, ``CheXpert-v1.0 batch 1 (validate & csv)`` and so on. Paths in the tables begin with the collection's
-    published name, which is dropped. ``"val"`` is cut from ``train.csv``; ``"valid"`` is the official validation set;
-    ``"all"`` is every row of ``train.csv``. The test table lacks sex, age and view. It may lack labels, which are then
-    masked.
+    unpack to, ``CheXpert-v1.0 batch 1 (validate & csv)`` and so on: any folders, in the root or beside it, that hold
+    ``patient00001`` and so on. Of a path in the tables, what begins with ``train/``, ``valid/`` or ``test/`` counts, or
+    what follows the collection's published name. ``"val"`` is cut from ``train.csv``; ``"valid"`` is the official
+    validation set; ``"all"`` is every row of ``train.csv``. The test table lacks sex, age and view. It may lack labels,
+    which are then masked.
 
     A folder with ``df_chexpert_plus*.csv`` and no ``train.csv`` is CheXpert Plus. Its labels come from
     ``chexbert_labels/impression_fixed.json``.
@@ -57,8 +62,8 @@ class CheXpert(CollectionReader):
             held = read_header(path)
             labels = tuple(name for name in CHEXPERT if name in held) or CHEXPERT
         table = read_table_file(path, ("Path",), labels, _OPTIONAL)
-        self._check_apart(root, split, table["Path"], path)
-        paths = [name.partition("/")[2] if name.startswith("CheXpert") else name for name in table["Path"]]
+        paths = list(map(_inside, table["Path"]))
+        self._check_apart(root, split, paths, path)
         folder, paths = _located(root, paths)
         return _records(folder, table, paths, labels, table[list(labels)].to_numpy(), split)
 
@@ -79,12 +84,12 @@ class CheXpert(CollectionReader):
         around = (root, root.parent) if root.name.startswith("CheXpert") else (root,)
         return next((find_table(f, *self._names(split)) for f in around if has_table(f, *self._names(split))), None)
 
-    def _check_apart(self, root: Path, split: str, paths: pd.Series, table: Path) -> None:
+    def _check_apart(self, root: Path, split: str, paths: Sequence[str], table: Path) -> None:
         """Refuses a patient who is in ``train.csv`` and in another table, whichever of the two is read."""
         others = [self._find(root, name) for name in (("valid", "test") if split == "train" else ("train",))]
         patients = {_study(p)[0] for p in paths} if any(others) else set()
         for other in filter(None, others):
-            both = [p for p in read_table_file(other, ("Path",))["Path"] if _study(p)[0] in patients]
+            both = [p for p in map(_inside, read_table_file(other, ("Path",))["Path"]) if _study(p)[0] in patients]
             if both:
                 raise InputError(f"{table} has patients of {other}, such as the one of {both[0]}: divide by patient")
 
@@ -110,28 +115,75 @@ def _is_plus(root: Path) -> bool:
     return has_table(root, "df_chexpert_plus*.csv") and not has_table(root, *_TABLES["train"])
 
 
+def _inside(path: str) -> str:
+    r"""Drops what stands before ``train/``, or the collection's name, also of another computer's path.
+
+    >>> _inside(r"D:\data\CheXpert-v1.0-small\train\patient00001\study1\view1_frontal.jpg")
+    'train/patient00001/study1/view1_frontal.jpg'
+    """
+    path = path.strip().replace("\\", "/")
+    if found := _INSIDE.search(path):
+        return found[1]
+    _, name, rest = path.rpartition("CheXpert")
+    return (rest.partition("/")[2] or path) if name else path
+
+
 def _located(root: Path, paths: list[str]) -> tuple[Path, list[str]]:
-    """Finds the images: below the root, or in the folders beside it that v1.0's archives unpack to.
+    """Finds the images: below the root, or in folders of patients in it or beside it, as v1.0's archives unpack to.
 
     Returns:
         The folder that the paths are relative to, and the paths. Those of images that are not there stay as they are.
     """
-    if not paths or (root / paths[0]).is_file():
-        return root, paths
-    if (root / paths[0]).with_suffix(".png").is_file():
-        return root, [f"{os.path.splitext(path)[0]}.png" for path in paths]
-    if "batch" not in root.name:
-        return root, paths
-    folders = [f for f in sorted(root.parent.glob("CheXpert*batch*")) if f.is_dir()]
-    inside = [f / name for f in folders for name in ("", "train", "valid") if (f / name).is_dir()]
-    where = {(f.name == "valid", name): f for f in inside for name in os.listdir(f) if name.startswith("patient")}
 
-    def place(path: str) -> str:
-        split, _, rest = path.partition("/")
-        folder = where.get((split == "valid", rest.partition("/")[0]))
-        return str((folder or root / split).relative_to(root.parent) / rest)
+    def exist(folder: Path, paths: list[str]) -> bool:
+        return any((folder / path).is_file() for path in paths[:: max(len(paths) // _TRIES, 1)])
 
-    return (root.parent, list(map(place, paths))) if where else (root, paths)
+    if not paths or exist(root, paths):
+        return root, paths
+    png = [f"{os.path.splitext(path)[0]}.png" for path in paths]
+    if exist(root, png):
+        return root, png
+    looked = [root]
+    for base in (root, root.parent):
+        where, folders = _patient_folders(base, root)
+        looked += folders
+        for names in (paths, png) if where else ():
+            placed = [_place(base, where, root, path) for path in names]
+            if exist(base, placed):
+                return base, placed
+    shown = name_some(list(dict.fromkeys(map(str, looked))), 6)
+    remedy = "--root must name the folder that holds them"
+    warnings.warn(f"none of the images, such as {paths[0]}, is in {shown}: {remedy}", stacklevel=2)
+    return root, paths
+
+
+def _patient_folders(base: Path, root: Path) -> tuple[dict[tuple[str, str], Path], list[Path]]:
+    """Finds the folders, in a folder or in those in it, that hold patients; not those of another copy with its tables.
+
+    Returns:
+        The folder of each split and patient, and all those folders.
+    """
+    where: dict[tuple[str, str], Path] = {}
+    tables = [name for names in _TABLES.values() for name in names]
+    for outer in sorted(base.iterdir()):
+        if _PATIENT.fullmatch(outer.name) or not outer.is_dir() or (outer != root and has_table(outer, *tables)):
+            continue
+        for folder in (outer, *(outer / name for name in _TABLES)):
+            with suppress(OSError):  # no such folder, or one that is closed to us
+                names = filter(_PATIENT.fullmatch, os.listdir(folder))
+                where |= {(_kind(folder.name), name): folder for name in names}
+    return where, list(dict.fromkeys(where.values()))
+
+
+def _kind(name: str) -> str:
+    return name if name in ("valid", "test") else "train"
+
+
+def _place(base: Path, where: dict[tuple[str, str], Path], root: Path, path: str) -> str:
+    """Returns the path of an image in its patient's folder."""
+    split, _, rest = path.partition("/")
+    folder = where.get((_kind(split), rest.partition("/")[0]))
+    return str((folder or root / split).relative_to(base) / rest)
 
 
 def _study(path: str) -> tuple[str, str]:

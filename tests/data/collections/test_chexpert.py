@@ -229,3 +229,52 @@ def test_a_folder_with_the_official_validation_only(made_chexpert, tmp_path):
     assert (
         prepare(PrepareConfig(tmp_path / "out", data="chexpert", root=str(root), views="all", workers=1))["images"] == 6
     )
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "CheXpert-v1.0-small/",
+        "D:\\data\\CheXpert-v1.0-small\\",
+        "/home/patients/x/CheXpert-v1.0/",
+        "chexpert/",
+        "\\\\a\\b\\",
+    ],
+)
+@pytest.mark.parametrize("mark", ["/", "\\"])
+def test_paths_of_other_computers(made_chexpert, start, mark):
+    root = made_chexpert()
+    expected = create_dataset("chexpert", root, "all").records
+    for name in ("train.csv", "valid.csv"):
+        lines = (root / name).read_text().splitlines()
+        lines = [line.replace("CheXpert-v1.0-small/", start) for line in lines]
+        head = [line.partition(",") for line in lines]
+        rows = [path.replace("/", mark) + comma + rest for path, comma, rest in head[1:]]
+        (root / name).write_text("\n".join([lines[0], *rows]) + "\n")
+    found = create_dataset("chexpert", root, "all")
+    assert found.records.paths.tolist() == expected.paths.tolist()
+    assert found.records.patients.tolist() == expected.patients.tolist()
+    found[0]
+    edit(root / "valid.csv", "patient64541", "patient00002")
+    with pytest.raises(InputError, match=r"\.csv has patients of"):
+        create_dataset("chexpert", root, "all")
+
+
+def test_images_that_are_nowhere_are_warned_about(made_chexpert):
+    root = made_chexpert()
+    shutil.move(root / "train", root / "pictures")
+    assert create_dataset("chexpert", root, "train")[0]  # a folder of patients, whatever its name
+    shutil.rmtree(root / "pictures")
+    with pytest.warns(
+        UserWarning, match=rf"none of the images, such as train/patient.*, is in {root}.*: --root must name"
+    ):
+        create_dataset("chexpert", root, "train")
+
+
+def test_images_of_another_copy_are_not_taken(made_chexpert, tmp_path):
+    made = made_chexpert()
+    for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):
+        shutil.copytree(made, tmp_path / "both" / name)
+    shutil.rmtree(tmp_path / "both" / "CheXpert-v1.0" / "train")
+    with pytest.warns(UserWarning, match="none of the images"):
+        create_dataset("chexpert", tmp_path / "both" / "CheXpert-v1.0", "train")

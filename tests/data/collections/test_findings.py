@@ -171,6 +171,11 @@ def test_words_that_are_not_known_are_listed(tmp_path):
     assert long not in str(e.value)
 
 
+def test_a_word_of_patients_within_another_word_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"column 'Consolidated', row 1: .* found 'ja', 'nein'$|found 'ja', 'nein';"):
+        read_collection("table", labelled(tmp_path, ["ja", "nein", "ja", "nein"] * 3, "Consolidated"))
+
+
 @pytest.mark.parametrize(
     ("name", "cells"),
     [
@@ -180,6 +185,9 @@ def test_words_that_are_not_known_are_listed(tmp_path):
         ("referrer", ["Smith", "Jones", "Miller", "Smith"]),
         ("referrer", [f"Smith{i}" for i in range(9)] * 9),
         ("date_of_birth", ["Smith"] * 9),
+        ("StudyDateTime", ["Smith"] * 9),
+        ("birthdate", ["Smith"] * 9),
+        ("doctors notes", ["Smith"] * 9),
     ],
 )
 def test_cells_that_may_be_about_a_patient_are_not(tmp_path, name, cells):
@@ -239,6 +247,10 @@ def test_labels_with_a_comma(images):
     path = write(images, 'path,patient,"Effusion, left",Edema', ["img/a/1.png,1,1,0", "img/b/2.png,2,0,1"])
     dataset = create_dataset("table", path, "all", labels='Edema, "Effusion, left"')
     assert dataset.labels == ("Edema", "Effusion, left")
+    with pytest.raises(
+        InputError, match=r"unknown label left: .*; put a name that holds a comma in double quotes, '.Eff"
+    ):
+        create_dataset("table", path, "all", labels="Edema, Effusion, left")
     assert dataset.records.targets.tolist() == [[0, 1], [1, 0]]
     columns = create_dataset(
         "table", path, "all", columns='path=path,"view=Effusion, left"', labels="Edema", views="all"

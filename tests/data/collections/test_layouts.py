@@ -47,6 +47,22 @@ def test_chexperts_four_archives(archives, folder, split):
     assert len(dataset) == {"train": 21, "val": 3, "valid": 6, "all": 24, None: 6}[split]
 
 
+@pytest.mark.parametrize(
+    "name", ["batch{}", "chexpert_batch{}", "CheXpert-v1.0 Batch {} (x)", "CheXpert-v1.0_batch_{}"]
+)
+def test_chexperts_four_archives_under_other_names(archives, name):
+    for i, folder in enumerate(FOLDERS, 1):
+        shutil.move(archives / folder, archives / name.format(i))
+    for root in (archives, archives / name.format(1)):
+        for split in ("all", "valid"):
+            dataset = create_dataset("chexpert", root, split, views="all")
+            assert all(dataset[i] for i in range(len(dataset)))
+    for table in ("train.csv", "valid.csv"):
+        shutil.move(archives / name.format(1) / table, archives / table)
+    dataset = create_dataset("chexpert", archives, "all", views="all")
+    assert all(dataset[i] for i in range(len(dataset)))
+
+
 def test_chexperts_archives_from_within(archives, monkeypatch):
     monkeypatch.chdir(archives / FOLDERS[0])
     create_dataset("chexpert", ".", "valid")[0]
