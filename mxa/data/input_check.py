@@ -14,7 +14,8 @@ __all__ = ["check_radiograph"]
 # 0.90, 0.82, 0.67, 0.52 and 0.21.
 _LEAST_CORRELATION = {128: 0.8, 64: 0.7, 32: 0.55, 16: 0.4, 8: 0.05}
 _LEAST_CONTRAST = 4.0  # standard deviation of gray levels; the X-rays have 10.5 and more
-_MOST_SATURATED = 0.8  # share of the picture; the X-rays have 0.57 and less
+_MOST_SATURATED = 0.8  # share of the picture without margins; the X-rays have 0.57 and less
+_LEAST_INSIDE = 0.1  # share of the picture within its black or white margins
 _CHROMA, _MOST_COLOURED = 20, 0.1  # largest minus smallest of R, G and B; share of the picture. The X-rays have none
 # One tint over the whole picture, as of a scanned film: the most of it, chroma per brightness, and the largest share of
 # the picture that no tint explains. Tinted X-rays have 0.00, colour photographs 0.05 and more.
@@ -42,14 +43,23 @@ def check_radiograph(image: Image.Image | np.ndarray | torch.Tensor) -> str | No
     low, high = gray.getextrema()
     if low == high:
         return "every pixel has the same gray"
-    values = _reduced(gray, 128)
-    for what, share in (("black", (values <= 3).mean()), ("white", (values >= 252).mean())):
-        if share > _MOST_SATURATED:
-            return f"the picture is {what} in {share:.0%} of its area"
+    values = _reduced(gray, 128) * (16 if gray.mode == "F" and high < 16 else 1)  # 12 bits in 16 are dark, not empty
+    for what, empty in (("black", values <= 3), ("white", values >= 252)):
+        if _is_empty(empty):
+            return f"the picture is {what} in {empty.mean():.0%} of its area"
     for side, least in _LEAST_CORRELATION.items():
         if min(gray.size) >= side and _correlation(_reduced(gray, side)) < least:
             return "the picture is noise: its neighbouring pixels have too little in common for a radiograph"
     return "the picture has almost no contrast" if values.std() < _LEAST_CONTRAST else None
+
+
+def _is_empty(empty: np.ndarray) -> bool:
+    """True where most cells are empty, also within the margins, or where the margins leave very little."""
+    rows, columns = (np.flatnonzero(~empty.all(axis)) for axis in (1, 0))
+    if not len(rows):
+        return True
+    inside = empty[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return inside.mean() > _MOST_SATURATED or inside.size < _LEAST_INSIDE * empty.size
 
 
 def _coloured(image: Image.Image | np.ndarray) -> float:

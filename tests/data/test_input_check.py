@@ -100,6 +100,23 @@ def test_colours_in_arrays_and_jpegs():
     assert check_radiograph(to_gray(photograph())) is None  # its colours are gone
 
 
+@pytest.mark.parametrize("colour", [0, 255])
+def test_wide_margins_are_no_empty_picture(colour):
+    picture = to_gray(draw(0, 200).image).convert("L")
+    for side, passes in ((500, True), (1000, False)):
+        page = Image.new("L", (side, side), colour)
+        page.paste(picture, (side // 4, side // 3))
+        said = check_radiograph(page)
+        assert said is None if passes else "in 9" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*12 bits or fewer")
+def test_twelve_bits_in_sixteen_are_not_black():
+    values = np.asarray(to_gray(draw(0, 224).image), float)
+    assert check_radiograph(np.uint16(values / 255 * 4095)) is None
+    assert "black in 100%" in check_radiograph(np.uint16(values / 255 * 40))
+
+
 TINTS = [(1, 0.93, 0.85), (0.85, 0.93, 1), (0.75, 0.85, 1), (0.55, 0.75, 1)]
 
 
