@@ -304,9 +304,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
             that is not finite.
     """
     if any("\ud800" <= c <= "\udfff" for c in str(path)):
-        raise WeightsError(
-            f"{printable(path)} has a name that is not UTF-8, which safetensors does not open: rename it"
-        )
+        raise WeightsError(f"{printable(path)} has a name that is not UTF-8, which safetensors does not open")
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path} is not a .safetensors file, and pickles are not loaded: mxa convert {path} makes a safe one"

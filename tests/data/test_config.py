@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from dataclasses import dataclass, fields
 
 import pytest
 import yaml
+from PIL import Image
 
 from mxa.data import DataConfig, create_dataset
 from mxa.utils.errors import InputError
@@ -124,3 +126,11 @@ def test_no_configuration_repeats_its_fields():
         for base in kind.__mro__[: kind.__mro__.index(DataConfig)]:
             again = shared & set(inspect.get_annotations(base))
             assert again <= ({"views"} if kind is SummaryConfig else set()), f"{base.__name__} repeats {again}"
+
+
+def test_a_name_that_is_not_utf8_is_one_error(tmp_path):
+    (tmp_path / "Edema").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    os.replace(tmp_path / "good.png", os.path.join(os.fsencode(tmp_path), b"Edema", b"bad\xff.png"))
+    with pytest.raises(InputError, match=r"Edema/bad\\udcff\.png is not UTF-8: rename the file"):
+        create_dataset("folder", tmp_path, "all")

@@ -157,3 +157,12 @@ def test_a_test_split_is_cut_from_shards_too(table, tmp_path):
     splits = {s: create_dataset("shards", tmp_path / "shards", s, test_fraction=0.3) for s in ("train", "val", "test")}
     people = {s: set(dataset.records.patients.tolist()) for s, dataset in splits.items()}
     assert all(people.values()) and not people["train"] & people["test"] and not people["val"] & people["test"]
+
+
+def test_a_second_evaluation_leaves_nothing_of_the_first(own, tmp_path):
+    twin = shutil.copytree(own, tmp_path / "twin")
+    evaluate(EvaluateConfig((str(own), str(twin)), tmp_path / "out", **SMALL))
+    held = tmp_path / "out" / "predictions"
+    assert {file.name for file in held.iterdir()} == {"own.parquet", "twin.parquet"}
+    evaluate(EvaluateConfig((str(own),), tmp_path / "out", **SMALL))
+    assert {file.name for file in held.iterdir()} == {"own.parquet"}

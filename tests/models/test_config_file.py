@@ -100,6 +100,24 @@ def refuse(path, hub, kind, match=None):
                 timm.create_model(name, pretrained=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        at("pretrained_cfg/mean", [1e6] * 3),
+        at("pretrained_cfg/std", [1e-20] * 3),
+        at("pretrained_cfg/std", [1e30] * 3),
+        at("pretrained_cfg/mean", [10**400] * 3),
+        at("pretrained_cfg/crop_pct", 1e-9),
+        at("label_names", ["", *ABC[1:]]),
+        at("label_names", ["\ud800", *ABC[1:]]),
+        at("model_args/drop_rate", 10),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_no_model_has(kind, change, folder, hub):
+    refuse(folder(kind, change), hub, kind)
+
+
 OUTPUTS = {
     "four at the root": at("num_classes", 4),
     "two at the root": at("num_classes", 2),

@@ -195,3 +195,17 @@ def test_a_checkpoint_without_what_it_should_hold(change, once, tmp_path, config
     with pytest.raises(InputError, match=r"is no checkpoint of a run|is of another model") as error:
         train(config(epochs=1, resume="auto"))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_has_lost_its_weights_says_so(once, tmp_path, config):
+    folder = shutil.copytree(once, tmp_path / "run")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has lost its model\.safetensors"):
+        train(config(epochs=1, resume="auto"))
+
+
+def test_a_damaged_log_is_named(once, tmp_path, config):
+    folder = shutil.copytree(once, tmp_path / "run")
+    (folder / "log.csv").write_bytes(b'\xff\xfe,,\n"')
+    with pytest.raises(InputError, match=r"log\.csv is damaged: delete it"):
+        train(config(epochs=1, resume="auto"))

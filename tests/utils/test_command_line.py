@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
+from mxa.training.config import TrainConfig
 from mxa.utils.command_line import parse
 from mxa.utils.config import checked_fields
 from mxa.utils.errors import InputError
@@ -108,3 +109,16 @@ def test_help_has_the_fields_by_group(capsys):
     own, shared = shown.partition("What is shared:")[::2]
     assert "What is its own:" in own and "--min-lr" in own and "(default: 1e-05)" in own and "100 % of them" in own
     assert "--root" in shared and "Where it is." in shared and "left" not in shown
+
+
+BOMB = "[" + ",".join(f"&a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(8)) + "]"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(BOMB, "more than 20,000 values"), ("&a [*a]", "a value that holds itself")]
+)
+@pytest.mark.parametrize("name", ["labels", "model_args"])
+def test_text_that_is_read_as_yaml_again_is_bounded(name, text, said):
+    with pytest.raises(InputError, match=f"{name} holds {said}"):
+        checked_fields(TrainConfig, {name: text}, "run/config.yaml")
+    assert checked_fields(TrainConfig, {"labels": "Edema, & Mass: *"}, "x") == {"labels": "Edema, & Mass: *"}
