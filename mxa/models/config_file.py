@@ -210,6 +210,8 @@ def _check_outputs(parts: Mapping[str, Mapping[str, Any]], where: str | Path) ->
 
     That of ``pretrained_cfg`` counts only where the root has none: timm's earlier versions left the original's there.
     """
+    if not any("num_classes" in parts[part] for part in ("", "pretrained_cfg")):
+        raise InputError(f"{where} has no num_classes: timm would take it for 1000, and make a fresh head")
     counts: dict[str, int] = {}
     first: list[str] | None = None
     for part, content in parts.items():

@@ -135,6 +135,7 @@ OUTPUTS = {
     "true": at("num_classes", True),
     "a list": at("num_classes", [3]),
     "null at the root": at("num_classes", None),
+    "nowhere but as an argument": lambda c: c.pop("num_classes") and c["pretrained_cfg"].pop("num_classes") and None,
     "null as an argument": at("model_args/num_classes", None),
     "four names": at("label_names", [*ABC, "Nodule"]),
     "two names": at("label_names", list(ABC[:2])),
