@@ -15,7 +15,7 @@ from ...labels import LABEL_SPACES, canonical
 from ...utils.errors import InputError
 from ..tables import is_blank, label_cells
 
-__all__ = ["FINDINGS", "findings_cells", "is_findings", "is_label"]
+__all__ = ["FINDINGS", "findings_cells", "is_findings", "is_known", "is_label"]
 
 #: What a column of findings may be called; case, spaces, hyphens and underscores do not count.
 FINDINGS = ("finding", "findings", "finding labels", "label", "labels", "diagnosis", "diagnoses", "pathology")
@@ -37,12 +37,17 @@ def is_label(column: pd.Series) -> bool:
     return True
 
 
+def is_known(name: str) -> bool:
+    """Says whether ``mxa.labels.LABEL_SPACES`` knows a finding, in any spelling."""
+    return canonical(name) in _KNOWN
+
+
 def is_findings(column: pd.Series) -> bool:
     """Says whether a column names findings that ``mxa.labels.LABEL_SPACES`` knows."""
     if column.dtype.kind in "fiub":
         return False
     _, said = _names(column)
-    return any(canonical(name) in _KNOWN for names in said for name in names or ())
+    return any(is_known(name) for names in said for name in names or ())
 
 
 def findings_cells(path: Path, column: pd.Series) -> dict[str, np.ndarray]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...labels import LABEL_SPACES, canonical
 from ...utils.errors import InputError, name_some
 from ..image_io import is_hidden, is_image, list_images
 from ..records import SPLIT_NAMES, Records
+from .findings import is_known
 from .reader import CollectionReader
 
 __all__ = ["Folder"]
@@ -69,8 +69,7 @@ def _check_depth(root: Path, paths: Sequence[str]) -> None:
     for outer, inner, *_ in parts:
         inside.setdefault(outer, set()).add(inner)
     every = set.union(*inside.values())
-    known = {canonical(name) for space in LABEL_SPACES.values() for name in space}
-    named = any(canonical(name) in known for inner in every for name in inner.split("|"))
+    named = any(is_known(name) for inner in every for name in inner.split("|"))
     same = len(every) > 1 and (len(inside) == 1 or set.intersection(*inside.values()) == every)
     if named or same:
         raise InputError(

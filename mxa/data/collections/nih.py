@@ -102,9 +102,8 @@ def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
     names = {canonical(label): label for label in NIH}
     x, y, w, h = (numbers(table[column]) for column in _BOX)
     corners = np.stack([x, y, x + w, y + h], axis=1)
-    wrong = ~(
-        (w > 0) & (h > 0) & (corners > -2).all(1) & (corners < _SIDE + 2).all(1)
-    )  # NaN is wrong; they are rounded
+    inside = (corners > -2).all(1) & (corners < _SIDE + 2).all(1)  # they are rounded
+    wrong = ~((w > 0) & (h > 0) & inside)  # NaN is wrong
     if wrong.any():
         raise InputError(
             f"{path}: row {wrong.argmax() + 1}: a box is x, y, width and height in pixels of an image of "
