@@ -11,10 +11,14 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .utils.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "CHEXPERT",
@@ -28,6 +32,7 @@ __all__ = [
     "apply_policies",
     "canonical",
     "check_known",
+    "label_names",
     "merge",
     "resolve_labels",
 ]
@@ -173,6 +178,16 @@ MERGES = {
 UNCERTAIN = ("U-Ones", "U-Zeros", "U-Ignore", "LSR")
 BLANK = ("negative", "ignore")
 _OUTSIDE_QUOTES = r';(?=(?:[^"]*"[^"]*")*[^"]*$)'  # a semicolon
+
+
+def label_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Returns the names of a model's outputs in order, or None where they are unknown.
+
+    It works on every timm model. The names come with the weights' configuration, or from ``set_label_names``.
+    """
+    cfg = getattr(model, "pretrained_cfg", {})
+    names = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
+    return tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
 
 
 def canonical(name: str) -> str:

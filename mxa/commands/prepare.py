@@ -40,7 +40,7 @@ _PROGRESS = ".prepare"  # folder for the progress: a file for each shard, and th
 class PrepareConfig(DataConfig):
     """Which images are written as shards, and how."""
 
-    unused = ("merge", "uncertain", "blank")
+    unused = ("merge", "uncertain", "blank", "boxes")
 
     output: Path
     """Folder for the shards, rows.csv.gz and manifest.json; the same command resumes after an interruption, and

@@ -56,7 +56,7 @@ _WHERE = {"output", "root", "workers", "device", "tensorboard", "checkpoint_step
 class PublishConfig(DataConfig):
     """What is published where."""
 
-    unused = ("labels", "uncertain")
+    unused = ("labels", "uncertain", "boxes")
 
     run: str | None = None
     """Run folder."""

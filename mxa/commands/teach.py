@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 class TeachConfig(DataConfig):
     """Which teacher scores which images."""
 
-    unused = ("uncertain", "blank")
+    unused = ("uncertain", "blank", "boxes")
 
     teacher: str
     """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder."""

@@ -22,7 +22,14 @@ __all__ = ["DataConfig", "absolute_root"]
 
 _logger = logging.getLogger(__name__)
 _DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
-_OF_ONE_COLLECTION = ("data", "root", "columns", "blank", "test_fraction")  # not taken from a run on another collection
+_OF_ONE_COLLECTION = (
+    "data",
+    "root",
+    "columns",
+    "blank",
+    "test_fraction",
+    "boxes",
+)  # not taken from a run on another collection
 
 
 @dataclass(kw_only=True)
@@ -49,6 +56,8 @@ class DataConfig:
     """What a blank label means: negative or ignore, also by label; the collection's convention by default."""
     test_fraction: float | None = None
     """Share of the patients to cut for a test split, where the collection has none, such as 0.2."""
+    boxes: str | None = None
+    """File of boxes around findings (docs/data.md), or "own": those that the collection has."""
     allow_pipe: bool = False
     """Run the command of --root pipe:COMMAND, which gives the files of shards; for the command line alone."""
 
@@ -119,7 +128,7 @@ class DataConfig:
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""
-        said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root") and v is not None}
+        said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root", "boxes") and v is not None}
         return create_dataset(self.data, self.root, split, fold=fold, **said)
 
     def data_fields(self) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.model_config import resolve_input_data_config
 from timm.data.transforms import str_to_interp_mode
 from torch import nn
-from torchvision import transforms
+from torchvision import transforms, tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2F
 
 from ..utils.errors import InputError
 from .gray import input_gray
@@ -31,14 +33,37 @@ def data_config(model: nn.Module, img_size: int | None = None) -> dict:
     return resolve_input_data_config(model, {"img_size": img_size})
 
 
+_LEAST_SEEN = 0.25  # share of a box that a crop must keep
+
+
 class RandomPart(transforms.RandomResizedCrop):
-    """A random part of an image, resized; ``ratio`` changes the image's own aspect ratio, as the squash does."""
+    """A random part of an image, resized; ``ratio`` changes the image's own aspect ratio, as the squash does.
+
+    Boxes may go with the image. One of which less than a quarter is kept becomes empty, at (0, 0).
+    """
+
+    def forward(
+        self, image: Image.Image, boxes: tv_tensors.BoundingBoxes | None = None
+    ) -> Image.Image | tuple[Image.Image, tv_tensors.BoundingBoxes]:
+        """Cuts and resizes an image ``(H, W)``, and its boxes ``(K, 4)``."""
+        part = self.get_params(image, self.scale, self.ratio)  # top, left, height, width
+        image = v2F.resized_crop(image, *part, self.size, self.interpolation)
+        if boxes is None:
+            return image
+        cut = v2F.resized_crop(boxes, *part, self.size)
+        enlarged = self.size[0] * self.size[1] / (part[2] * part[3])
+        seen = _areas(cut) >= _LEAST_SEEN * enlarged * _areas(boxes)
+        return image, tv_tensors.wrap(cut * seen[:, None], like=cut)
 
     @staticmethod
     def get_params(image: Image.Image, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, ...]:
         """Draws top, left, height and width."""
         aspect = image.width / image.height
         return transforms.RandomResizedCrop.get_params(image, scale, [r * aspect for r in ratio])
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 class ToXrayTensor:
@@ -85,13 +110,23 @@ class XrayTransform(transforms.Compose):
         super().__init__([*steps, to_tensor])
         self.to_tensor, self.decode_size = to_tensor, decode_size
 
-    def __call__(self, image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Transforms one image.
+    def __call__(
+        self, image: Image.Image | np.ndarray | torch.Tensor, boxes: tv_tensors.BoundingBoxes | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, tv_tensors.BoundingBoxes]:
+        """Transforms one image, and boxes in it ``(K, 4)`` that move with the picture.
 
         Raises:
-            InputError: as ``to_gray``.
+            InputError: as ``to_gray``; boxes with one of the paper's sets of augmentations.
         """
-        return super().__call__(input_gray(image))
+        image = input_gray(image)
+        if boxes is None:
+            return super().__call__(image)
+        *steps, to_tensor = self.transforms
+        for step in steps:
+            if not isinstance(step, (v2.Transform, RandomPart)):
+                raise InputError(f"boxes do not move with {type(step).__name__}: use --augment crop")
+            image, boxes = step(image, boxes)
+        return to_tensor(image), boxes
 
     def to_planes(self) -> XrayTransform:
         """Returns the same transform without the normalisation.
@@ -174,13 +209,13 @@ def create_transform(
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     interpolation = str_to_interp_mode(cfg.get("interpolation", "bicubic"))
-    steps: list = [transforms.Resize(size, interpolation)]
+    steps: list = [v2.Resize(size, interpolation)]
     if is_training:
         steps = [RandomPart(size, scale, ratio, interpolation)]
         if rotation:
-            steps.append(transforms.RandomRotation(rotation, transforms.InterpolationMode.BILINEAR))
+            steps.append(v2.RandomRotation(rotation, v2.InterpolationMode.BILINEAR))
         if hflip:
-            steps.append(transforms.RandomHorizontalFlip(hflip))
+            steps.append(v2.RandomHorizontalFlip(hflip))
     least = scale[0] * min(ratio[0], 1 / ratio[1]) if is_training else 1.0
     if is_training and augment != "crop":
         steps, least = _named_set(augment, size, interpolation), 0.8 if augment == "better" else 1.0

@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 class CalibrateConfig(DataConfig):
     """What is calibrated on what."""
 
-    unused = ("labels", "uncertain")
+    unused = ("labels", "uncertain", "boxes")
 
     model: str
     """Run folder; calibration.json is written into it."""

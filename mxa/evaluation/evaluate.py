@@ -64,7 +64,7 @@ _logger = logging.getLogger(__name__)
 class EvaluateConfig(DataConfig):
     """What is scored on what."""
 
-    unused = ("labels", "uncertain")
+    unused = ("labels", "uncertain", "boxes")
 
     models: tuple[str, ...]
     """Run folders, timm names with weights, or Parquet or CSV files of scores; A,B,C are the seeds of one model."""

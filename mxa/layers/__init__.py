@@ -1,6 +1,8 @@
 """Layers of the paper, for anyone's network: maps, tokens and volumes."""
 
+from .attach import attach_finding_head, detach_finding_head
 from .cbam import CBAM, CBAM3d, ChannelAttention, SpatialAttention
+from .finding import FindingHead, FindingOutput
 from .graft import graft, ungraft
 from .kd_adapter import KDAdapter
 from .mxa_block import MXABlock, MXABlock3d
@@ -10,6 +12,8 @@ __all__ = [
     "CBAM",
     "CBAM3d",
     "ChannelAttention",
+    "FindingHead",
+    "FindingOutput",
     "KDAdapter",
     "MXABlock",
     "MXABlock3d",
@@ -19,6 +23,8 @@ __all__ = [
     "ROIPool",
     "ROIPool3d",
     "SpatialAttention",
+    "attach_finding_head",
+    "detach_finding_head",
     "graft",
     "roi_resize",
     "roi_resize3d",

@@ -14,12 +14,10 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from .added import check_last, forget, keep_own, remember
 from .mxa_block import MXABlock
 
-__all__ = ["GRAFTED", "graft", "recipe_of", "ungraft"]
-
-#: Architecture under which a grafted model is saved; ``mxa.models`` registers it.
-GRAFTED = "mxa_grafted"
+__all__ = ["graft", "ungraft"]
 
 #: Modules that cut the map into windows inside this method: MXA goes beside the method and sees the whole map.
 WHOLE_MAP = {
@@ -87,7 +85,7 @@ def graft(
     Raises:
         ValueError: it has MXA already, or no place for it; the message says why.
     """
-    if getattr(model, "_mxa_grafted", None) or any(isinstance(module, MXABlock) for module in model.modules()):
+    if any(isinstance(module, MXABlock) for module in model.modules()):
         raise ValueError("the model has MXA already: ungraft it first")
     if hasattr(model, "_orig_mod") or not hasattr(model, "pretrained_cfg"):
         inside = [name for name, module in model.named_modules() if name and hasattr(module, "pretrained_cfg")]
@@ -119,12 +117,13 @@ def graft(
     for place, layout in made:
         tensor = next(place.module.parameters())
         block = MXABlock(init_values=init_values, **options, **layout, device=tensor.device, dtype=tensor.dtype)
-        block.register_load_state_dict_pre_hook(_keep_own)
+        block.register_load_state_dict_pre_hook(keep_own)
         place.module.mxa = block.train(place.module.training)
         place.module.__class__ = _grafted_class(type(place.module), place.method)
     if refused:
         _logger.info("no MXA beside %s", "; ".join(refused))
-    _remember(model, {"where": {place.name: layout for place, layout in made}, "init_values": init_values, **options})
+    layouts = {place.name: layout for place, layout in made}
+    remember(model, "grafted", {"where": layouts, "init_values": init_values, **options})
     return model
 
 
@@ -134,35 +133,13 @@ def ungraft(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: it is not grafted.
     """
-    if not getattr(model, "_mxa_grafted", None):
-        raise ValueError("the model is not grafted")
+    check_last(model, "grafted", "is not grafted")
     for module in model.modules():
         if hasattr(type(module), "_grafted"):
             module.__class__, _ = type(module)._grafted
             del module.mxa
-    before, _ = model.__dict__.pop("_mxa_grafted")
-    for name, value in before.items():
-        setattr(model, name, value)
+    forget(model, "grafted")
     return model
-
-
-def recipe_of(model: nn.Module) -> dict[str, Any] | None:
-    """Returns the arguments of ``graft`` that give the same model the same blocks again; None where none are grafted.
-
-    The arguments that timm has kept may say less: those of ``create_model``, or of another input size.
-    """
-    return getattr(model, "_mxa_grafted", (None, None))[1]
-
-
-def _remember(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Writes into timm's own fields, which are saved with the model, how to build it."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    before = {"_model_args": dict(getattr(model, "_model_args", {}))}
-    if cfg and cfg.get("architecture"):
-        before |= {"pretrained_cfg": cfg, "default_cfg": getattr(model, "default_cfg", cfg)}
-        model._model_args = {**before["_model_args"], "base": cfg["architecture"], "grafted": recipe}
-        model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": GRAFTED}
-    model._mxa_grafted = before, recipe
 
 
 def _places(model: nn.Module, where: str | Iterable[str] | None) -> list[_Place]:
@@ -309,9 +286,3 @@ def _new(kind: type, method: str) -> nn.Module:
     """Makes an empty module of a grafted class, for pickle and deepcopy."""
     grown = _grafted_class(kind, method)
     return grown.__new__(grown)
-
-
-def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Lets a checkpoint without MXA load: the block keeps its values. One with some of its keys is an error."""
-    if not any(key.startswith(prefix) for key in state):
-        state.update({prefix + key: value for key, value in module.state_dict().items()})

@@ -41,7 +41,7 @@ def _reduction(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> 
 
 
 def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Crops one box from each map and resizes it bilinearly to the size of the map (paper, appendix D).
+    """Crops boxes from each map and resizes them bilinearly to the size of the map (paper, appendix D).
 
     Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
     no antialiasing. A box is axis-aligned, so each axis is sampled by a product with a small matrix. The products are
@@ -51,28 +51,34 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | Non
 
     Args:
         x: Maps ``(B, C, H, W)``.
-        boxes: ``(B, 4)``, ``x1, y1, x2, y2`` in [0, 1] of width and height; ``(0, 0, 1, 1)`` is the whole map.
+        boxes: One box of each map, ``(B, 4)``, or N, ``(B, N, 4)``: ``x1, y1, x2, y2`` in [0, 1] of width and height;
+            ``(0, 0, 1, 1)`` is the whole map.
         size: (H', W') of the output, that of the map by default. Where it is smaller than the map, each cell is the
             mean of several points, so that no cell of the map is skipped.
 
     Returns:
-        ``(B, C, H, W)`` or ``(B, C, H', W')`` in the dtype of ``x``; differentiable in both arguments.
+        ``(B, C, H', W')``, or ``(B, N, C, H', W')`` for N boxes, in the dtype of ``x``; differentiable in both
+        arguments.
     """
     batch, channels, height, width = x.shape
     if boxes.dtype != torch.float64:
         boxes = boxes.float()
+    out_height, out_width = (height, width) if size is None else size
+    count = 1 if boxes.dim() == 2 else boxes.shape[1]
+    x1, y1, x2, y2 = boxes.reshape(-1, 4).unbind(1)  # (B N,) each
     if size is None:
-        out_height, out_width = height, width
-        rows = _interpolation(boxes[:, 1], boxes[:, 3], height, height)  # (B, H', H)
-        cols = _interpolation(boxes[:, 0], boxes[:, 2], width, width)  # (B, W', W)
+        rows = _interpolation(y1, y2, height, height)  # (B N, H', H)
+        cols = _interpolation(x1, x2, width, width)  # (B N, W', W)
     else:
-        out_height, out_width = size
-        rows = _reduction(boxes[:, 1], boxes[:, 3], height, out_height)
-        cols = _reduction(boxes[:, 0], boxes[:, 2], width, out_width)
+        rows = _reduction(y1, y2, height, out_height)
+        cols = _reduction(x1, x2, width, out_width)
+    rows = rows.to(x.dtype).view(batch, count * out_height, height)
+    cols = cols.to(x.dtype)
     x = x.transpose(2, 3).reshape(batch, channels * width, height)  # (B, CW, H)
-    x = torch.bmm(x, rows.to(x.dtype).transpose(1, 2)).view(batch, channels, width, out_height)  # (B, C, W, H')
-    x = x.transpose(2, 3).reshape(batch, channels * out_height, width)  # (B, CH', W)
-    return torch.bmm(x, cols.to(x.dtype).transpose(1, 2)).view(batch, channels, out_height, out_width)  # (B, C, H', W')
+    x = torch.bmm(x, rows.transpose(1, 2)).view(batch, channels, width, count, out_height)
+    x = x.permute(0, 3, 1, 4, 2).reshape(batch * count, channels * out_height, width)  # (B N, C H', W)
+    x = torch.bmm(x, cols.transpose(1, 2)).view(batch, count, channels, out_height, out_width)
+    return x.squeeze(1) if boxes.dim() == 2 else x
 
 
 def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -159,15 +165,28 @@ class ROIHead(nn.Module):
         return score.flatten(1).softmax(dim=1).view_as(score)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heat = self.heat_map(x)
-        means, variances = [], []
-        for axis in range(heat.ndim - 1, 0, -1):  # x is the last
-            mean, variance = _moments(heat.transpose(1, axis).flatten(2).sum(2))
-            means.append(mean)
-            variances.append(variance)
-        mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, 2)
-        scale = _clamp_value(self.log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
-        return _box(mean, (3 * variance).sqrt() * scale, self.min_size)
+        return heat_box(self.heat_map(x), self.log_scale, self.min_size)
+
+
+def heat_box(heat: torch.Tensor, log_scale: torch.Tensor, min_size: float) -> torch.Tensor:
+    """Makes a box of each heat map, ``ROIHead``'s way.
+
+    Args:
+        heat: ``(B, H, W)`` or ``(B, D, H, W)``, each map summing to 1.
+        log_scale: Logarithm of the factor on the half size, of N axes, x first: ``(N,)``, or ``(B, N)``.
+        min_size: Smallest side of a box, in (0, 1).
+
+    Returns:
+        ``(B, 2 N)``: the lower corner, then the upper one, x first.
+    """
+    means, variances = [], []
+    for axis in range(heat.ndim - 1, 0, -1):  # x is the last
+        mean, variance = _moments(heat.transpose(1, axis).flatten(2).sum(2))
+        means.append(mean)
+        variances.append(variance)
+    mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, N)
+    scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
+    return _box(mean, (3 * variance).sqrt() * scale, min_size)
 
 
 def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,10 @@ from timm.models import build_model_with_cfg
 from timm.models._pretrained import PretrainedCfg
 
 from ..labels import align, canonical
-from ..layers.graft import GRAFTED, graft
+from ..layers.added import GRAFTED
+from ..layers.attach import attach_finding_head
+from ..layers.finding import FindingHead
+from ..layers.graft import graft
 from ..utils.errors import InputError
 
 __all__ = ["check_arguments", "check_config"]
@@ -35,7 +38,14 @@ _FACTORY = {
     *("features_only", "out_indices", "feature_cls", "pruned", "device", "dtype"),
     *_SOURCES,
 } - {"kwargs"}
-_GRAFT = {*inspect.signature(graft).parameters} - {"model"}
+_ADDED = {
+    "grafted": ("graft", {*inspect.signature(graft).parameters} - {"model"}),
+    "finding_head": (
+        "attach_finding_head",
+        {*inspect.signature(attach_finding_head).parameters, *inspect.signature(FindingHead).parameters}
+        - {"model", "options", "dims", "num_labels", "device", "dtype"},
+    ),
+}
 
 
 def _whole(value: Any, low: int, high: int) -> bool:
@@ -198,11 +208,13 @@ def _nested(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_graft(arguments: Mapping[str, Any], where: str | Path) -> None:
-    base, recipe = arguments.get("base"), arguments.get("grafted", {})
+    base = arguments.get("base")
     if not isinstance(base, str) or not re.fullmatch(r"[\w.-]+", base) or base == GRAFTED or not timm.is_model(base):
         raise InputError(f"{where}: base must be the name of a timm model")
-    if not isinstance(recipe, dict) or not set(recipe) <= _GRAFT:
-        raise InputError(f"{where}: grafted must be an object of arguments of mxa.layers.graft")
+    for name, (function, known) in _ADDED.items():
+        recipe = arguments.get(name) or {}
+        if not isinstance(recipe, dict) or not set(recipe) <= known:
+            raise InputError(f"{where}: {name} must be an object of arguments of mxa.layers.{function}")
 
 
 def _check_outputs(parts: Mapping[str, Mapping[str, Any]], where: str | Path) -> None:

@@ -11,7 +11,9 @@ from timm.models import _registry, load_pretrained, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from ..layers.graft import GRAFTED, graft
+from ..layers.added import GRAFTED
+from ..layers.attach import attach_finding_head
+from ..layers.graft import graft
 from .hub import config_of, weights_of
 from .weights import check_filled
 
@@ -20,9 +22,13 @@ __all__ = ["mxa_grafted"]
 
 @register_model
 def mxa_grafted(
-    pretrained: bool = False, base: str | None = None, grafted: dict[str, Any] | None = None, **kwargs
+    pretrained: bool = False,
+    base: str | None = None,
+    grafted: dict[str, Any] | None = None,
+    finding_head: dict[str, Any] | None = None,
+    **kwargs,
 ) -> nn.Module:
-    """Builds a timm model and grafts MXA onto it, as a saved configuration says.
+    """Builds a timm model and adds MXA, a finding head or both, as a saved configuration says.
 
     A saved graft has the layout of every block, so the blocks are the saved ones. Where another ``img_size`` or
     ``patch_size`` is asked for, one forward shows the layouts anew.
@@ -30,7 +36,8 @@ def mxa_grafted(
     Args:
         pretrained: Load the weights that come with the configuration.
         base: Name of the timm model.
-        grafted: Arguments of ``mxa.layers.graft``.
+        grafted: Arguments of ``mxa.layers.graft``; None grafts nothing where there is a finding head.
+        finding_head: Arguments of ``mxa.layers.attach_finding_head``.
         **kwargs: For the timm model.
 
     Raises:
@@ -43,12 +50,17 @@ def mxa_grafted(
     config_of(resolve_pretrained_cfg(GRAFTED, kwargs.get("pretrained_cfg")), kwargs.get("cache_dir"))
     if isinstance(kwargs.get("pretrained_cfg"), dict):  # it may name this architecture: it becomes the base's
         kwargs["pretrained_cfg"] = {k: v for k, v in kwargs["pretrained_cfg"].items() if k != "architecture"}
-    grafted = grafted or {}
+    if grafted is None and finding_head is None:
+        grafted = {}
     saved = kwargs.get("pretrained_model_args") or kwargs
     other = any(_pair(kwargs.get(name)) != _pair(saved.get(name)) for name in ("img_size", "patch_size"))
-    if other and isinstance(grafted.get("where"), Mapping):
+    if other and isinstance((grafted or {}).get("where"), Mapping):
         grafted["where"] = list(grafted["where"])  # in place: timm saves this dict with the model
-    model = graft(timm.create_model(base, **kwargs), **grafted)
+    model = timm.create_model(base, **kwargs)
+    if grafted is not None:
+        graft(model, **grafted)
+    if finding_head is not None:
+        attach_finding_head(model, **finding_head)
     if pretrained:
         family = sys.modules[timm.models.model_entrypoint(base).__module__]
         cfg = model.pretrained_cfg

@@ -12,8 +12,8 @@ from timm.models._hub import save_config_for_hf
 from timm.models.efficientvit_msra import checkpoint_filter_fn as timm_filter_fn
 from torch import nn
 
-from ..labels import align
-from ..layers.graft import recipe_of
+from ..labels import align, label_names
+from ..layers.added import recipe_of
 from ..utils.files import atomic_write, whole_or_not_at_all
 
 __all__ = [
@@ -26,16 +26,6 @@ __all__ = [
     "set_label_names",
     "resize_attention_biases",
 ]
-
-
-def label_names(model: nn.Module) -> tuple[str, ...] | None:
-    """Returns the names of a model's outputs in order, or None where they are unknown.
-
-    It works on every timm model. The names come with the weights' configuration, or from ``set_label_names``.
-    """
-    cfg = getattr(model, "pretrained_cfg", {})
-    names = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
-    return tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
 
 
 def set_label_names(model: nn.Module, names: Sequence[str] | None) -> None:
@@ -123,8 +113,8 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     names = label_names(model)
     set_label_names(model, names)  # old ones of another head must not be saved
     arguments = getattr(model, "_model_args", {})
-    if "grafted" in arguments:  # what timm has kept is what it was created with
-        arguments["grafted"] = recipe_of(model)
+    for kind in {"grafted", "finding_head"} & arguments.keys():  # what timm has kept is what it was created with
+        arguments[kind] = recipe_of(model, kind)
     tensors = model.state_dict().values()
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
@@ -151,21 +141,24 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
+_ADDED = (".mxa.", ".finding_head.")
+
+
 def check_keys(state_dict: dict[str, torch.Tensor], model: nn.Module, adapted: Collection[str] = ()) -> None:
     """Checks that a state dict fills a model.
 
     Args:
         state_dict: What is to be loaded.
         model: The model.
-        adapted: Keys that may be missing or of another shape. MXA's keys may be missing too, all of them but not some:
-            a model with MXA can start from a plain backbone.
+        adapted: Keys that may be missing or of another shape. The keys of MXA, and of a finding head, may be missing
+            too, all of them but not some: a model with either can start from a plain backbone.
 
     Raises:
         RuntimeError: a key is missing, unexpected or of another shape; the message lists the keys.
     """
     own = model.state_dict()
-    plain = not any(".mxa." in k for k in state_dict)
-    optional = {k for k in own if k in adapted or (plain and ".mxa." in k)}
+    absent = [part for part in _ADDED if not any(part in f".{k}" for k in state_dict)]
+    optional = {k for k in own if k in adapted or any(part in f".{k}" for part in absent)}
     problems = {
         "missing": [k for k in own if k not in state_dict and k not in optional],
         "unexpected": [k for k in state_dict if k not in own],

@@ -28,6 +28,7 @@ class MultiLabelDistillationTask(MultiLabelTask):
         pos_weight: ``(L,)``, weight of the positive term of each label.
         device: Device of the task's tensors.
         criterion: Loss of the labels, as for ``MultiLabelTask``.
+        box_weight: As for ``MultiLabelTask``.
 
     Raises:
         ValueError: ``alpha`` or ``temperature`` is out of range.
@@ -42,8 +43,9 @@ class MultiLabelDistillationTask(MultiLabelTask):
         pos_weight: torch.Tensor | None = None,
         device: torch.device | None = None,
         criterion: Callable[..., torch.Tensor] = masked_bce_with_logits,
+        box_weight: float = 1.0,
     ):
-        super().__init__(model, pos_weight, device, criterion)
+        super().__init__(model, pos_weight, device, criterion, box_weight)
         if not 0 <= alpha <= 1 or not temperature > 0:
             raise ValueError(f"alpha must be in [0, 1] and temperature above 0, got {alpha} and {temperature}")
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval().to(self.device)
@@ -61,8 +63,11 @@ class MultiLabelDistillationTask(MultiLabelTask):
 
         Args:
             input: Images ``(B, C, H, W)``.
-            target: ``(B, L)``, or ``(B, 2 L)`` where there is no ``teacher``; NaN where a label is masked.
+            target: ``(B, L)``, or ``(B, 2 L)`` where there is no ``teacher``; NaN where a label is masked. Boxes
+                ``(B, K, 5)`` are learnt without the teacher.
         """
+        if target.ndim == 3:
+            return super().forward(input, target)
         if self.teacher is None:
             target, logits = target.chunk(2, dim=1)
             mask = ~logits.isnan()

@@ -151,7 +151,7 @@ class MaskedLoss(nn.Module):
         value = self.loss(kept, target[rows]) if len(kept) else kept.sum()  # the sum is 0, of the loss's dtype
         if self.name == "twoway":
             return value
-        return value * rows.sum() / _share_of_images(rows, value.dtype)
+        return value * rows.sum() / share_of(rows, value.dtype)
 
 
 _OUT = -1e4  # logit of a masked label: its exponential is 0
@@ -161,10 +161,10 @@ def _mean_of_present(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over an image's present labels, then over images with a present label: ``(B, L)`` to a scalar."""
     present = mask.sum(1)  # (B,)
     per_image = loss.masked_fill(~mask, 0.0).sum(1) / present.clamp(min=1)
-    return per_image.sum() / _share_of_images(present > 0, loss.dtype)
+    return per_image.sum() / share_of(present > 0, loss.dtype)
 
 
-def _share_of_images(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def share_of(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns the divisor of a sum over the images of a process for which ``rows`` ``(B,)`` is True.
 
     Data-parallel training averages the gradients of P processes, so each process divides its sum by a P-th of the

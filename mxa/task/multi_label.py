@@ -8,6 +8,7 @@ import torch
 from timm.task import MultiLabelClassificationTask
 from torch import nn
 
+from .boxes import place_loss
 from .losses import masked_bce_with_logits
 
 __all__ = ["MultiLabelTask"]
@@ -21,6 +22,7 @@ class MultiLabelTask(MultiLabelClassificationTask):
         pos_weight: ``(L,)``, weight of the positive term of each label.
         device: Device of the task's tensors.
         criterion: Called with logits, target, mask and pos_weight: ``masked_bce_with_logits`` or a ``MaskedLoss``.
+        box_weight: Weight of the loss of boxes, where a batch has boxes instead of labels.
     """
 
     def __init__(
@@ -29,13 +31,24 @@ class MultiLabelTask(MultiLabelClassificationTask):
         pos_weight: torch.Tensor | None = None,
         device: torch.device | None = None,
         criterion: Callable[..., torch.Tensor] = masked_bce_with_logits,
+        box_weight: float = 1.0,
     ):
         super().__init__(model, criterion=criterion, device=device, verbose=False)
+        self.box_weight = box_weight
         pos_weight = None if pos_weight is None else pos_weight.to(self.device)
         self.register_buffer("pos_weight", pos_weight, persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Gives ``{"loss": scalar, "output": logits (B, L)}`` of images and targets ``(B, L)``, NaN where masked."""
+        """Gives ``{"loss": scalar, "output": logits (B, L)}`` of images and their targets.
+
+        Args:
+            input: Images ``(B, C, H, W)``.
+            target: Labels ``(B, L)``, NaN where masked; or boxes ``(B, K, 5)`` for a model with a finding head, see
+                ``mxa.task.boxes``. Boxes say nothing about labels.
+        """
+        if target.ndim == 3:
+            output, found = self.trainable_module(input, return_findings=True)
+            return {"loss": self.box_weight * place_loss(found, target), "output": output}
         output = self.trainable_module(input)
         return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..data import CXRDataset, Records
+from ..data.boxes import BoxedDataset
 from ..data.shards import ShardDataset
 from ..utils.distributed import any_process, world_size
 from ..utils.errors import InputError
@@ -41,11 +42,17 @@ def check_files(dataset: CXRDataset) -> None:
                 raise InputError(f"no image {path} (a validation image)")
 
 
-def fingerprint(train_set: CXRDataset, teacher_metadata: dict[str, Any], workers: int) -> dict[str, Any]:
+def fingerprint(
+    train_set: CXRDataset, boxed: BoxedDataset | None, teacher_metadata: dict[str, Any], workers: int
+) -> dict[str, Any]:
     """Returns what must be the same for a run to go on; an error names what differs by its key."""
     digest = hashlib.sha256("\n".join(train_set.records.paths.tolist()).encode())
     digest.update(np.ascontiguousarray(train_set.records.targets).tobytes())
     names = {"images, labels or logits of the teacher": digest.hexdigest(), "label names": list(train_set.labels)}
+    if boxed is not None:
+        digest = hashlib.sha256("\n".join(boxed.records.paths.tolist()).encode())
+        digest.update(b"".join(np.ascontiguousarray(rows).tobytes() for rows in boxed.boxes))
+        names["images with boxes, or boxes"] = digest.hexdigest()
     if teacher_metadata:
         names["weights of the teacher (its SHA-256)"] = teacher_metadata["sha256"]
     if isinstance(train_set, ShardDataset):  # shards are dealt to processes and workers

@@ -15,7 +15,9 @@ from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.optim import list_optimizers
 
 from ..data import DataConfig
+from ..data.boxes import OWN
 from ..data.config import absolute_root
+from ..data.create import Collection
 from ..data.shards import is_url
 from ..models.config_file import check_arguments
 from ..utils.config import read_yaml
@@ -25,6 +27,7 @@ from ..utils.errors import InputError
 __all__ = [
     "AMP_TYPES",
     "AugmentConfig",
+    "BoxConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
@@ -60,6 +63,8 @@ class ModelConfig:
     """Dropout before the head."""
     drop_path_rate: float | None = None
     """Stochastic depth, for models that have it."""
+    finding_head: bool = False
+    """Add a finding head: a heat map and a box for each label (docs/layers.md)."""
 
 
 @dataclass(kw_only=True)
@@ -76,6 +81,22 @@ class LossConfig:
     """Weight of the teacher's loss beside that of the labels, with --teacher."""
     temperature: float = 1.0
     """Of teacher and student in the teacher's loss."""
+
+
+@dataclass(kw_only=True)
+class BoxConfig:
+    """How it learns where findings are, with --boxes."""
+
+    boxes_data: Collection | None = None
+    """Collection of the images that --boxes are of; that of the labels by default."""
+    boxes_root: str | None = None
+    """Its folder."""
+    boxes_reduce: int | None = None
+    """Reduce its images to this side in pixels first, to the sharpness of the others; never enlarges."""
+    box_weight: float = 1.0
+    """Weight of the loss of boxes beside that of the labels."""
+    box_every: int = 1
+    """A batch of images with boxes joins every so many steps."""
 
 
 @dataclass(kw_only=True)
@@ -157,7 +178,7 @@ class RunningConfig:
 
 
 @dataclass
-class TrainConfig(ModelConfig, DataConfig, LossConfig, OptimConfig, AugmentConfig, RunningConfig):
+class TrainConfig(ModelConfig, DataConfig, LossConfig, BoxConfig, OptimConfig, AugmentConfig, RunningConfig):
     """What defines a training run; a YAML file for ``--config`` holds what differs from the defaults.
 
     The fields are those of its groups; a function that needs one group is annotated with it.
@@ -172,7 +193,14 @@ _NOT_ARGUMENTS = (
     *("pretrained_cfg", "pretrained_cfg_overlay", "label_names"),
 )
 
-_OF_FILES = ("model", "model_args", "init", "teacher")  # settings that may name a file or a folder
+_OF_FILES = (
+    "model",
+    "model_args",
+    "init",
+    "teacher",
+    "boxes",
+    "boxes_root",
+)  # settings that may name a file or a folder
 _BOUNDS = {
     "epochs": (1, 100_000),
     "batch_size": (2, 100_000),
@@ -189,6 +217,9 @@ _BOUNDS = {
     "layer_decay": (0.01, 1),
     "alpha": (0, 1),
     "temperature": (1e-3, 1000),
+    "boxes_reduce": (16, 10_000),
+    "box_weight": (0, 1e6),
+    "box_every": (1, 10**6),
     "patience": (1, 100_000),
     "grad_accum": (1, 100_000),
     "checkpoint_steps": (1, 10**9),
@@ -220,6 +251,7 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.freeze and not config.init:
         raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
+    _check_boxes(config)
     if config.opt not in list_optimizers():
         raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
     for name, (low, high) in _BOUNDS.items():
@@ -241,6 +273,18 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.cooldown_epochs >= config.epochs:
         raise InputError("--cooldown-epochs must be fewer than --epochs")
+
+
+def _check_boxes(config: TrainConfig) -> None:
+    """Refuses options of boxes that need --boxes, or do not go with them."""
+    if config.boxes is None:
+        defaults = {field.name: field.default for field in dataclasses.fields(BoxConfig)}
+        if given := [name for name, value in defaults.items() if getattr(config, name) != value]:
+            raise InputError(f"--{given[0].replace('_', '-')} goes with --boxes FILE, or --boxes own")
+    elif config.augment != "crop":
+        raise InputError(f"--boxes do not move with --augment {config.augment}: leave it out")
+    if config.boxes_root is not None and config.boxes_data is None:
+        raise InputError("--boxes-root needs --boxes-data: name the collection that is in it")
 
 
 def model_arguments(config: ModelConfig) -> dict[str, Any]:
@@ -276,6 +320,8 @@ def local_config(config: TrainConfig) -> dict[str, Any]:
     """What ``plain_config`` leaves out; its root means the same from every folder. A ``pipe:`` is never written."""
     plain = plain_config(config)
     values = _plain({"root": absolute_root(config.root), **{k: getattr(config, k) for k in _OF_FILES}})
+    for name in ("boxes", "boxes_root"):
+        values[name] = values[name] if values[name] in (None, OWN) else absolute_root(values[name])
     return {k: v for k, v in values.items() if v != plain[k] and not str(v).startswith("pipe:")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -92,13 +93,20 @@ class Engine:
         for module in self.frozen:
             module.eval()
 
-    def step(self, micro_batches: Iterable[tuple[torch.Tensor, torch.Tensor]], epoch: int, step: int) -> torch.Tensor:
+    def step(
+        self,
+        micro_batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        epoch: int,
+        step: int,
+        boxed: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+    ) -> torch.Tensor:
         """Trains on one batch.
 
         Args:
             micro_batches: ``grad_accum`` times ``(images (B, C, H, W), targets (B, L))``, on the engine's device.
             epoch: From 0.
             step: Of the epoch, from 0.
+            boxed: Images with boxes ``(B, K, 5)`` as targets, which join this step: at most one batch.
 
         Returns:
             This process's mean loss, detached; the mean over processes is that of the global batch.
@@ -106,14 +114,15 @@ class Engine:
         count = epoch * self.steps + step
         self.scheduler.step_update(count)
         losses = []
-        for i, (images, targets) in enumerate(micro_batches):
+        last = len(boxed) + self.config.grad_accum - 1
+        for i, (images, targets) in enumerate(itertools.chain(boxed, micro_batches)):
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            wait = self.task.no_sync() if i + 1 < self.config.grad_accum else contextlib.nullcontext()
+            wait = self.task.no_sync() if i < last else contextlib.nullcontext()  # the last, of labels, uses every part
             amp = AMP_TYPES[self.config.amp]
             with wait:
                 with torch.autocast(self.device.type, amp, enabled=amp is not None):
-                    loss = self.task(images, targets)["loss"] / self.config.grad_accum
+                    loss = self.task(images, targets)["loss"] / (1 if i < len(boxed) else self.config.grad_accum)
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         if self.config.agc:

@@ -50,7 +50,7 @@ from .config import (
 )
 from .engine import Engine, deterministic, prepare_model
 from .progress import TrainProgress
-from .start import build_model, create_task, start_weights
+from .start import build_model, create_task, open_boxes, start_weights
 
 __all__ = ["TrainConfig", "build_model", "fit", "train"]
 
@@ -116,12 +116,17 @@ def _fit(
     frozen = _freeze(model, filled) if config.freeze else []
     preprocessing = data_config(model, config.img_size)
     model = prepare_model(config, model, device)
+    boxed = open_boxes(config, model, train_set)
     task, train_set, teacher_metadata = create_task(config, model, train_set, preprocessing)
 
     train_set = copy.copy(train_set)  # so that the caller's keeps its own settings
     train_set.seed, train_set.on_bad = config.seed, "replace"
     transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
     loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True, device=device)
+    box_loader = None
+    if boxed is not None:
+        size = max(min(micro_batch, len(boxed) // world_size()), 1)
+        box_loader = make_loader(boxed, transform, size, config.workers, is_training=True, device=device)
     val_loader = None
     if val_set is not None:
         mine = type(val_set)(val_set.records.subset(np.array_split(np.arange(len(val_set)), world_size())[rank()]))
@@ -131,7 +136,7 @@ def _fit(
     steps = len(loader) // config.grad_accum
     engine = Engine(config, task, steps, frozen)
     state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
-    same = fingerprint(train_set, teacher_metadata, config.workers)
+    same = fingerprint(train_set, boxed, teacher_metadata, config.workers)
     if config.resume and (saved := load_checkpoint(run)) is not None:
         check_state(saved, run, len(train_set))
         check_same_run(config, saved["config"])
@@ -153,7 +158,10 @@ def _fit(
     barrier()  # all have looked into the folder before the first writes to it
     writes = rank() == 0
     with alone_in(run, "mxa train") if writes else nullcontext():
-        return _Training(config, engine, train_set, loader, val_set, val_loader, state, same, teacher_metadata).run()
+        training = _Training(
+            config, engine, train_set, loader, box_loader, val_set, val_loader, state, same, teacher_metadata
+        )
+        return training.run()
 
 
 @dataclass
@@ -164,6 +172,7 @@ class _Training:
     engine: Engine
     train_set: CXRDataset
     loader: DataLoader
+    box_loader: DataLoader | None
     val_set: CXRDataset | None
     val_loader: DataLoader | None
     state: dict[str, Any]
@@ -175,6 +184,7 @@ class _Training:
         self.settings = plain_config(self.config)
         self.started = time.monotonic() - self.state["seconds"]
         self.board: Any = None
+        self.box_batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until something stops it; returns the summary."""
@@ -212,9 +222,13 @@ class _Training:
         losses = list(self.state["losses"])
         checked = len(losses)  # those of a resumed epoch were checked before they were saved
         batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
+        if self.box_loader is not None and self.box_batches is None:
+            self.box_batches = _endless(self.box_loader, -(-(epoch * steps + self.state["step"]) // config.box_every))
         for step in range(self.state["step"], steps):
             torch.manual_seed(derive_seed(config.seed, epoch, step, rank()))
-            losses.append(engine.step(itertools.islice(batches, config.grad_accum), epoch, step))
+            join = self.box_batches is not None and (epoch * steps + step) % config.box_every == 0
+            boxed = list(itertools.islice(self.box_batches, 1)) if join else ()
+            losses.append(engine.step(itertools.islice(batches, config.grad_accum), epoch, step, boxed))
             last = step == steps - 1
             due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
             if due or last or step % every == 0:
@@ -365,6 +379,14 @@ def _batches(loader: DataLoader, epoch: int, skip: int) -> Iterator[tuple[torch.
     loader.dataset.set_epoch(epoch)
     loader.skip = skip
     return iter(loader)
+
+
+def _endless(loader: DataLoader, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches from the ``start``-th on, pass after pass."""
+    done, skip = divmod(start, len(loader))
+    for number in itertools.count(done):
+        yield from _batches(loader, number, skip)
+        skip = 0
 
 
 def _without_nan(summary: dict[str, Any]) -> dict[str, Any]:

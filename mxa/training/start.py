@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import CXRDataset, data_config
+from ..data import CXRDataset, create_dataset, data_config
+from ..data.boxes import BoxedDataset, boxed_images
 from ..evaluation.predictions import read_predictions
 from ..labels import align
+from ..layers import attach_finding_head
+from ..layers.attach import finding_rows
 from ..models.load import create, fill_weights, init_weights
 from ..models.weights import set_label_names
 from ..task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
 from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
-from .config import LossConfig, ModelConfig, model_arguments, without_folders
+from .config import ModelConfig, TrainConfig, model_arguments, without_folders
 
-__all__ = ["build_model", "create_task", "start_weights"]
+__all__ = ["build_model", "create_task", "open_boxes", "start_weights"]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +46,38 @@ def build_model(config: ModelConfig, labels: tuple[str, ...]) -> nn.Module:
     size = data_config(model, config.img_size)["input_size"]
     model.pretrained_cfg.update(crop_pct=1.0, crop_mode="squash", input_size=tuple(size))
     set_label_names(model, labels)
+    if config.finding_head:
+        try:
+            attach_finding_head(model)
+        except ValueError as error:
+            raise InputError(f"--finding-head: {error}") from None
     return model
+
+
+def open_boxes(config: TrainConfig, model: nn.Module, train_set: CXRDataset) -> BoxedDataset | None:
+    """Opens the images with boxes that a run learns places from; None where it has none.
+
+    Those of the labels' collection are the images of its training split. Those of another are of its training split
+    too, so that its validation patients can tell what was learnt.
+
+    Raises:
+        InputError: a model without a finding head, no box of one of its labels, or a collection without boxes.
+    """
+    if config.boxes is None:
+        return None
+    if (rows := finding_rows(model)) is None:
+        raise InputError("--boxes need a model with a finding head: add --finding-head")
+    if config.boxes_data is None:
+        collection, root, records = config.data, config.root, train_set.records
+    else:
+        collection, root = config.boxes_data, config.boxes_root
+        records = create_dataset(collection, root, "train").records
+    images = boxed_images(records, collection, root, config.boxes)
+    labels = [train_set.labels[row] for row in rows]
+    boxed = BoxedDataset(records, images, labels, config.boxes_reduce, seed=config.seed, on_bad="raise")
+    count = sum(map(len, boxed.boxes))
+    _logger.info("boxes: %d of %d images, of %s", count, len(boxed), ", ".join(boxed.findings))
+    return boxed
 
 
 def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
@@ -61,7 +95,7 @@ def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
 
 
 def create_task(
-    config: LossConfig, model: nn.Module, dataset: CXRDataset, preprocessing: Mapping[str, Any]
+    config: TrainConfig, model: nn.Module, dataset: CXRDataset, preprocessing: Mapping[str, Any]
 ) -> tuple[MultiLabelTask, CXRDataset, dict[str, Any]]:
     """Creates the task of a run.
 
@@ -75,7 +109,7 @@ def create_task(
     device = next(model.parameters()).device
     criterion = _criterion(config.loss, dataset.records.targets).to(device)
     if config.teacher is None:
-        return MultiLabelTask(model, device=device, criterion=criterion), dataset, {}
+        return MultiLabelTask(model, device=device, criterion=criterion, box_weight=config.box_weight), dataset, {}
     metadata = {
         **without_folders({"teacher": config.teacher}),
         "alpha": config.alpha,
@@ -101,7 +135,13 @@ def create_task(
         teacher = Teacher(config.teacher, dataset.labels, preprocessing, sha256=config.teacher_sha256, device=device)
         metadata["sha256"] = teacher.sha256
     task = MultiLabelDistillationTask(
-        model, teacher, config.alpha, config.temperature, device=device, criterion=criterion
+        model,
+        teacher,
+        config.alpha,
+        config.temperature,
+        device=device,
+        criterion=criterion,
+        box_weight=config.box_weight,
     )
     return task, dataset, metadata
 

@@ -12,12 +12,13 @@ from .errors import InputError
 __all__ = ["parse_json", "read_json", "to_json"]
 
 
-def parse_json(text: str | bytes, where: str | Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, where: str | Path, kinds: tuple[type, ...] = (dict,)) -> Any:
     """Reads a JSON object.
 
     Args:
         text: The object; bytes are UTF-8.
         where: What holds it, for the error.
+        kinds: What it may be beside or instead of an object: ``(dict, list)``.
 
     Raises:
         InputError: it is not UTF-8, not JSON, nested too deeply, not an object, or a number in it is not finite.
@@ -31,7 +32,7 @@ def parse_json(text: str | bytes, where: str | Path) -> dict[str, Any]:
         raise InputError(f"{where} is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict):
+    if not isinstance(value, kinds):
         raise InputError(f"{where} must hold a JSON object, and holds a {type(value).__name__}")
     return value
 

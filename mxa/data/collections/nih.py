@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ...labels import NIH, canonical
+from ...labels import NIH
 from ...utils.errors import InputError
 from ..image_io import IMAGE_SUFFIXES
 from ..records import Records, normal_sex, years
-from ..tables import find_home, find_table, numbers, read_lines, read_table_file
+from ..tables import find_home, find_table, read_lines, read_table_file
 from ..views import normal_view
 from .reader import CollectionReader
 from .xrv import shipped_table
 
-__all__ = ["NIHChestXray14", "NIHGoogle", "read_boxes"]
+__all__ = ["NIHChestXray14", "NIHGoogle", "boxes_file"]
 
 _OPTIONAL = ("Patient ID", "View Position", "Follow-up #", "Patient Age", "Patient Gender")
-_BOX = ("Bbox [x", "y", "w", "h]")
 _TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")
 _FOLDERS = ("images", "images_*/images", "sample/images", "sample/sample/images")
 _BOXES = "BBox_List_2017.csv"
-_SIDE = 1024  # pixels of the published images
 
 
 class NIHChestXray14(CollectionReader):
@@ -88,34 +85,13 @@ class NIHGoogle(CollectionReader):
         return _records(Path(root), table, self.LABELS, targets, table["split"])
 
 
-def read_boxes(root: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Reads ``BBox_List_2017.csv``: where radiologists saw a finding, in 983 of NIH's images.
-
-    Returns:
-        By file name, then by NIH label: ``(K, 4)`` float32 xyxy, normalised to [0, 1].
+def boxes_file(root: str | Path) -> Path:
+    """Finds ``BBox_List_2017.csv``: where radiologists saw a finding, in 983 of NIH's images.
 
     Raises:
-        InputError: no such table, a missing column, an unknown finding, or a box that is not in the image.
+        InputError: there is none.
     """
-    path = find_table(find_home(root, _BOXES), _BOXES)
-    table = read_table_file(path, ("Image Index", "Finding Label", *_BOX))
-    names = {canonical(label): label for label in NIH}
-    x, y, w, h = (numbers(table[column]) for column in _BOX)
-    corners = np.stack([x, y, x + w, y + h], axis=1)
-    inside = (corners > -2).all(1) & (corners < _SIDE + 2).all(1)  # they are rounded
-    wrong = ~((w > 0) & (h > 0) & inside)  # NaN is wrong
-    if wrong.any():
-        raise InputError(
-            f"{path}: row {wrong.argmax() + 1}: a box is x, y, width and height in pixels of an image of "
-            f"{_SIDE} x {_SIDE}, and lies in it"
-        )
-    corners = np.clip(corners / _SIDE, 0, 1)
-    boxes: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for image, finding, box in zip(table["Image Index"], table["Finding Label"], corners, strict=True):
-        if canonical(finding) not in names:
-            raise InputError(f"{path}: unknown finding {finding!r} of {image}")
-        boxes[image][names[canonical(finding)]].append(box)
-    return {image: {k: np.float32(v) for k, v in found.items()} for image, found in boxes.items()}
+    return find_table(find_home(root, _BOXES), _BOXES)
 
 
 def _read_list(path: Path) -> list[str]:

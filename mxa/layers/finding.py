@@ -1,0 +1,126 @@
+"""Medical X-ray Attention for each label: where a finding is, and what is seen there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .cbam import CBAM
+from .roi import heat_box, roi_resize
+
+__all__ = ["FindingHead", "FindingOutput"]
+
+
+import os
+
+INIT = float(os.environ.get("INIT", 0.7))
+
+
+class FindingOutput(NamedTuple):
+    """What a ``FindingHead`` finds, for B images and L labels.
+
+    Attributes:
+        logits: ``(B, L)``.
+        scores: ``(B, L, H, W)``, float32 at least, at the size of the finest map. Their softmax over the cells of a
+            label is its heat map.
+        boxes: ``(B, L, 4)``, ``x1, y1, x2, y2`` in [0, 1] of the map.
+    """
+
+    logits: torch.Tensor
+    scores: torch.Tensor
+    boxes: torch.Tensor
+
+
+class FindingHead(nn.Module):
+    """Finds each label by itself: a heat map, its box, the crop, CBAM and a logit.
+
+    The maps of several strides are brought to one width and to the size of the finest, and added. A convolution gives
+    each label a score in every cell; a learned prior over places is added to it. The box of a label is the mean and
+    the spread of its heat map, as in ``ROIHead``. Each label's crop goes through one CBAM that all labels share, is
+    averaged, and gives the label's logit. There is no loop over labels or images.
+
+    Args:
+        dims: Channels of each map, at least one map.
+        num_labels: Labels L.
+        dim: Width of the head.
+        crop_size: Cells of a side of the crops.
+        prior_size: Cells of a side of the prior, which is enlarged to the size of the map.
+        min_size: Smallest side of a box, in (0, 1).
+        reduction: Reduction of CBAM's channel attention.
+        kernel_size: Kernel of CBAM's spatial attention.
+
+    Shape: maps ``[(B, C_i, H_i, W_i), ...]`` of one image, the finest first, to a ``FindingOutput``.
+
+    Raises:
+        ValueError: no map or no label.
+
+    >>> found = FindingHead([40, 112], num_labels=3)([torch.ones(2, 40, 8, 8), torch.ones(2, 112, 4, 4)])
+    >>> found.logits.shape, found.scores.shape, found.boxes.shape
+    (torch.Size([2, 3]), torch.Size([2, 3, 8, 8]), torch.Size([2, 3, 4]))
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_labels: int,
+        dim: int = 64,
+        crop_size: int = 4,
+        prior_size: int = 8,
+        min_size: float = 0.05,
+        reduction: int = 16,
+        kernel_size: int = 3,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if not dims or num_labels < 1:
+            raise ValueError(f"a head needs at least one map and one label, got {list(dims)} and {num_labels}")
+        self.crop_size = crop_size
+        self.min_size = min_size
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd)) for channels in dims
+        )
+        self.mix = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, **dd),
+            nn.BatchNorm2d(dim, **dd),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 1, bias=False, **dd),
+            nn.BatchNorm2d(dim, **dd),
+            nn.ReLU(),
+        )
+        self.score = nn.Conv2d(dim, num_labels, 1, bias=False, **dd)
+        self.prior = nn.Parameter(torch.zeros(1, num_labels, prior_size, prior_size, **dd))
+        self.log_scale = nn.Parameter(torch.zeros(num_labels, 2, **dd))  # x, y
+        self.log_sharpness = nn.Parameter(torch.full((num_labels, 1), INIT, **dd))
+        self.cbam = CBAM(dim, reduction, kernel_size, **dd)
+        self.weight = nn.Parameter(torch.empty(num_labels, dim, **dd))
+        self.bias = nn.Parameter(torch.zeros(num_labels, **dd))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(dim))
+
+    def fuse(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Brings the maps together: ``[(B, C_i, H_i, W_i), ...]`` to ``(B, dim, H, W)``."""
+        size = maps[0].shape[2:]
+        whole = self.lateral[0](maps[0])
+        for i, lateral in enumerate(self.lateral):
+            if i > 0:
+                whole = whole + F.interpolate(lateral(maps[i]), size=size, mode="bilinear")
+        return self.mix(whole)
+
+    def forward(self, maps: list[torch.Tensor]) -> FindingOutput:
+        x = self.fuse(maps)
+        scores = self.score(x) + F.interpolate(self.prior, size=x.shape[2:], mode="bilinear")  # (B, L, H, W)
+        if scores.dtype != torch.float64:
+            scores = scores.float()
+        heat = (scores.flatten(2) * self.log_sharpness.to(scores.dtype).exp()).softmax(dim=2).view_as(scores)
+        boxes = heat_box(heat.flatten(0, 1), self.log_scale.repeat(len(x), 1), self.min_size)  # (B L, 4)
+        boxes = boxes.view(len(x), -1, 4)
+        crops = roi_resize(x, boxes, (self.crop_size, self.crop_size))  # (B, L, C, h, w)
+        seen = self.cbam(crops.flatten(0, 1)).mean((2, 3)).view(len(x), -1, x.shape[1])  # (B, L, C)
+        return FindingOutput((seen * self.weight).sum(2) + self.bias, scores, boxes)
