@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from ..data.transforms import data_config
 from ..evaluation.inference import check_finite
 from ..explain.attention import attention_maps, mean_attention
 from ..explain.attribution import grad_cam, integrated_gradients
+from ..explain.findings import predict_findings
 from ..explain.geometry import find_peak, least_shown
-from ..explain.panels import draw_gallery, draw_panel
+from ..explain.panels import FindingAt, draw_gallery, draw_panel
 from ..explain.rois import gate_maps, predict_rois
 from ..labels import align, canonical, resolve_labels
 from ..layers import MXABlock
+from ..layers.attach import finding_rows
 from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
@@ -71,7 +73,8 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
         - ``labels``: for each finding its ``probability`` (sigmoid of the logit, not calibrated), and of ``grad_cam``
           and ``integrated_gradients`` ``{"peak": point, "box": box}``, or null where nothing speaks for the label. The
           box encloses the connected part above half of the maximum that holds the peak. A model without maps (a plain
-          ViT) has no ``grad_cam``
+          ViT) has no ``grad_cam``. With a finding head there is ``finding``: the peak of the label's heat map, and the
+          head's box
         - ``attention``, ``gate``: the same for each module, half counted from the map's lowest value above 0
         - ``picture``: the name of the PNG beside it
 
@@ -184,6 +187,7 @@ class _Explainer:
             }
             for i, label in enumerate(chosen)
         }
+        places = self._findings(row, x, chosen, pixels)
         row["picture"] = picture.name
 
         means = [mean_attention(m, x)[0] for m, x in zip(self.models, inputs, strict=True)] if attention else []
@@ -197,8 +201,23 @@ class _Explainer:
         }
         comparison = (means[1], means[0]) if len(means) == 2 else None
         title = Path(row["file"]).name
-        draw_panel(image, rois, maps, labels, picture, title, comparison, self.compared, self.compared[1])
+        draw_panel(image, rois, maps, labels, picture, title, comparison, self.compared, self.compared[1], places)
         return rois
+
+    def _findings(
+        self, row: dict[str, Any], x: torch.Tensor, chosen: list[int], pixels: Callable[[Iterable[float]], list[float]]
+    ) -> dict[str, FindingAt]:
+        """Adds where the finding head sees each label to ``row``, and returns it for the picture."""
+        if finding_rows(self.models[0]) is None:
+            return {}
+        found, places = predict_findings(self.models[0], x), {}
+        for label in (label for label in chosen if label in found.rows):
+            name, i = self.names[label], found.rows.index(label)
+            heat, box = found.heat_maps[0, i], found.boxes[0, i]
+            at = find_peak(heat)
+            row["labels"][name]["finding"] = {"peak": at and pixels(at.point), "box": pixels(box.tolist())}
+            places[f"{name} {row['labels'][name]['probability']:.2f}"] = FindingAt(heat, box)
+        return places
 
 
 def _file(path: Path, given: Sequence[Path]) -> str:

@@ -12,15 +12,25 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from ..data import DataConfig, Records, create_transform, data_config
-from ..data.boxes import BoxedImage, read_boxed
+from ..data.boxes import OWN, BoxedImage, read_boxed, reduced
 from ..evaluation.model_arguments import read_models
 from ..evaluation.report.localization import localization_markdown, write_csv
 from ..labels import align
-from ..metrics.localization import CENTRE, Scores, commonest_point, mean_box, score_box, score_map, score_point
+from ..metrics.froc import MarkedBox, froc_table
+from ..metrics.localization import (
+    CENTRE,
+    Scores,
+    commonest_point,
+    covered_area,
+    iou,
+    mean_box,
+    score_box,
+    score_map,
+    score_point,
+)
 from ..metrics.localization_table import CaseScore, localization_table
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
@@ -32,8 +42,9 @@ __all__ = ["LocalizeConfig", "baselines", "localize"]
 
 _logger = logging.getLogger(__name__)
 
-Method = Literal["roi", "roi-map", "gate", "attention", "grad-cam", "integrated-gradients"]
+Method = Literal["finding", "finding-map", "roi", "roi-map", "gate", "attention", "grad-cam", "integrated-gradients"]
 NO_MODEL = "no model"
+_RIGHT = 0.25  # IoU above which a marked box is right
 # Functions of mxa.explain that give something for each of some modules, the same for every finding.
 _OF_MODULES = {"roi": "predict_rois", "roi-map": "roi_heat_maps", "gate": "gate_maps", "attention": "attention_maps"}
 
@@ -80,7 +91,8 @@ def localize(config: LocalizeConfig) -> dict[str, Any]:
 
     Returns:
         What the JSON holds: ``rows`` as ``mxa.metrics.localization_table`` gives them, each with its ``model``, the
-        number of ``images`` and ``patients``, ``skipped`` (for each model the cases of findings that it does not have,
+        number of ``images`` and ``patients``, ``froc`` as ``froc_table`` gives it for the boxes of finding heads,
+        ``skipped`` (for each model the cases of findings that it does not have,
         by finding), ``seeds`` (the arguments of each model), ``left_out`` (for each model the methods that it does not
         have, and why), and the settings.
 
@@ -100,7 +112,9 @@ def _localize(config: LocalizeConfig) -> dict[str, Any]:
 
     arguments = {name: [*seeds] for name, seeds in read_models(config.models).items()}
     config = config.resolved(*(argument for seeds in arguments.values() for argument in seeds))
-    records, images = read_boxed(config.data, config.root, config.split)
+    records, images = read_boxed(config.data, config.root, config.split, config.boxes or OWN)
+    for argument in (argument for seeds in arguments.values() for argument in seeds):
+        config.check_boxes(argument, records.split)
     models = {name: [load_model(argument) for argument in seeds] for name, seeds in arguments.items()}
     findings = [label for label in records.labels if any(label in image.boxes for image in images)]
     for name, seeds in models.items():
@@ -112,6 +126,7 @@ def _localize(config: LocalizeConfig) -> dict[str, Any]:
         raise InputError(f"no model has an output for any of {', '.join(findings)}")
     tables = {NO_MODEL: baselines(images, shared, config.threshold)}
     left_out: dict[str, dict[str, str]] = {}
+    marked: dict[str, list[MarkedBox]] = {}
     for name, seeds in models.items():
         for title in (name, f"{name}, shuffled weights") if config.shuffled else (name,):
             tables[title] = []
@@ -121,6 +136,9 @@ def _localize(config: LocalizeConfig) -> dict[str, Any]:
                 one.to(pick_device(config.device))
                 scores, left_out[title] = _score_model(one, records, images, known[name], config)
                 tables[title] += [row._replace(seed=number) for row in scores]
+                if title == name and any(row.method == "finding" for row in scores):
+                    boxes = _mark(one, records, images, known[name], config)
+                    marked[name] = [*marked.get(name, ()), *(box._replace(seed=number) for box in boxes)]
     count = Counter(finding for image in images for finding in image.boxes)
     result = {
         **{k: getattr(config, k) for k in ("data", "reduce", "layers", "steps", "threshold", "seed", "replicates")},
@@ -135,10 +153,13 @@ def _localize(config: LocalizeConfig) -> dict[str, Any]:
             for title, scores in tables.items()
             for row in (localization_table(scores, config.replicates) if scores else ())
         ],
+        "froc": [
+            {"model": name, **row} for name, boxes in marked.items() for row in froc_table(boxes, config.replicates)
+        ],
     }
     write_text(Path(config.output) / "localization.json", to_json(result, 2) + "\n")
     write_csv(result["rows"], Path(config.output) / "localization.csv")
-    write_text(Path(config.output) / "localization.md", localization_markdown(result["rows"]))
+    write_text(Path(config.output) / "localization.md", localization_markdown(result["rows"], result["froc"]))
     return result
 
 
@@ -175,7 +196,7 @@ def _score_model(
     rows, left_out = [], {}
     for start in range(0, len(images), config.batch_size):
         batch = images[start : start + config.batch_size]
-        pixels = torch.stack([transform(_reduced(records.image(image.index), config.reduce)) for image in batch])
+        pixels = torch.stack([transform(reduced(records.image(image.index), config.reduce)) for image in batch])
         for kind in (k for k in config.methods if k not in left_out):
             try:
                 found = _explain(kind, model, pixels.to(device), batch, outputs, config)
@@ -184,10 +205,44 @@ def _score_model(
                     raise
                 left_out[kind] = str(error)
                 continue
-            score = score_box if kind == "roi" else partial(score_map, threshold=config.threshold)
+            score = score_box if kind in ("roi", "finding") else partial(score_map, threshold=config.threshold)
             for image, finding, method, value in found:
                 rows.append(_row(image, finding, method, score(value, image.boxes[finding])))
     return rows, left_out
+
+
+def _mark(
+    model: nn.Module,
+    records: Records,
+    images: Sequence[BoxedImage],
+    outputs: dict[str, int],
+    config: LocalizeConfig,
+) -> list[MarkedBox]:
+    """The box of each finding in every image that has one drawn, or that does not have the finding."""
+    from .. import explain
+
+    transform, device = create_transform(model), next(model.parameters()).device
+    drawn = {image.index: image.boxes for image in images}
+    column = {finding: records.labels.index(finding) for finding in outputs}
+    wanted = {
+        i: [f for f in outputs if f in drawn.get(i, ()) or records.targets[i, column[f]] == 0]
+        for i in range(len(records))
+    }
+    rows = [i for i, findings in wanted.items() if findings]
+    marked = []
+    for start in range(0, len(rows), config.batch_size):
+        batch = rows[start : start + config.batch_size]
+        pixels = torch.stack([transform(reduced(records.image(i), config.reduce)) for i in batch])
+        found = explain.predict_findings(model, pixels.to(device))
+        probabilities, boxes = _array(found.logits.sigmoid()), _array(found.boxes)
+        for place, i in enumerate(batch):
+            for finding in (f for f in wanted[i] if outputs[f] in found.rows):
+                box, case = boxes[place, found.rows.index(outputs[finding])], drawn.get(i, {}).get(finding)
+                right = case is not None and iou(box, case) > _RIGHT
+                score = float(probabilities[place, outputs[finding]])
+                who = records.paths[i], str(records.patients[i])
+                marked.append(MarkedBox(*who, finding, score, case is not None, right))
+    return marked
 
 
 def _explain(
@@ -201,6 +256,16 @@ def _explain(
     """Gives for each case of a batch the image, the finding, the method's name, and a map ``(H, W)`` or a box."""
     from .. import explain
 
+    if kind in ("finding", "finding-map"):
+        found = explain.predict_findings(model, pixels)
+        values = _array(found.boxes if kind == "finding" else found.heat_maps)
+        places = {f: found.rows.index(row) for f, row in outputs.items() if row in found.rows}
+        return [
+            (image, finding, kind, values[i, places[finding]])
+            for i, image in enumerate(batch)
+            for finding in image.boxes
+            if finding in places
+        ]
     if kind in _OF_MODULES:
         maps = getattr(explain, _OF_MODULES[kind])(model, pixels)
         named = {f"{kind}: {name}": _array(values) for name, values in maps.items()}
@@ -231,15 +296,9 @@ def _array(values: torch.Tensor) -> np.ndarray:
     return values.detach().float().cpu().numpy()
 
 
-def _reduced(image: Image.Image, side: int | None) -> Image.Image:
-    """An image of at most ``side`` pixels a side, its aspect ratio kept."""
-    if side is not None:
-        image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=None)
-    return image
-
-
 def _row(image: BoxedImage, finding: str, method: str, scores: Scores) -> CaseScore:
-    return CaseScore(image.name, image.patient, finding, method, scores.pointing, scores.iou, scores.energy)
+    area = covered_area(image.boxes[finding])
+    return CaseScore(image.name, image.patient, finding, method, scores.pointing, scores.iou, scores.energy, area=area)
 
 
 def _kind(model: nn.Module) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from ..data import create_transform
 from ..data.image_io import find_images, read_checked, read_image
 from ..evaluation.calibrate import Calibration, read_calibration
 from ..evaluation.inference import check_finite
+from ..layers.attach import finding_rows
 from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
@@ -31,7 +32,8 @@ class PredictConfig:
     format: Literal["table", "json"] = "table"
     """How the probabilities are printed."""
     rois: Path | None = None
-    """PNG file to write: the first image with the boxes of every MXA block."""
+    """PNG file to write: the first image with the box of each finding, where the model has a finding head (those that
+    --calibrated calls positive, or the three most probable), else with the boxes of every MXA block."""
     calibrated: Literal["youden", "specificity95", "f1"] | None = None
     """Use the run folder's calibration.json (mxa calibrate): its temperatures, and its thresholds of this kind."""
     identifiers: bool = False
@@ -68,7 +70,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     labels = named_outputs(model)
     transform = create_transform(model)
     device = next(model.parameters()).device
-    results, batch = [], []
+    results, batch, first = [], [], None
 
     def flush() -> None:
         if batch:
@@ -91,14 +93,16 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
             row["error"] = str(error)
         else:
             batch.append((row, transform(image)))
-            if config.rois and len(batch) == 1 and not any("probabilities" in r for r in results):
-                _draw(model, Path(config.model).name, read_image(path), batch[0][1].to(device), path, config.rois)
+            first = first or (path, *batch[0])
         results.append(row)
         if len(batch) == config.batch_size:
             flush()
     flush()
     if not any("probabilities" in row for row in results):
         raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
+    if config.rois:
+        path, row, x = first
+        _draw(model, Path(config.model).name, path, x[None].to(device), row, config.rois)
     return results
 
 
@@ -112,7 +116,23 @@ def _calibrated(calibration: Calibration, point: str, logits: dict[str, float]) 
     }
 
 
-def _draw(model: torch.nn.Module, name: str, image: Any, x: torch.Tensor, path: Path, output: Path) -> None:
-    from ..explain import draw_rois, predict_rois
+def _draw(model: torch.nn.Module, name: str, path: Path, x: torch.Tensor, row: dict[str, Any], output: Path) -> None:
+    from ..explain import FindingAt, draw_findings, draw_rois, predict_findings, predict_rois
 
-    draw_rois(image, predict_rois(model, x[None]), output, f"{path.name}: regions of the MXA blocks", name)
+    image = read_image(path)
+    if finding_rows(model) is None:
+        draw_rois(image, predict_rois(model, x), output, f"{path.name}: regions of the MXA blocks", name)
+        return
+    found, labels = predict_findings(model, x), named_outputs(model)
+    placed = {labels[label]: i for i, label in enumerate(found.rows)}
+    probabilities = row["probabilities"]
+    called = row.get("positive", sorted(placed, key=lambda label: -probabilities[label])[:3])
+    places = {
+        f"{label} {probabilities[label]:.2f}": FindingAt(
+            found.heat_maps[0, placed[label]], found.boxes[0, placed[label]]
+        )
+        for label in called
+        if label in placed
+    }
+    kind = "positive findings" if "positive" in row else "the most probable findings"
+    draw_findings(image, places, output, f"{path.name}: {kind}", name)

@@ -126,6 +126,23 @@ class DataConfig:
                 "read), give it a column split, or train again"
             )
 
+    def check_boxes(self, run: str | Path, split: str) -> None:
+        """Refuses to score a run on the images whose boxes it has learnt.
+
+        Raises:
+            InputError: the split holds training images of the collection of those boxes.
+        """
+        path = Path(run) / "config.yaml"
+        said = read_settings(path) if path.is_file() else {}
+        if said.get("boxes") is None or split not in ("train", "all"):
+            return
+        data = said.get("boxes_data") or said.get("data")
+        root = said.get("boxes_root") if said.get("boxes_data") else said.get("root")
+        if data == self.data and (None in (root, self.root) or Path(root).name == Path(self.root).name):
+            raise InputError(
+                f"{run} has learnt boxes of the training split of {self.where()}: give --split val or test"
+            )
+
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""
         said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root", "boxes") and v is not None}

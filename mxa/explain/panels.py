@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-__all__ = ["draw_comparison", "draw_gallery", "draw_panel", "draw_rois"]
+__all__ = ["FindingAt", "draw_comparison", "draw_findings", "draw_gallery", "draw_panel", "draw_rois"]
 
 _STYLES = (("#ffd23f", "-"), ("#3bceac", "--"), ("#ff5d8f", ":"), ("#7aa2ff", "-."))
+_COLOURS = ("#e69f00", "#56b4e9", "#f0e442", "#ff5d8f", "#3bceac", "#d55e00", "#cc79a7", "#ffffff")  # of findings
 _SIDE = 3.0  # inches, of one picture in a panel
+
+
+class FindingAt(NamedTuple):
+    """Where one finding of an image is: a heat map ``(H, W)``, at least 0, and a box ``(4,)`` in [0, 1], xyxy."""
+
+    heat_map: torch.Tensor
+    box: torch.Tensor
 
 
 def draw_rois(
@@ -48,6 +56,29 @@ def draw_rois(
     axes = figure.subplots()
     _draw_xray(axes, image)
     _draw_boxes(axes, image, rois)
+    axes.set_title(_plain(title), fontsize=10)
+    _save(figure, path, model, axes)
+
+
+def draw_findings(
+    image: Image.Image, findings: Mapping[str, FindingAt], path: str | Path, title: str = "", model: str = ""
+) -> None:
+    """Draws where each finding is, its heat map and its box in a colour of its own, and writes a PNG.
+
+    Args:
+        image: The X-ray, as ``mxa.data.to_gray`` takes it.
+        findings: What is written beside each box, to where it is.
+        path: The file to write.
+        title: Written above the image.
+        model: Name of the model, written below.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    image = input_gray(image)
+    figure = _figure(6, 6 * image.height / image.width + 0.9)
+    axes = figure.subplots()
+    _draw_findings(axes, image, findings)
     axes.set_title(_plain(title), fontsize=10)
     _save(figure, path, model, axes)
 
@@ -128,10 +159,11 @@ def draw_panel(
     comparison: tuple[torch.Tensor, torch.Tensor] | None = None,
     names: tuple[str, str] = ("naive", "improved"),
     model: str = "",
+    findings: Mapping[str, FindingAt] | None = None,
 ) -> None:
     """Draws everything about one image on one page, and writes a PNG.
 
-    Every row begins with the X-ray alone. The first has its boxes and the maps of the model, each map with a scale of
+    Every row begins with the X-ray alone. The first has its findings, its boxes and the maps of the model, each map with a scale of
     its own, from its lowest value that is not 0. Then comes a row for each method with a column for each label, all of
     a row on one scale from 0, and a row as in ``draw_comparison``. A map is clear in the lowest fifth of its scale, so
     that the X-ray is seen; lines enclose what is above half of the scale.
@@ -146,13 +178,15 @@ def draw_panel(
         comparison: Attention of two models, as for ``draw_comparison``.
         names: Of those models.
         model: Name of the model, written below.
+        findings: As for ``draw_findings``; none for a model without a finding head.
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
     image = input_gray(image)
     methods = list(next(iter(labels.values()))) if labels else []
-    columns = 1 + max(bool(rois) + len(maps), len(labels), 3 if comparison else 0)
+    first = 1 + bool(findings) + bool(rois)
+    columns = max(first + len(maps), 1 + len(labels), 4 if comparison else 0)
     rows = 1 + len(methods) + bool(comparison)
     figure = _figure((_SIDE + 0.3) * columns, (_SIDE * image.height / image.width + 0.3) * rows + 0.8)
     figure.suptitle(_plain(title), fontsize=11)
@@ -162,11 +196,14 @@ def draw_panel(
     for axes in grid[:, 0]:
         _draw_xray(axes, image)
         axes.set_title("X-ray", fontsize=8)
+    if findings:
+        _draw_findings(grid[0, 1], image, findings)
+        grid[0, 1].set_title("findings, by the finding head", fontsize=8)
     if rois:
-        _draw_xray(grid[0, 1], image)
-        _draw_boxes(grid[0, 1], image, rois)
-        grid[0, 1].set_title("regions of the MXA blocks", fontsize=8)
-    for axes, (name, heat) in zip(grid[0, 1 + bool(rois) :], maps.items(), strict=False):
+        _draw_xray(grid[0, first - 1], image)
+        _draw_boxes(grid[0, first - 1], image, rois)
+        grid[0, first - 1].set_title("regions of the MXA blocks", fontsize=8)
+    for axes, (name, heat) in zip(grid[0, first:], maps.items(), strict=False):
         _draw_scale([axes], _draw_heat(axes, image, heat, name, least_shown(heat), heat.max().item()))
     for row, method in zip(grid[1:], methods, strict=False):
         top = max(found[method].max().item() for found in labels.values())
@@ -175,7 +212,34 @@ def draw_panel(
         _draw_scale(row, picture)
     if comparison:
         _compare(grid[-1], image, *comparison, names)
-    _save(figure, path, model, grid[0, 1] if rois else None)
+    _save(figure, path, model, grid[0, first - 1] if rois else None)
+
+
+def _draw_findings(axes: Axes, image: Image.Image, findings: Mapping[str, FindingAt]) -> None:
+    """Draws each finding in a colour of its own: the map as a tint, and the box with its name."""
+    colours = require("matplotlib.colors", "explain")
+    patches = require("matplotlib.patches", "explain")
+    _draw_xray(axes, image)
+    where = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
+    for i, (name, found) in enumerate(findings.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        tint = np.empty((*found.heat_map.shape, 4))
+        tint[..., :3] = colours.to_rgb(colour)
+        share = found.heat_map / found.heat_map.max().clamp(min=1e-12)
+        tint[..., 3] = 0.5 * (share * 1.25 - 0.25).clamp(min=0).numpy()
+        axes.imshow(tint, **where)
+        x1, y1, x2, y2 = (found.box * torch.tensor([image.width, image.height] * 2)).tolist()
+        box = patches.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, edgecolor=colour)
+        axes.add_patch(box)
+        above = y1 > 0.06 * image.height
+        axes.text(
+            *(x1, y1 if above else y2),
+            _plain(name, 40),
+            color="black",
+            fontsize=7,
+            va="bottom" if above else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
+        )
 
 
 def _compare(

@@ -16,11 +16,6 @@ from .roi import heat_box, roi_resize
 __all__ = ["FindingHead", "FindingOutput"]
 
 
-import os
-
-INIT = float(os.environ.get("INIT", 0.7))
-
-
 class FindingOutput(NamedTuple):
     """What a ``FindingHead`` finds, for B images and L labels.
 
@@ -98,7 +93,8 @@ class FindingHead(nn.Module):
         self.score = nn.Conv2d(dim, num_labels, 1, bias=False, **dd)
         self.prior = nn.Parameter(torch.zeros(1, num_labels, prior_size, prior_size, **dd))
         self.log_scale = nn.Parameter(torch.zeros(num_labels, 2, **dd))  # x, y
-        self.log_sharpness = nn.Parameter(torch.full((num_labels, 1), INIT, **dd))
+        self.log_sharpness = nn.Parameter(torch.ones(num_labels, 1, **dd))
+        self.refine = nn.Parameter(torch.zeros(num_labels, dim, 4, **dd))  # shift and size, x and y
         self.cbam = CBAM(dim, reduction, kernel_size, **dd)
         self.weight = nn.Parameter(torch.empty(num_labels, dim, **dd))
         self.bias = nn.Parameter(torch.zeros(num_labels, **dd))
@@ -119,7 +115,11 @@ class FindingHead(nn.Module):
         if scores.dtype != torch.float64:
             scores = scores.float()
         heat = (scores.flatten(2) * self.log_sharpness.to(scores.dtype).exp()).softmax(dim=2).view_as(scores)
-        boxes = heat_box(heat.flatten(0, 1), self.log_scale.repeat(len(x), 1), self.min_size)  # (B L, 4)
+        weight = heat.flatten(2)  # (B, L, H W)
+        at = torch.bmm(weight, x.flatten(2).transpose(1, 2).to(weight.dtype))  # (B, L, C): what is seen there
+        change = torch.einsum("blc,lcd->bld", at, self.refine.to(at.dtype)).flatten(0, 1)  # (B L, 4)
+        scale = self.log_scale.repeat(len(x), 1) + change[:, 2:]
+        boxes = heat_box(heat.flatten(0, 1), scale, self.min_size, change[:, :2])  # (B L, 4)
         boxes = boxes.view(len(x), -1, 4)
         crops = roi_resize(x, boxes, (self.crop_size, self.crop_size))  # (B, L, C, h, w)
         seen = self.cbam(crops.flatten(0, 1)).mean((2, 3)).view(len(x), -1, x.shape[1])  # (B, L, C)

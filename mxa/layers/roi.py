@@ -168,13 +168,16 @@ class ROIHead(nn.Module):
         return heat_box(self.heat_map(x), self.log_scale, self.min_size)
 
 
-def heat_box(heat: torch.Tensor, log_scale: torch.Tensor, min_size: float) -> torch.Tensor:
+def heat_box(
+    heat: torch.Tensor, log_scale: torch.Tensor, min_size: float, shift: torch.Tensor | None = None
+) -> torch.Tensor:
     """Makes a box of each heat map, ``ROIHead``'s way.
 
     Args:
         heat: ``(B, H, W)`` or ``(B, D, H, W)``, each map summing to 1.
         log_scale: Logarithm of the factor on the half size, of N axes, x first: ``(N,)``, or ``(B, N)``.
         min_size: Smallest side of a box, in (0, 1).
+        shift: What is added to the centre, in half sizes of the box, ``(B, N)``.
 
     Returns:
         ``(B, 2 N)``: the lower corner, then the upper one, x first.
@@ -186,7 +189,8 @@ def heat_box(heat: torch.Tensor, log_scale: torch.Tensor, min_size: float) -> to
         variances.append(variance)
     mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, N)
     scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
-    return _box(mean, (3 * variance).sqrt() * scale, min_size)
+    half = (3 * variance).sqrt() * scale
+    return _box(mean if shift is None else mean + shift * half, half, min_size)
 
 
 def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

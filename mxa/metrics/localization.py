@@ -22,6 +22,7 @@ __all__ = [
     "Scores",
     "box_from_map",
     "commonest_point",
+    "covered_area",
     "energy_inside",
     "iou",
     "mean_box",
@@ -151,6 +152,11 @@ def score_box(box: np.ndarray, boxes: np.ndarray) -> Scores:
 def score_point(x: float, y: float, boxes: np.ndarray) -> Scores:
     """Scores a point, which has neither energy nor extent."""
     return Scores(float(_cover(_boxes(boxes), np.array([x]), np.array([y])).any()), np.nan, np.nan)
+
+
+def covered_area(boxes: np.ndarray) -> float:
+    """Computes the share of the image that boxes ``(K, 4)`` cover together."""
+    return _areas(np.array([0.0, 0.0, 1.0, 1.0]), boxes)[0]
 
 
 def mean_box(boxes: Sequence[np.ndarray], patients: Sequence[str]) -> np.ndarray:

@@ -16,20 +16,26 @@ __all__ = [
     "MACRO",
     "METRICS",
     "POOLED",
+    "THIRDS",
     "CaseScore",
     "localization_table",
 ]
 
 #: T(IoU): a box hits where its IoU is above this.
-HITS = (0.1, 0.3, 0.5)
+HITS = (0.1, 0.25, 0.3, 0.5)
 #: Columns of the table.
 METRICS = ("pointing", "energy", "iou", *(f"hit_{t}" for t in HITS))
 #: Names of the rows that stand for every finding: the mean of the findings' means, and the mean of all cases.
 MACRO, POOLED = "all", "all cases"
+#: Names of the rows of all cases by the area of their boxes.
+THIRDS = ("smallest third", "middle third", "largest third")
 
 
 class CaseScore(NamedTuple):
-    """What one method scores on one finding of one image, with one seed; NaN where the method has no such score."""
+    """What one method scores on one finding of one image, with one seed; NaN where the method has no such score.
+
+    ``area`` is the share of the image that the boxes of the case cover; NaN where it is not known.
+    """
 
     image: str
     patient: str
@@ -39,6 +45,7 @@ class CaseScore(NamedTuple):
     iou: float
     energy: float
     seed: int = 0
+    area: float = math.nan
 
 
 def localization_table(
@@ -57,9 +64,10 @@ def localization_table(
         seed: Seed of the draw.
 
     Returns:
-        For each method a row for each finding, then ``MACRO`` and ``POOLED``: ``method``, ``finding``, ``n`` cases
-        (of one seed), ``patients``, and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, cut
-        to [0, 1]; None where undefined. For JSON.
+        For each method a row for each finding, then ``MACRO``, ``POOLED`` and, where areas are known, ``THIRDS``, cut
+        at the same areas for every method. A row has ``method``, ``finding``, ``n`` cases (of one seed), ``patients``,
+        and for each of ``METRICS`` its mean and ``{metric}_interval`` ``[low, high]``, cut to [0, 1]; None where
+        undefined. For JSON.
 
     Raises:
         InputError: no rows, no replicates, one case of a method twice, or a case that not every seed has.
@@ -80,6 +88,8 @@ def localization_table(
         weights = draws[:, np.searchsorted(patients, [case.patient for case in some])]
         return _means(some, weights * shares[:, np.searchsorted(seeds, [case.seed for case in some])])
 
+    areas = {(case.image, case.finding): case.area for case in rows}
+    cut = np.quantile(list(areas.values()), (1 / 3, 2 / 3))
     result = []
     for method, cases in _grouped(rows, "method").items():
         by_seed = _grouped(cases, "seed")
@@ -89,6 +99,12 @@ def localization_table(
         means = {name: means_of(some) for name, some in findings.items()}
         means[MACRO] = _macro(np.stack(list(means.values())))
         means[POOLED] = means_of(cases)
+        if not np.isnan(cut).any():
+            sizes = _grouped(
+                (case._replace(finding=THIRDS[np.searchsorted(cut, case.area)]) for case in cases), "finding"
+            )
+            findings |= sizes
+            means |= {name: means_of(sizes[name]) for name in THIRDS if name in sizes}
         for name, values in means.items():
             some = findings.get(name, cases)
             row = {"method": method, "finding": name, "n": len(some) // len(seeds)}

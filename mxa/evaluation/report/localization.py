@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...metrics.froc import RATES
 from ...metrics.localization_table import HITS, MACRO, METRICS
 from ...utils.files import write_text
 from ...utils.text import for_csv
@@ -32,7 +33,7 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     write_text(path, stream.getvalue())
 
 
-def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
+def localization_markdown(rows: Sequence[dict[str, Any]], froc: Sequence[dict[str, Any]] = ()) -> str:
     """Writes a table's rows, each with its ``model``, as Markdown: all findings first, then each metric by finding.
 
     A cell is the mean and, in brackets, its interval. The head of a column has the number of cases of the method that
@@ -51,6 +52,12 @@ def localization_markdown(rows: Sequence[dict[str, Any]]) -> str:
         columns = ("model", "method", *(f"{name} ({n})" for name, n in findings.items()))
         body = [(*key, *(_cell(every.get((*key, name)), metric) for name in findings)) for key in methods]
         parts += [f"{head[0].upper()}{head[1:]} by finding (cases):\n", markdown((columns, body))]
+    if froc:
+        columns = ("model", "finding", "cases", "images", *(f"{rate} an image" for rate in RATES))
+        body = [
+            (r["model"], r["finding"], r["n"], r["images"], *(_cell(r, f"froc_{rate}") for rate in RATES)) for r in froc
+        ]
+        parts += ["Sensitivity of the boxes at so many false boxes an image:\n", markdown((columns, body))]
     return "\n".join(parts)
 
 
