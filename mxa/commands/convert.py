@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
 
 from ..labels import CHEXPERT, resolve_labels
@@ -19,20 +20,25 @@ from ..utils.files import alone_in, is_empty
 
 __all__ = ["ConvertConfig", "convert"]
 
+#: An architecture's name, the arguments in which a checkpoint differs from it, and its state in timm's names.
+_Found = tuple[str, dict[str, object], dict[str, torch.Tensor]]
+
 
 @dataclass
 class ConvertConfig:
     """Which checkpoint is converted, and where the result goes."""
 
     checkpoint: Path
-    """A .pth, .pt or .safetensors file of an EfficientViT by the paper's published code, Microsoft, timm or mxa."""
+    """A .pth, .pt or .safetensors file: an EfficientViT of the paper's published code, Microsoft, timm or mxa, or an
+    EfficientNet-Lite in EfficientNet-PyTorch's names."""
     output: Path
     """Folder for model.safetensors and config.json."""
     labels: str | None = None
     """Names of the outputs: "chexpert", "nih", ... or names separated by commas. By default those in the file or in the
     config.json beside it, else CheXpert's for 14 outputs of the published code or Microsoft's."""
-    img_size: int = 224
-    """Side of the input that the checkpoint was trained at, in pixels."""
+    img_size: int | None = None
+    """Side of the input that an EfficientViT was trained at, in pixels; 224 by default. An EfficientNet-Lite takes any
+    and needs none."""
 
 
 def convert(config: ConvertConfig) -> list[str]:
@@ -61,20 +67,22 @@ def _convert(config: ConvertConfig, path: Path, output: Path) -> list[str]:
     state = {k: v for k, v in state.items() if not k.endswith("attention_bias_idxs")}
     notes: list[str] = []
     own_names = names
+    lite = any(key.startswith(("_conv_stem.", "_blocks.")) for key in state)
+    kind = "EfficientNet-Lite" if lite else "EfficientViT"
+    if lite and config.img_size is not None:
+        raise InputError("--img-size is for an EfficientViT: leave it out, an EfficientNet-Lite takes any size")
     try:
-        if any(key.startswith("blocks1.") for key in state):
+        if any(key.startswith("blocks1.") for key in state) and not lite:
             state, names = _renamed(state, notes), names or CHEXPERT
-        if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
-            begins = ", ".join(list(state)[:3]) or "nothing"
-            raise InputError(f"{path} is not an EfficientViT's: it begins with {begins}")
-        name, arguments = _architecture(state, path)
-        head, channels = state.get("head.linear.weight"), state["patch_embed.conv1.conv.weight"].shape[1]
+        name, arguments, state = (_efficientnet_lite if lite else _efficientvit)(state, path)
+        cfg = timm.get_pretrained_cfg(name)
+        head, channels = state.get(f"{cfg.classifier}.weight"), state[f"{cfg.first_conv}.weight"].shape[1]
     except (KeyError, IndexError, RuntimeError) as error:
-        raise InputError(f"{path} is not a whole EfficientViT's: {error}") from None
+        raise InputError(f"{path} is not a whole {kind}'s: {error}") from None
     if head is None or head.ndim != 2:
-        raise InputError(f"{path} has no head (head.linear.weight of two dimensions)")
-    if channels not in (1, 3):
-        raise InputError(f"{path} takes {channels} channels; an X-ray gives 1 or 3")
+        raise InputError(f"{path} has no head ({cfg.classifier}.weight of two dimensions)")
+    if channels not in ((3,) if lite else (1, 3)):
+        raise InputError(f"{path} takes {channels} channels; an {kind} takes {'3' if lite else '1 or 3'}")
     outputs = head.shape[0]
     labels = tuple(names) if names and len(names) == outputs else None
     if config.labels is not None:
@@ -91,11 +99,12 @@ def _convert(config: ConvertConfig, path: Path, output: Path) -> list[str]:
     try:
         check_keys(state, model)
     except RuntimeError as error:
-        raise InputError(f"{path}: {error} (another --img-size?)") from None
+        raise InputError(f"{path}: {error}{'' if lite else ' (another --img-size?)'}") from None
     model.load_state_dict(state)
     set_label_names(model, labels)
     if channels == 1:
-        model.pretrained_cfg.update(XRV_RANGE, input_size=(1, config.img_size, config.img_size))
+        side = config.img_size or model.pretrained_cfg["input_size"][1]
+        model.pretrained_cfg.update(XRV_RANGE, input_size=(1, side, side))
         notes.append("one channel: taken to be in [-1024, 1024], as the published code scales it")
     _save(model, output)
     named = ", ".join(labels) if labels else "not named (mxa.set_label_names)"
@@ -110,6 +119,44 @@ def _save(model: torch.nn.Module, output: Path) -> None:
         for file in output.glob("[!.]*"):
             file.unlink()
         raise
+
+
+#: Blocks, and channels before the last convolution, of each EfficientNet-Lite: no two agree in both.
+_LITE_SIZES = {(16, 320): 0, (21, 320): 1, (21, 352): 2, (24, 384): 3, (30, 448): 4}
+_LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+#: A block that does not expand; timm counts its norms from 1.
+_LITE_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def _efficientnet_lite(state: dict[str, torch.Tensor], path: Path) -> _Found:
+    """Finds which EfficientNet-Lite it is, and renames its keys from EfficientNet-PyTorch's names to timm's.
+
+    EfficientNet-PyTorch counts the blocks through the network. timm counts them within each stage.
+    """
+    blocks = len({key.split(".")[1] for key in state if key.startswith("_blocks.")})
+    size = blocks, state["_conv_head.weight"].shape[1]
+    if size not in _LITE_SIZES:
+        raise InputError(f"{path} has {blocks} blocks, the last of width {size[1]}, unlike EfficientNet-Lite0 to Lite4")
+    name = f"tf_efficientnet_lite{_LITE_SIZES[size]}"
+    with torch.device("meta"):
+        stages = create(name).blocks
+    places = [f"blocks.{i}.{j}" for i, stage in enumerate(stages) for j in range(len(stage))]
+    modules = dict(_LITE_ENDS)
+    for i, place in enumerate(places):
+        block = _LITE_BLOCK if f"_blocks.{i}._expand_conv.weight" in state else _LITE_FIRST_BLOCK
+        modules |= {f"_blocks.{i}.{theirs}": f"{place}.{ours}" for theirs, ours in block.items()}
+    if unknown := [key for key in state if key.rpartition(".")[0] not in modules]:
+        raise InputError(f"{path} is not an EfficientNet-Lite's alone: it holds {', '.join(unknown[:3])}")
+    split = {key: key.rpartition(".") for key in state}
+    return name, {}, {f"{modules[module]}.{leaf}": state[key] for key, (module, _, leaf) in split.items()}
 
 
 _PUBLISHED_MXA = {
@@ -173,8 +220,14 @@ def _fold_heads(state: dict[str, torch.Tensor]) -> None:
     state["head.bn.num_batches_tracked"] = torch.tensor(0)
 
 
-def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, object]]:
-    """Returns the name of a checkpoint's architecture, and the arguments in which the checkpoint differs from it."""
+def _efficientvit(state: dict[str, torch.Tensor], path: Path) -> _Found:
+    """Finds which EfficientViT it is, its keys being timm's."""
+    if "patch_embed.conv1.conv.weight" not in state or "stages.0.blocks.0.dw0.m.conv.weight" not in state:
+        begins = ", ".join(list(state)[:3]) or "nothing"
+        raise InputError(
+            f"{path} is not an EfficientViT's: it begins with {begins}; nor is it an EfficientNet-Lite's in "
+            "EfficientNet-PyTorch's names"
+        )
     widths = tuple(state.get(f"stages.{i}.blocks.0.dw0.m.conv.weight", torch.empty(0)).shape[0] for i in range(3))
     found = [size for size, variant in VARIANTS.items() if variant["embed_dim"] == widths]
     if not found:
@@ -187,4 +240,4 @@ def _architecture(state: dict[str, torch.Tensor], path: Path) -> tuple[str, dict
     kernels = tuple(state[kernel.format(i)].shape[-1] for i in range(4) if kernel.format(i) in state)
     if kernels != VARIANTS[found[0]]["kernels"][: len(kernels)]:
         arguments["kernels"] = (*kernels, *VARIANTS[found[0]]["kernels"][len(kernels) :])
-    return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments
+    return f"efficientvit_ml_{found[0]}" + ("_mxa" if with_mxa else ""), arguments, state
