@@ -118,9 +118,9 @@ class FindingHead(nn.Module):
         weight = heat.flatten(2)  # (B, L, H W)
         at = torch.bmm(weight, x.flatten(2).transpose(1, 2).to(weight.dtype))  # (B, L, C): what is seen there
         change = torch.einsum("blc,lcd->bld", at, self.refine.to(at.dtype)).flatten(0, 1)  # (B L, 4)
-        scale = self.log_scale.repeat(len(x), 1) + change[:, 2:]
+        scale = self.log_scale.repeat(x.shape[0], 1) + change[:, 2:]
         boxes = heat_box(heat.flatten(0, 1), scale, self.min_size, change[:, :2])  # (B L, 4)
-        boxes = boxes.view(len(x), -1, 4)
+        boxes = boxes.view(x.shape[0], -1, 4)
         crops = roi_resize(x, boxes, (self.crop_size, self.crop_size))  # (B, L, C, h, w)
-        seen = self.cbam(crops.flatten(0, 1)).mean((2, 3)).view(len(x), -1, x.shape[1])  # (B, L, C)
+        seen = self.cbam(crops.flatten(0, 1)).mean((2, 3)).view(x.shape[0], -1, x.shape[1])  # (B, L, C)
         return FindingOutput((seen * self.weight).sum(2) + self.bias, scores, boxes)
