@@ -45,11 +45,11 @@ def test_phantom_images_have_the_boxes_they_are_drawn_with(monkeypatch):
             np.testing.assert_array_equal(boxes, sample.boxes[finding])
 
 
-def test_what_has_no_boxes_is_named(boxed_nih):
+def test_what_has_no_boxes_is_named(boxed_nih, made_chexpert):
     with pytest.raises(InputError, match="no image of split val has a box"):
         read_boxed("nih", boxed_nih, "val")
-    with pytest.raises(InputError, match="'chexpert' has no boxes: give nih or phantom"):
-        read_boxed("chexpert", boxed_nih)
+    with pytest.raises(InputError, match="'chexpert' has no boxes of its own: give --boxes FILE"):
+        read_boxed("chexpert", made_chexpert())
     (boxed_nih / "BBox_List_2017.csv").unlink()
     with pytest.raises(InputError, match="BBox_List_2017"):
         read_boxed("nih", boxed_nih)
