@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,7 @@ def _checked(path: Path, rows: _Rows) -> BoxTable:
     images, labels, corners, sizes = rows
     if not len(images):
         raise InputError(f"{path} holds no box")
+    _refuse(path, np.array([not str(name) for name in images]), images, "it names no image")
     ordered = (corners[:, :2] < corners[:, 2:]).all(1) & np.isfinite(corners).all(1)  # NaN is in no order
     _refuse(path, ~ordered, images, "a box needs four numbers, x1 below x2 and y1 below y2")
     if not np.isnan(sizes).all():
@@ -289,7 +291,7 @@ def _places(names: set[str], paths: Sequence[str]) -> dict[str, set[int]]:
             longer[end].append(name)
     places, exact = defaultdict(set), {}
     for i, path in enumerate(paths):
-        for text in {path, str(PurePosixPath(path).with_suffix(""))}:
+        for text in {path, os.path.splitext(path)[0]}:
             for name in (*longer.get(text, ()), *names.intersection(_ends(text))):
                 places[name].add(i)
         if path in names:

@@ -176,6 +176,7 @@ def test_a_table_of_ones_own(tmp_path, caplog, header, rows, size, said):
         (("1.png,Mass,0.5,0,0.50000000001,1",), r"a box of 1\.png is too small"),
         (("1.png,Mass,4,0,9,1", "2.png,Mass,4,0,401,1"), r"a box of 2\.png lies outside its 400 x 800 pixels"),
         (("1.png,Mass,0,0,9,9", "2.png,Mass,9,0,4,9", "3.png,Mass,9,0,4,9"), r"3 \(2\.png\), and of 1 more boxes: "),
+        ((",Mass,0,0,1,1",), r"box 1 of 1 \(\): it names no image"),
         ((), "has no rows"),
     ],
 )
