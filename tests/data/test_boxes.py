@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mxa.data import CXRDataset, create_transform
-from mxa.data.boxes import BoxedDataset, read_boxed
+from mxa.data import CXRDataset, create_dataset, create_transform
+from mxa.data.boxes import BoxedDataset, boxed_images, read_boxed
 from mxa.data.collections.phantom import draw
 from mxa.utils.errors import InputError
 
@@ -54,6 +54,9 @@ def test_what_has_no_boxes_is_named(boxed_nih, made_chexpert):
         read_boxed("nih", boxed_nih, "val")
     with pytest.raises(InputError, match="'chexpert' has no boxes of its own: give --boxes FILE"):
         read_boxed("chexpert", made_chexpert())
+    records = create_dataset("nih", boxed_nih, "test").records
+    with pytest.raises(InputError, match="shards do not hold the images' names"):
+        boxed_images(records, "shards", boxed_nih, boxed_nih / "BBox_List_2017.csv")
     (boxed_nih / "BBox_List_2017.csv").unlink()
     with pytest.raises(InputError, match="BBox_List_2017"):
         read_boxed("nih", boxed_nih)
@@ -63,7 +66,6 @@ def test_what_has_no_boxes_is_named(boxed_nih, made_chexpert):
 
 
 BOXES = {"0.png": ("Mass,10,20,50,80",), "1.png": ("Nodule,0,0,20,20", "Mass,30,40,60,90", "Nodule,5,50,25,100")}
-PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "rotation": 0.0}
 CFG = {"input_size": (1, 64, 48), "mean": (0.0,), "std": (1.0,), "interpolation": "bilinear"}
 
 
@@ -112,7 +114,7 @@ def test_images_are_reduced_and_never_enlarged(boxed):
 
 
 def test_a_box_that_a_crop_leaves_out_is_marked(boxed):
-    dataset = boxed(transform=create_transform(CFG, True, **{**PLAIN, "scale": (0.1, 0.1)}), seed=0)
+    dataset = boxed(transform=create_transform(CFG, True, scale=(0.1, 0.5), rotation=20.0), seed=0)
     left = set()
     for epoch in range(40):
         dataset.set_epoch(epoch)
