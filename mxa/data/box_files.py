@@ -292,8 +292,9 @@ def _places(names: set[str], paths: Sequence[str]) -> dict[str, set[int]]:
     places, exact = defaultdict(set), {}
     for i, path in enumerate(paths):
         for text in {path, os.path.splitext(path)[0]}:
-            for name in (*longer.get(text, ()), *names.intersection(_ends(text))):
-                places[name].add(i)
+            if text.rpartition("/")[2] in longer:
+                for name in (*longer.get(text, ()), *names.intersection(_ends(text))):
+                    places[name].add(i)
         if path in names:
             exact[path] = {i}
     return {**places, **exact}
