@@ -45,7 +45,7 @@ def data_summary(config: Any, summary: Any) -> None:
     _print_table(columns, rows)
     _say(*lines)
     if config.output is not None:
-        _say(f"written: {Path(config.output) / 'summary.json'}, summary.png")
+        _say(f"written: {Path(config.output) / 'summary.json'}, summary.png{', boxes.png' if config.boxes else ''}")
 
 
 def teach(config: Any, found: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import DataConfig, Records
+from ..data.boxes import BoxedImage, boxed_images
 from ..data.create import read_collection
 from ..labels import align, resolve_labels
 from ..utils.errors import InputError, require
@@ -21,8 +23,10 @@ __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, on grays.
 _COLOURS = {"positive": "#0072b2", "uncertain": "#e69f00", "negative": "#b8b8b8", "blank": "#ececec"}
+_BOX = "#e69f00"
 _SEXES = {"F": "#d55e00", "M": "#56b4e9", "unknown": "#b8b8b8"}
-_NUMBERS = 20  # labels up to which the cells of the heat map hold numbers
+_NUMBERS = 20  # labels up to which the cells of the heat map hold numbers, and whose boxes are drawn
+_SAMPLES, _SIDE = 4, 256  # images of a finding that its boxes are drawn on, and pixels of their shorter side
 
 
 @dataclass
@@ -36,11 +40,13 @@ class SummaryConfig(DataConfig):
     views: str = "all"
     """frontal, lateral, all, AP or PA."""
     output: Path | None = None
-    """Folder for summary.json and summary.png."""
+    """Folder for summary.json and summary.png; with --boxes also boxes.png, the boxes on some of the images."""
 
 
 def summarize(config: SummaryConfig) -> dict[str, Any]:
     """Counts what a collection's tables say, and writes ``summary.json`` and ``summary.png`` where asked.
+
+    With ``boxes`` it also counts them, and draws some of them in ``boxes.png``.
 
     Label cells are counted as they are in the tables, before any policy. All counts are of images, except ``patients``,
     ``studies`` and ``patients_positive``. No patient, study or file is named.
@@ -51,11 +57,12 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         ``splits``, ``views`` and ``sexes`` as counts; ``ages`` (years); ``labels``, ``{name: {positive, negative,
         uncertain, blank, share_uncertain, share_blank, prevalence, patients_positive}}``; and ``co_occurrence``,
         ``(L, L)`` lists of how many images are positive for both labels, in the order of ``labels``. The prevalence is
-        among positive and negative cells, None where there are none.
+        among positive and negative cells, None where there are none. With boxes also ``boxes``, ``{name: {boxes,
+        images}}``.
 
     Raises:
-        InputError: as ``mxa.data.create_dataset``, a label that the collection lacks, no image in the selection, or
-            matplotlib is missing.
+        InputError: as ``mxa.data.create_dataset`` and ``mxa.data.boxes.read_boxed``, a label that the collection lacks,
+            no image in the selection, or matplotlib is missing.
     """
     if config.output is not None:  # fail before the work, not after it
         require("matplotlib", "explain")
@@ -76,11 +83,17 @@ def summarize(config: SummaryConfig) -> dict[str, Any]:
         raise InputError(f"{config.where()}: split {config.split} has no image (views: {config.views}): give another")
     asked = {"data": config.data, "split": config.split, "view_filter": config.views}
     summary = {**asked, **_count(records)}
+    boxed = []
+    if config.boxes is not None:
+        boxed = boxed_images(replace(records, split=config.split), config.data, config.root, config.boxes)
+        summary["boxes"] = _count_boxes(boxed, records.labels)
     if config.output is not None:
         text = to_json(summary, 2) + "\n"
         with alone_in(Path(config.output), "mxa data summary"):
             write_text(Path(config.output) / "summary.json", text)
             draw_summary(summary, Path(config.output) / "summary.png")
+            if boxed:
+                draw_boxes(records, boxed, Path(config.output) / "boxes.png")
     return summary
 
 
@@ -100,6 +113,11 @@ def _count(records: Records) -> dict[str, Any]:
         "labels": {name: _label(records.targets[:, i], patients) for i, name in enumerate(records.labels)},
         "co_occurrence": (positive.T @ positive).astype(int).tolist(),
     }
+
+
+def _count_boxes(images: Sequence[BoxedImage], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = {name: [len(image.boxes[name]) for image in images if name in image.boxes] for name in labels}
+    return {name: {"boxes": sum(found), "images": len(found)} for name, found in counts.items() if found}
 
 
 def _counts(values: np.ndarray, blank: str = "unknown") -> dict[str, int]:
@@ -171,6 +189,9 @@ def summary_lines(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[
     if ages["known"]:
         age = f"age: median {ages['median']:g} (quartiles {ages['quartile_1']:g} and {ages['quartile_3']:g})"
         age += f", {ages['min']:g} to {ages['max']:g}, unknown {ages['unknown']:,}"
+    if "boxes" in summary:
+        each = [f"{name} {row['boxes']:,} (images: {row['images']:,})" for name, row in summary["boxes"].items()]
+        lines.append(f"boxes: {', '.join(each)}")
     note = "prevalence: positive among positive and negative; uncertain and blank cells are neither"
     return columns, rows, [*lines, age, note]
 
@@ -215,6 +236,44 @@ def draw_summary(summary: dict[str, Any], path: Path) -> None:
     _draw_counts(views, "views", summary["views"], {})
     _draw_counts(sexes, "sexes", summary["sexes"], _SEXES)
     _draw_ages(ages, summary["ages"])
+    atomic_write(path, lambda file: without_formulas(figure).savefig(file, dpi=120, format="png"))
+
+
+def draw_boxes(records: Records, images: Sequence[BoxedImage], path: Path) -> None:
+    """Draws boxes on X-rays as a PNG: a row for each of the twenty findings that have the most.
+
+    A row has four of the finding's images, which are spread evenly over the records.
+
+    Args:
+        records: The rows.
+        images: Those with boxes.
+        path: The file to write.
+
+    Raises:
+        InputError: matplotlib is missing, or an image does not read.
+    """
+    require("matplotlib", "explain")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    counts = sorted(_count_boxes(images, records.labels).items(), key=lambda item: -item[1]["boxes"])[:_NUMBERS]
+    figure = Figure(figsize=(2 * _SAMPLES, 2.3 * len(counts)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(counts), _SAMPLES, squeeze=False)
+    for row, (name, count) in zip(grid, counts, strict=True):
+        title = f"{_short(name)}: {count['boxes']:,} boxes (images: {count['images']:,})"
+        row[0].set_title(title, loc="left", fontsize=9)
+        chosen = [image for image in images if name in image.boxes]
+        chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, _SAMPLES).round().astype(int))]
+        for axes in row:
+            axes.set_axis_off()
+        for axes, image in zip(row, chosen, strict=False):
+            pixels = records.image(image.index, (_SIDE, _SIDE))
+            pixels.thumbnail((2 * _SIDE, 2 * _SIDE))
+            axes.imshow(np.asarray(pixels), cmap="gray", vmin=0, vmax=255)
+            for x1, y1, x2, y2 in image.boxes[name] * np.array([pixels.width, pixels.height] * 2) - 0.5:
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_BOX, linewidth=1.5))
     atomic_write(path, lambda file: without_formulas(figure).savefig(file, dpi=120, format="png"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import pandas as pd
 
 from ..labels import canonical
 from ..utils.errors import InputError, name_some
-from ..utils.json_files import parse_json
+from ..utils.json_files import read_json
 from .tables import is_blank, numbers, read_header, read_table_file
 
 __all__ = ["BoxTable", "match_boxes", "read_box_table"]
@@ -47,12 +49,15 @@ def read_box_table(path: str | Path) -> BoxTable:
 
     - NIH's ``BBox_List_2017.csv`` and RSNA's ``stage_2_train_labels.csv`` count pixels of 1024 x 1024. RSNA's boxes are
       both Pneumonia and Lung Opacity, as in TorchXRayVision.
-    - VinDr-CXR's ``annotations_train.csv`` counts pixels of the image. The boxes of all its readers are kept.
-    - ChestX-Det's JSON counts pixels of 1024 x 1024. The box of a polygon is the box around it.
+    - VinDr-CXR's ``annotations_train.csv``, or ``train.csv`` of Kaggle, counts pixels of the image. The boxes of all
+      its readers are kept.
+    - ChestX-Det's JSON counts pixels of 1024 x 1024. Where it has polygons without boxes, a box is the one around it.
     - MS-CXR's CSV or JSON (COCO's format) gives the size of each image.
     - A table of one's own has the columns ``path``, ``label``, ``x1``, ``y1``, ``x2``, ``y2``. Where it has ``width``
       and ``height``, the corners are pixels of an image of that size. Else they are fractions if none is above 1, or
       pixels of the image itself; which, is logged.
+
+    RSNA and VinDr-CXR have rows without a box, of images without a finding. They are passed over.
 
     Raises:
         InputError: no such file, another kind of file, or a box that is none; the message gives the row.
@@ -98,16 +103,17 @@ def _nih(table: pd.DataFrame, path: Path) -> _Rows:
 
 
 def _rsna(table: pd.DataFrame, path: Path) -> _Rows:
-    table = table[~table["x"].map(_blank)]
-    corners = _from_sides(_columns(table, ("x", "y", "width", "height")))
+    sides = ("x", "y", "width", "height")
+    table = _with_a_box(table, sides)
+    corners = _from_sides(_columns(table, sides))
     labels = ["Pneumonia"] * len(table) + ["Lung Opacity"] * len(table)
     return [*table["patientId"]] * 2, labels, np.tile(corners, (2, 1)), _full(2 * len(table), _1024)
 
 
 def _vindr(table: pd.DataFrame, path: Path) -> _Rows:
-    table = table[~table["x_min"].map(_blank)]  # No finding
-    corners = _columns(table, ("x_min", "y_min", "x_max", "y_max"))
-    return list(table["image_id"]), list(table["class_name"]), corners, _sizes(table)
+    sides = ("x_min", "y_min", "x_max", "y_max")
+    table = _with_a_box(table, sides)
+    return list(table["image_id"]), list(table["class_name"]), _columns(table, sides), _sizes(table)
 
 
 def _ms_cxr(table: pd.DataFrame, path: Path) -> _Rows:
@@ -119,7 +125,7 @@ def _ms_cxr(table: pd.DataFrame, path: Path) -> _Rows:
 def _own(table: pd.DataFrame, path: Path) -> _Rows:
     corners, sizes = _columns(table, ("x1", "y1", "x2", "y2")), _sizes(table)
     if np.isnan(sizes).all():
-        fractions = np.nanmax(corners, initial=0) <= 1
+        fractions = np.nanmax(corners, initial=0) <= 1 + _TOLERANCE / _1024
         sizes = _full(len(table), 1) if fractions else sizes
         _logger.info("%s: its boxes are read as %s", path, "fractions" if fractions else "pixels of the images")
     return list(table["path"]), list(table["label"]), corners, sizes
@@ -131,8 +137,10 @@ def _sizes(table: pd.DataFrame) -> np.ndarray:
     return _columns(table, _OPTIONAL)
 
 
-def _blank(cell: Any) -> bool:
-    return is_blank(str(cell))
+def _with_a_box(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Leaves out the rows of which every cell of the box is blank."""
+    blank = [table[name].map(lambda cell: is_blank(str(cell))) for name in columns]
+    return table[~np.logical_and.reduce(blank)]
 
 
 #: By the columns that tell a table; the most telling first.
@@ -146,26 +154,24 @@ _TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame, Path], _Rows]] = {
 
 
 def _from_json(path: Path) -> _Rows:
+    content = read_json(path, (dict, list))
     try:
-        content = parse_json(path.read_bytes(), path, (dict, list))
         rows = _coco(content) if isinstance(content, dict) else _chestx_det(content)
         images, labels, corners, sizes = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return images, labels, np.array(corners, float).reshape(-1, 4), np.array(sizes, float).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is not a JSON of boxes: neither ChestX-Det's list of file_name, syms and boxes, nor COCO's images, "
-            f"categories and annotations ({type(error).__name__}: {error})"
+            f"{path} is not a JSON of boxes: neither ChestX-Det's list of file_name, syms and boxes, nor COCO's "
+            f"images, categories and annotations ({type(error).__name__}: {error})"
         ) from None
+    return images, labels, np.reshape(corners, (-1, 4)), np.reshape(sizes, (-1, 2))
 
 
 def _chestx_det(content: list[Any]) -> list[tuple]:
     rows = []
     for image in content:
-        shapes = image["boxes"] if "boxes" in image else map(_around, image["polygons"])
+        shapes = image.get("boxes") or list(map(_around, image.get("polygons", ())))
         for label, box in zip(image["syms"], shapes, strict=True):
-            rows.append((_text(image["file_name"]), _text(label), _four(box), (_1024, _1024)))
+            rows.append((_text(image["file_name"]), _text(label), _numbers(box, 4), (_1024, _1024)))
     return rows
 
 
@@ -179,20 +185,21 @@ def _coco(content: Mapping[str, Any]) -> list[tuple]:
     names = {kind["id"]: kind["name"] for kind in content["categories"]}
     rows = []
     for found in content["annotations"]:
-        image, (x, y, w, h) = images[found["image_id"]], _four(found["bbox"])
-        size = (image["width"], image["height"])
+        image, (x, y, w, h) = images[found["image_id"]], _numbers(found["bbox"], 4)
+        size = _numbers((image["width"], image["height"]), 2)
         rows.append((_text(image["file_name"]), _text(names[found["category_id"]]), (x, y, x + w, y + h), size))
     return rows
 
 
-def _four(box: Sequence[float]) -> tuple[float, float, float, float]:
-    a, b, c, d = box
-    return float(a), float(b), float(c), float(d)
+def _numbers(values: Sequence[float], count: int) -> tuple[float, ...]:
+    if not all(isinstance(value, (int, float)) for value in values) or len(values) != count:
+        raise TypeError(f"{count} numbers are needed")
+    return tuple(map(float, values))
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError("a name is not text")
     return value
 
 
@@ -200,11 +207,16 @@ def _checked(path: Path, rows: _Rows) -> BoxTable:
     images, labels, corners, sizes = rows
     if not len(images):
         raise InputError(f"{path} holds no box")
-    known = ~np.isnan(sizes).any(1)
+    _refuse(path, np.array([not str(name) for name in images]), images, "it names no image")
     ordered = (corners[:, :2] < corners[:, 2:]).all(1) & np.isfinite(corners).all(1)  # NaN is in no order
     _refuse(path, ~ordered, images, "a box needs four numbers, x1 below x2 and y1 below y2")
-    inside = _inside(corners, sizes) | ~known
-    _refuse(path, ~inside, images, "a box lies outside its image, or is in pixels of another size than is said")
+    if not np.isnan(sizes).all():
+        sized = (np.isfinite(sizes) & (sizes >= 1)).all(1)
+        _refuse(path, ~sized, images, "the width and height of its image are not two numbers of pixels")
+        within = _inside(corners, sizes)
+        _refuse(path, ~within, images, "a box lies outside its image, or is in pixels of another size than is said")
+    dot = (corners[:, 2:] <= 1).all(1) & ~(sizes == 1).all(1)
+    _refuse(path, dot, images, "a box lies within one pixel: is it in fractions, where others are in pixels?")
     return BoxTable(path, list(map(str, images)), list(map(str, labels)), corners, sizes)
 
 
@@ -216,10 +228,8 @@ def _inside(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _refuse(path: Path, wrong: np.ndarray, images: Sequence[str], why: str) -> None:
     if wrong.any():
-        first = int(wrong.argmax())
-        raise InputError(
-            f"{path}: box {first + 1} of {len(wrong)} ({images[first]}), and {wrong.sum() - 1} more: {why}"
-        )
+        more = f", and of {wrong.sum() - 1} more boxes" if wrong.sum() > 1 else ""
+        raise InputError(f"{path}: box {wrong.argmax() + 1} of {len(wrong)} ({images[wrong.argmax()]}){more}: {why}")
 
 
 def match_boxes(
@@ -230,8 +240,8 @@ def match_boxes(
 ) -> dict[int, dict[str, np.ndarray]]:
     """Finds the images and labels that boxes are of.
 
-    An image is known by its path, its file name, or its file name without the suffix. Boxes of other images or labels
-    are counted in the log.
+    An image is known by its path, or by the end of it, from the file name on; the suffix may be missing. The table's
+    path may be the longer one. Boxes of other images or labels are counted in the log.
 
     Args:
         table: The boxes.
@@ -240,39 +250,63 @@ def match_boxes(
         size_of: Width and height of an image, by its number; asked only where the table does not say it.
 
     Returns:
-        By the number of the image, then by label: ``(K, 4)`` float32 xyxy in [0, 1].
+        By the number of the image, then by label: ``(K, 4)`` float32 xyxy in [0, 1]; only of images with a box.
 
     Raises:
-        InputError: no box is left, a name is that of several images, or a box lies outside its image.
+        InputError: no box is of one of the labels, a name is that of several images, or a box lies outside its image.
     """
-    numbers_of: dict[str, list[int]] = defaultdict(list)
-    for i, path in enumerate(paths):
-        name = Path(path)
-        for key in {str(path), name.name, name.stem}:
-            numbers_of[key].append(i)
+    size_of = functools.cache(size_of)
     names = {canonical(label): label for label in labels}
-    strange_images, strange_labels = set(), set()
+    places = _places({_slashes(image) for image in table.images}, paths)
+    strange_images, strange_labels = Counter(), Counter()
     found: dict[int, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for image, label, corners, size in zip(table.images, table.labels, table.corners, table.sizes, strict=True):
-        places = numbers_of.get(image) or numbers_of.get(Path(image).name) or []
-        if len(places) > 1:
-            raise InputError(f"{table.path}: {image} is the name of {len(places)} images: give their paths")
+        which = places.get(_slashes(image), ())
         if canonical(label) not in names:
-            strange_labels.add(label)
-        elif not places:
-            strange_images.add(image)
+            strange_labels[label] += 1
+        elif not which:
+            strange_images[image] += 1
+        elif len(which) > 1:
+            raise InputError(f"{table.path}: {image} is the name of {len(which)} images: give their paths")
         else:
-            box = _fractions(table.path, image, corners, size, places[0], size_of)
-            found[places[0]][names[canonical(label)]].append(box)
-    if strange_labels:
-        _logger.warning("%s: boxes of labels that are not used: %s", table.path, name_some(sorted(strange_labels)))
+            (number,) = which
+            box = _fractions(table.path, image, corners, size, number, size_of)
+            found[number][names[canonical(label)]].append(box)
+    told = name_some([f"{label} ({count})" for label, count in sorted(strange_labels.items())])
+    if sum(strange_labels.values()) == len(table.images):
+        raise InputError(f"{table.path}: no box is of one of the labels {name_some(list(labels))}: there are {told}")
+    if told:
+        _logger.warning("%s: boxes of labels that are not used: %s", table.path, told)
     if strange_images:
-        few = name_some(sorted(strange_images), 3)
-        _logger.info("%s: boxes of %d images that are not among these: %s", table.path, len(strange_images), few)
-    if not found:
-        reason = "images" if strange_images else "labels"
-        raise InputError(f"{table.path}: none of its boxes is of one of these {reason} ({name_some(list(labels))})")
+        count, few = sum(strange_images.values()), name_some(sorted(strange_images), 3)
+        _logger.info("%s: %d boxes are of %d other images: %s", table.path, count, len(strange_images), few)
     return {i: {k: np.float32(v) for k, v in boxes.items()} for i, boxes in found.items()}
+
+
+def _places(names: set[str], paths: Sequence[str]) -> dict[str, set[int]]:
+    """Finds the images that each name may mean: of path and name, one is the end of the other, by whole folders."""
+    longer = defaultdict(list)
+    for name in names:
+        for end in _ends(name):
+            longer[end].append(name)
+    places, exact = defaultdict(set), {}
+    for i, path in enumerate(paths):
+        for text in {path, os.path.splitext(path)[0]}:
+            if text.rpartition("/")[2] in longer:
+                for name in (*longer.get(text, ()), *names.intersection(_ends(text))):
+                    places[name].add(i)
+        if path in names:
+            exact[path] = {i}
+    return {**places, **exact}
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def _fractions(
@@ -288,7 +322,10 @@ def _fractions(
         if not _inside(corners[None], size[None])[0]:
             wide, high = map(int, size)
             raise InputError(
-                f"{path}: a box of {image} lies outside its {wide} x {high} pixels: if it is in pixels of another size, "
-                "add the columns width and height"
+                f"{path}: a box of {image} lies outside its {wide} x {high} pixels: if it is in pixels of another "
+                "size, add the columns width and height"
             )
-    return np.clip(corners / np.tile(size, 2), 0, 1)
+    box = np.clip(corners / np.tile(size, 2), 0, 1).astype(np.float32)
+    if not (box[:2] < box[2:]).all():
+        raise InputError(f"{path}: a box of {image} is too small to be one")
+    return box

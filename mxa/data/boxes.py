@@ -60,7 +60,7 @@ def read_boxed(
 
     Raises:
         InputError: as ``create_dataset``, ``read_box_table`` and ``match_boxes``; a collection without boxes of its
-            own, or a split without a box.
+            own, shards, or a split without a box.
     """
     records = create_dataset(collection, root, split, views="all").records
     return records, boxed_images(records, collection, root, boxes)
@@ -70,8 +70,10 @@ def boxed_images(
     records: Records, collection: str, root: str | Path | None, boxes: str | Path = OWN
 ) -> list[BoxedImage]:
     """Finds the images of records that have boxes, as ``read_boxed`` does."""
-    if boxes == OWN and collection not in ("nih", "phantom"):
+    if boxes == OWN and collection not in ("nih", "phantom", "shards"):
         raise InputError(f"{collection!r} has no boxes of its own: give --boxes FILE")
+    if collection == "shards":
+        raise InputError("shards do not hold the images' names, which boxes need: give the collection that they are of")
     if boxes == OWN and collection == "phantom":
         numbers = [int(str(path).rpartition("-")[2]) for path in records.paths]
         found = {i: draw(number, 32).boxes for i, number in enumerate(numbers)}  # the same for every size

@@ -22,14 +22,8 @@ __all__ = ["DataConfig", "absolute_root"]
 
 _logger = logging.getLogger(__name__)
 _DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
-_OF_ONE_COLLECTION = (
-    "data",
-    "root",
-    "columns",
-    "blank",
-    "test_fraction",
-    "boxes",
-)  # not taken from a run on another collection
+#: Not taken from a run on another collection.
+_OF_ONE_COLLECTION = ("data", "root", "columns", "blank", "test_fraction", "boxes")
 
 
 @dataclass(kw_only=True)
@@ -67,8 +61,8 @@ class DataConfig:
     def resolved(self, *runs: str | Path) -> Self:
         """Fills the fields that are None from the ``config.yaml`` of run folders, then with defaults.
 
-        If ``data`` is not the collection that a run was trained on, ``root``, ``columns``, ``blank`` and
-        ``test_fraction`` are not taken from it.
+        If ``data`` is not the collection that a run was trained on, ``root``, ``columns``, ``blank``, ``test_fraction``
+        and ``boxes`` are not taken from it.
 
         Args:
             runs: The models that a command was given. What is not a folder (a timm name, a file of scores) is skipped.

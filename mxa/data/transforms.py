@@ -124,7 +124,7 @@ class XrayTransform(transforms.Compose):
         *steps, to_tensor = self.transforms
         for step in steps:
             if not isinstance(step, (v2.Transform, RandomPart)):
-                raise InputError(f"boxes do not move with {type(step).__name__}: use --augment crop")
+                raise InputError("boxes do not move with the augmentations paper and better: give --augment crop")
             image, boxes = step(image, boxes)
         return to_tensor(image), boxes
 

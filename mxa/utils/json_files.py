@@ -37,8 +37,8 @@ def parse_json(text: str | bytes, where: str | Path, kinds: tuple[type, ...] = (
     return value
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a file that holds a JSON object.
+def read_json(path: str | Path, kinds: tuple[type, ...] = (dict,)) -> Any:
+    """Reads a file that holds a JSON object, or one of ``kinds``, as ``parse_json``.
 
     Raises:
         InputError: it does not read; as ``parse_json``.
@@ -47,7 +47,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} does not read: {error.strerror or error}") from None
-    return parse_json(data, path)
+    return parse_json(data, path, kinds)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -309,3 +309,49 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r'pip install "mxa\[explain\]"'):
         of("phantom", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def drawn(path: Path) -> np.ndarray:
+    """Where a picture has the colour of boxes, ``(H, W)`` bool."""
+    with Image.open(path) as image:
+        return (np.asarray(image.convert("RGB")).astype(int) == (0xE6, 0x9F, 0x00)).all(2)
+
+
+def test_boxes_are_counted_and_drawn(made_nih, tmp_path, capsys):
+    root = made_nih(lists=True)
+    header = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
+    rows = [("00000001_000.png", "Mass", 256, 256, 512, 512), ("00000001_000.png", "Mass", 0, 0, 100, 100)]
+    rows += [("00000006_001.png", "Infiltrate", 0, 256, 512, 256), ("00000007_002.png", "Mass", 0, 0, 1024, 512)]
+    write_table(root / "BBox_List_2017.csv", header, rows)
+    summary = of("nih", root, boxes="own", output=tmp_path / "out")
+    assert summary["boxes"] == {"Infiltration": {"boxes": 1, "images": 1}, "Mass": {"boxes": 3, "images": 2}}
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert "boxes: Infiltration 1 (images: 1), Mass 3 (images: 2)" in summary_lines(summary)[2]
+    rows = drawn(tmp_path / "out/boxes.png").any(1)
+    assert min(rows[: len(rows) // 2].mean(), rows[len(rows) // 2 :].mean()) > 0.1  # a row of pictures each
+    cli.main(["data", "summary", "--data", "nih", "--root", str(root), "--output", str(tmp_path / "plain")])
+    assert not (tmp_path / "plain/boxes.png").exists() and "boxes: " not in capsys.readouterr().out
+    test = of("nih", root, split="test", boxes=str(root / "BBox_List_2017.csv"), labels="Mass")
+    assert test["boxes"] == {"Mass": {"boxes": 1, "images": 1}}
+    with pytest.raises(InputError, match="no image of split val has a box"):
+        of("nih", root, split="val", boxes="own")
+
+
+def test_a_drawn_box_is_where_the_finding_is(tmp_path, monkeypatch):
+    """A bright rectangle on a dark image, in a table of one's own: the drawn line is its edge."""
+    pixels = np.zeros((100, 200), np.uint8)
+    pixels[20:60, 50:150] = 255
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    table = write_table(tmp_path / "t.csv", ("path", "patient", "Mass"), [("1.png", "p", 1)])
+    boxes = write_table(
+        tmp_path / "b.csv", ("path", "label", "x1", "y1", "x2", "y2"), [("1.png", "Mass", 50, 20, 150, 60)]
+    )
+    of("table", table, boxes=str(boxes), output=tmp_path / "out")
+    line = drawn(tmp_path / "out/boxes.png")
+    with Image.open(tmp_path / "out/boxes.png") as image:
+        gray = np.asarray(image.convert("L"))
+    rows, columns = np.flatnonzero(line.any(1)), np.flatnonzero(line.any(0))
+    inside = gray[rows[0] + 5 : rows[-1] - 4, columns[0] + 5 : columns[-1] - 4]
+    assert inside.size and (inside == 255).all()
+    for y, x in ((rows[0] - 4, columns[0] + 9), (rows[-1] + 4, columns[0] + 9), (rows[0] + 9, columns[0] - 4)):
+        assert gray[y, x] < 30

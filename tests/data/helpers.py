@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from mxa.data.box_files import match_boxes, read_box_table
+from mxa.data.collections.nih import boxes_file
+from mxa.labels import NIH
 
 NAN = float("nan")
 
@@ -27,3 +32,11 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def boxes_of(path: Path, labels: tuple[str, ...] = NIH) -> dict[str, dict[str, np.ndarray]]:
+    """A file's boxes, or those of a folder's ``BBox_List_2017.csv``, by image and label."""
+    table = read_box_table(boxes_file(path) if path.is_dir() else path)
+    images = sorted(set(table.images))
+    found = match_boxes(table, images, labels, lambda i: pytest.fail("the file says the size"))
+    return {images[i]: boxes for i, boxes in found.items()}

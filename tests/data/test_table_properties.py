@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mxa.data.collections.nih import read_boxes
 from mxa.data.create import read_collection
 from mxa.data.records import Records
 from mxa.data.splits import cut, divide
 from mxa.labels import split_names
 from mxa.utils.errors import InputError
+
+from .helpers import boxes_of
 
 always = settings(
     derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -159,7 +160,7 @@ def test_a_box_lies_in_its_image_or_is_refused(tmp_path, x, y, w, h):
         header = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
         csv.writer(file).writerows([header, ["1.png", "Mass", x, y, w, h]])
     try:
-        ((x1, y1, x2, y2),) = read_boxes(tmp_path)["1.png"]["Mass"]
+        ((x1, y1, x2, y2),) = boxes_of(tmp_path)["1.png"]["Mass"]
     except InputError:
         return
     assert 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1

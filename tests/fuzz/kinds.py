@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.data import DataConfig, create_dataset
-from mxa.data.collections.nih import read_boxes
 from mxa.data.image_io import read_image
 from mxa.evaluation.calibrate import read_calibration
 from mxa.evaluation.evaluate import weights_sha256
@@ -31,6 +30,7 @@ from mxa.utils.command_line import parse
 
 from ..data.dicom_files import dataset as dicom
 from ..data.dicom_files import save
+from ..data.helpers import boxes_of
 from .mutations import hostile_values, mutate
 
 __all__ = ["KINDS", "Kind"]
@@ -196,6 +196,34 @@ def _boxes(folder: Path) -> list[Path]:
     return [path]
 
 
+def _box_table(folder: Path) -> list[Path]:
+    path = folder / "boxes.csv"
+    rows = "".join(f"images/{i}.png,{('Mass', 'Nodule')[i % 2]},0.{i:02},0.25,0.5,0.75\n" for i in range(1, 30))
+    path.write_text("path,label,x1,y1,x2,y2\n" + rows)
+    return [path]
+
+
+def _box_json(folder: Path) -> list[Path]:
+    """ChestX-Det's list and COCO's object, in turn."""
+    corners = [[10 * i, 20.5, 10 * i + 50, 90] for i in range(12)]
+    square = [[10, 10], [200, 10], [200, 150.5]]
+    listed = [{"file_name": f"{i}.png", "syms": ["Mass"], "boxes": [box]} for i, box in enumerate(corners)]
+    listed += [{"file_name": "12.png", "syms": ["Nodule"], "boxes": [], "polygons": [square]}]
+    coco = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 400, "height": 300} for i in range(12)],
+        "categories": [{"id": 1, "name": "Mass"}],
+        "annotations": [{"image_id": i, "category_id": 1, "bbox": [10 * i, 20.5, 50, 90]} for i in range(12)],
+    }
+    contents = {"list.json": listed, "coco.json": coco}
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    return [folder / name for name in contents]
+
+
+def _read_box_json(folder: Path) -> dict[str, Any]:
+    return {f"{path.name} {k}": v for path in sorted(folder.iterdir()) for k, v in boxes_of(path).items()}
+
+
 def _are_boxes(result: Any, right: Any, folder: Path) -> None:
     for findings in result.values():
         for boxes in findings.values():
@@ -275,7 +303,9 @@ KINDS = {
     "csv of CheXpert": Kind(_chexpert, _records("chexpert"), _is_a_table),
     "parquet": Kind(_table(".parquet"), _records("table", "table.parquet"), _is_a_table),
     "scores": Kind(_scores, _read_scores, _is_the_same),
-    "boxes": Kind(_boxes, read_boxes, _are_boxes),
+    "boxes": Kind(_boxes, boxes_of, _are_boxes),
+    "box table": Kind(_box_table, lambda folder: boxes_of(folder / "boxes.csv"), _are_boxes),
+    "box json": Kind(_box_json, _read_box_json, _are_boxes, hostile_values),
     "checkpoint": Kind(_checkpoint, load_checkpoint, _is_the_same),
     "yaml": Kind(_yaml, _read_yaml, _is_a_configuration, hostile_values),
     "shards": Kind(_shards, _read_shards, _is_the_same),

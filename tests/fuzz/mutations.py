@@ -110,7 +110,7 @@ def hostile_values(data: bytes, rng: np.random.Generator) -> bytes:
     """Changes, drops or adds values of a JSON or YAML mapping; half of the time it damages its bytes instead."""
     if rng.random() < 0.4:
         return mutate(data, rng)
-    is_json = data.lstrip().startswith(b"{")
+    is_json = data.lstrip().startswith((b"{", b"["))
     content = json.loads(data) if is_json else yaml.safe_load(data)
     for _ in range(rng.integers(1, 4)):
         holder, key = _place(content, rng)

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from mxa.data import create_dataset
-from mxa.data.collections.nih import read_boxes
 from mxa.utils.errors import InputError
 
 from ...conftest import CHEXPERT_HEADER
-from ..helpers import counts, edit
+from ..helpers import boxes_of, counts, edit
 from .test_chexpert import plus  # noqa: F401
 from .test_collections import gzip, mimic, vindr  # noqa: F401
 
@@ -198,13 +197,16 @@ BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 def test_boxes_that_are_none(tmp_path, bad):
     path = tmp_path / "BBox_List_2017.csv"
     path.write_text(f"{BOX_HEADER}\n1.png,Mass,0,0,9,9\n2.png,Mass,{bad}\n")
-    with pytest.raises(InputError, match=r"BBox_List_2017\.csv: row 2: a box is x, y, width and height in pixels"):
-        read_boxes(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"BBox_List_2017\.csv: box 2 of 2 \(2\.png\): a box (needs four numbers|lies outside its image)",
+    ):
+        boxes_of(tmp_path)
 
 
 def test_a_box_a_pixel_over_the_edge_is_cut(tmp_path):
     (tmp_path / "BBox_List_2017.csv").write_text(f"{BOX_HEADER}\n1.png,Mass,-0.5,512,512.5,513\n")
-    np.testing.assert_array_equal(read_boxes(tmp_path)["1.png"]["Mass"], [[0, 0.5, 0.5, 1]])
+    np.testing.assert_array_equal(boxes_of(tmp_path)["1.png"]["Mass"], [[0, 0.5, 0.5, 1]])
 
 
 def test_vindr_in_mixed_suffixes(vindr):  # noqa: F811

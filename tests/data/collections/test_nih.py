@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 
 from mxa.data import create_dataset
-from mxa.data.collections.nih import read_boxes
 from mxa.labels import NIH
 from mxa.utils.errors import InputError
 
-from ..helpers import column, counts, edit, names
+from ..helpers import boxes_of, column, counts, edit, names
 
 
 def test_nih_rows_are_the_tables(made_nih):
@@ -150,7 +149,7 @@ def test_googles_published_tables_win_over_the_shipped_one(made_nih):
 
 
 def test_boxes_of_the_shared_images(nih_boxes):
-    boxes = read_boxes(nih_boxes)
+    boxes = boxes_of(nih_boxes)
     files = {path.name for path in (nih_boxes / "images").iterdir()}
     assert set(boxes) == files and len(files) == 594
     assert sum(len(b) for found in boxes.values() for b in found.values()) == 661

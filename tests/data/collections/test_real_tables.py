@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from mxa.data import create_dataset
-from mxa.data.collections.nih import read_boxes
 from mxa.data.collections.padchest import FINDINGS
 from mxa.data.create import read_collection
 from mxa.labels import CHEXPERT, NIH, PADCHEST
+
+from ..helpers import boxes_of
 
 TABLES = Path(find_spec("torchxrayvision").origin).parent / "data"
 
@@ -111,7 +112,7 @@ def test_nih(tmp_path):
 
 
 def test_nih_boxes_of_radiologists(tmp_path):
-    boxes = read_boxes(folder(tmp_path, "BBox_List_2017.csv.gz", "BBox_List_2017.csv.gz"))
+    boxes = boxes_of(folder(tmp_path, "BBox_List_2017.csv.gz", "BBox_List_2017.csv.gz"))
     table = pd.read_csv(TABLES / "BBox_List_2017.csv.gz")
     assert sum(len(b) for found in boxes.values() for b in found.values()) == len(table) == 984
     assert len(boxes) == table["Image Index"].nunique()
