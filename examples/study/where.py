@@ -37,6 +37,7 @@ from mxa.task import masked_bce_with_logits, place_loss
 
 LABELS = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax")
 FOLDS = 5
+STRIDES = (8, 16, 32)
 logger = logging.getLogger("where")
 
 
@@ -48,24 +49,23 @@ class Features:
     images: list[BoxedImage]
     maps: list[torch.Tensor]
     pooled: torch.Tensor  # (V, N, C), what the network's classifier takes
-    last: torch.Tensor  # (V, N, C, H, W), before the pooling
+    last: torch.Tensor  # (N, C, H, W), before the pooling, of the images as they are
     boxes: torch.Tensor  # (V, N, K, 5)
 
 
 def read_features(root: str, start: str, size: int, strides: list[int], versions: int, cache: Path) -> Features:
-    """Computes the features, or reads them from the cache."""
+    """Computes the features of every stride, or reads them from the cache, and keeps some strides."""
     records = create_dataset("nih", root, "all", labels=LABELS, views="all").records
     images = boxed_images(records, "nih", root)
     if not cache.exists():
-        torch.save(compute(records, images, start, size, strides, versions), cache)
+        torch.save(compute(records, images, start, size, versions), cache)
     found = torch.load(cache, weights_only=True, mmap=True)
-    return Features(records, images, *(found[name] for name in ("maps", "pooled", "last", "boxes")))
+    maps = [m for m, stride in zip(found["maps"], STRIDES, strict=True) if stride in strides]
+    return Features(records, images, maps, *(found[name] for name in ("pooled", "last", "boxes")))
 
 
 @torch.inference_mode()
-def compute(
-    records: Records, images: list[BoxedImage], start: str, size: int, strides: list[int], versions: int
-) -> dict:
+def compute(records: Records, images: list[BoxedImage], start: str, size: int, versions: int) -> dict:
     model = load_model(start).eval()
     cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
     transforms = [create_transform(cfg), create_transform(cfg, is_training=True)]
@@ -89,15 +89,15 @@ def compute(
             padded = torch.full((most, 5), -1.0)
             padded[: seen.sum()] = torch.cat([corners, rows[:, 4:]], 1)[seen]
             boxes.append(padded)
-            features, maps = model.forward_intermediates(x[None], indices=[last[stride] for stride in strides])
+            features, maps = model.forward_intermediates(x[None], indices=[last[stride] for stride in STRIDES])
             kept.append([m[0].half() for m in maps])
-            final.append(features[0].half())
+            final += [features[0].half()] if version == 0 else []
             pooled.append(model.forward_head(features, pre_logits=True)[0].half())
         logger.info("version %d of %d: %.0f s", version + 1, versions, time.monotonic() - started)
     shape = (versions, len(records))
     maps = [torch.stack(one).unflatten(0, shape) for one in zip(*kept, strict=True)]
-    named = {"pooled": pooled, "last": final, "boxes": boxes}
-    return {"maps": maps, **{name: torch.stack(one).unflatten(0, shape) for name, one in named.items()}}
+    pooled, boxes = (torch.stack(one).unflatten(0, shape) for one in (pooled, boxes))
+    return {"maps": maps, "pooled": pooled, "last": torch.stack(final), "boxes": boxes}
 
 
 class Plain(nn.Module):
@@ -107,8 +107,8 @@ class Plain(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, len(LABELS))
 
-    def forward(self, pooled: torch.Tensor, last: torch.Tensor, maps: list[torch.Tensor]):
-        heat = torch.einsum("bchw,lc->blhw", last, self.linear.weight).relu()
+    def forward(self, pooled: torch.Tensor, last: torch.Tensor | None, maps: list[torch.Tensor]):
+        heat = None if last is None else torch.einsum("bchw,lc->blhw", last, self.linear.weight).relu()
         return self.linear(pooled), FindingOutput(None, heat, None)
 
 
@@ -124,7 +124,7 @@ class Pooled(nn.Module):
         self.head, self.kind = FindingHead(dims, len(LABELS)), kind
         self.score = nn.Conv2d(self.head.score.in_channels, len(LABELS), 1)
 
-    def forward(self, pooled: torch.Tensor, last: torch.Tensor, maps: list[torch.Tensor]):
+    def forward(self, pooled: torch.Tensor, last: torch.Tensor | None, maps: list[torch.Tensor]):
         x = self.head.fuse(maps)
         scores = self.score(x)  # (B, L, H, W)
         if self.kind == "CSRA":
@@ -145,7 +145,7 @@ class Finding(nn.Module):
         self.plain = Plain(dims, width)
         self.attached = AttachedFindingHead(FindingHead(dims, len(LABELS)), [], range(len(LABELS)), len(LABELS))
 
-    def forward(self, pooled: torch.Tensor, last: torch.Tensor, maps: list[torch.Tensor]):
+    def forward(self, pooled: torch.Tensor, last: torch.Tensor | None, maps: list[torch.Tensor]):
         logits, _ = self.plain(pooled, last, maps)
         return self.attached(logits, maps)
 
@@ -191,7 +191,8 @@ def train(arm: str, data: Features, rows: np.ndarray, seed: int, args: argparse.
 
 def run(model: nn.Module, data: Features, version, rows, boxes: torch.Tensor):
     maps = [m[version, rows].float() for m in data.maps]
-    return *model(data.pooled[version, rows].float(), data.last[version, rows].float(), maps), boxes[version, rows]
+    last = None if model.training else data.last[rows].float()
+    return *model(data.pooled[version, rows].float(), last, maps), boxes[version, rows]
 
 
 @torch.inference_mode()
@@ -224,7 +225,9 @@ def main() -> None:
     parser.add_argument("--start", required=True, help="what mxa convert wrote of EfficientNet-Lite0")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--size", type=int, default=256, help="side of the input, in pixels")
-    parser.add_argument("--strides", type=int, nargs="+", default=[16, 32], help="of the maps that the heads take")
+    parser.add_argument(
+        "--strides", type=int, nargs="+", default=[16, 32], choices=STRIDES, help="of the maps that the heads take"
+    )
     parser.add_argument("--versions", type=int, default=5, help="of each image, the first as it is")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -238,8 +241,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
-    name = f"features-{args.size}-{'-'.join(map(str, args.strides))}.pt"
-    data = read_features(args.root, args.start, args.size, args.strides, args.versions, args.output / name)
+    cache = args.output / f"features-{args.size}.pt"
+    data = read_features(args.root, args.start, args.size, args.strides, args.versions, cache)
     folds = [np.flatnonzero(fold_splits(data.records, k, FOLDS).splits == "test") for k in range(FOLDS)]
     ending = "" if args.boxes is None else f", {args.boxes} images"
     for arm, seed in ((arm, seed) for seed in args.seeds for arm in args.arms):

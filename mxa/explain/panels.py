@@ -163,10 +163,10 @@ def draw_panel(
 ) -> None:
     """Draws everything about one image on one page, and writes a PNG.
 
-    Every row begins with the X-ray alone. The first has its findings, its boxes and the maps of the model, each map with a scale of
-    its own, from its lowest value that is not 0. Then comes a row for each method with a column for each label, all of
-    a row on one scale from 0, and a row as in ``draw_comparison``. A map is clear in the lowest fifth of its scale, so
-    that the X-ray is seen; lines enclose what is above half of the scale.
+    Every row begins with the X-ray alone. The first has its findings, its boxes and the maps of the model, each map
+    with a scale of its own, from its lowest value that is not 0. Then comes a row for each method with a column for
+    each label, all of a row on one scale from 0, and a row as in ``draw_comparison``. A map is clear in the lowest
+    fifth of its scale, so that the X-ray is seen; lines enclose what is above half of the scale.
 
     Args:
         image: The X-ray, as ``mxa.data.to_gray`` takes it.

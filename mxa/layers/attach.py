@@ -62,7 +62,7 @@ def attach_finding_head(
             grafted MXA. It is changed in place.
         labels: Outputs that are given a place, by name or by number; by default all but No Finding, which has none.
         reductions: Strides of the maps that the head takes, each the last of its stride. Those that the model lacks are
-            left out.
+            left out; if it has none of them, the head takes its coarsest map.
         **options: Arguments of ``FindingHead``: ``dim``, ``crop_size``, ``prior_size``, ``min_size``, ``reduction``,
             ``kernel_size``.
 
@@ -70,8 +70,7 @@ def attach_finding_head(
         The model.
 
     Raises:
-        ValueError: it has a finding head, no classifier or no maps of these strides, or a label is not one of its
-            outputs.
+        ValueError: it has a finding head, or no maps, or no outputs, or a label is not one of its outputs.
 
     >>> import mxa, timm
     >>> model = mxa.layers.attach_finding_head(timm.create_model("efficientvit_ml_m0", num_classes=3)).eval()
@@ -86,10 +85,7 @@ def attach_finding_head(
     if not info or not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
         raise ValueError(f"{type(model).__name__} gives no maps: take a timm model that has forward_intermediates")
     last = {stage["reduction"]: (i, stage["num_chs"]) for i, stage in enumerate(info)}
-    taken = [last[stride] for stride in sorted(reductions) if stride in last]
-    if not taken:
-        strides = ", ".join(map(str, sorted(last)))
-        raise ValueError(f"{type(model).__name__} has no map of the strides {list(reductions)}: it has {strides}")
+    taken = [last[stride] for stride in sorted(reductions) if stride in last] or [last[max(last)]]
     tensor = next(model.parameters())
     dims = [channels for _, channels in taken]
     head = FindingHead(dims, len(rows), **options, device=tensor.device, dtype=tensor.dtype)

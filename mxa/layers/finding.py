@@ -36,8 +36,9 @@ class FindingHead(nn.Module):
 
     The maps of several strides are brought to one width and to the size of the finest, and added. A convolution gives
     each label a score in every cell; a learned prior over places is added to it. The box of a label is the mean and
-    the spread of its heat map, as in ``ROIHead``. Each label's crop goes through one CBAM that all labels share, is
-    averaged, and gives the label's logit. There is no loop over labels or images.
+    the spread of its heat map, as in ``ROIHead``, but of a sharper one, so that a second peak pulls it less; what is
+    seen there moves and scales it. Each label's crop goes through one CBAM that all labels share, is averaged, and
+    gives the label's logit. There is no loop over labels or images.
 
     Args:
         dims: Channels of each map, at least one map.

@@ -169,8 +169,6 @@ def test_what_cannot_be_attached():
     ):
         with pytest.raises(ValueError, match=message):
             attach_finding_head(model, labels)
-    with pytest.raises(ValueError, match=r"no map of the strides \[3\]: it has 2, 4, 8, 16, 32, 64"):
-        attach_finding_head(model, reductions=[3])
     with pytest.raises(ValueError, match="gives no maps"):
         attach_finding_head(NoMaps())
     with pytest.raises(ValueError, match="has no outputs"):
@@ -191,6 +189,14 @@ class NoMaps(nn.Module):
     """A network that timm has not made."""
 
     num_classes = 2
+
+
+@torch.no_grad()
+def test_a_network_of_another_stride():
+    model = timm.create_model("vit_tiny_patch16_224", patch_size=14, depth=1, num_classes=2, img_size=56).eval()
+    model.feature_info = [{**stage, "reduction": 14} for stage in model.feature_info]
+    attach_finding_head(model, dim=8)
+    assert model(torch.randn(1, 3, 56, 56), return_findings=True)[1].scores.shape == (1, 2, 4, 4)
 
 
 def test_a_saved_recipe_is_checked(tmp_path):
