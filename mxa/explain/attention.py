@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from timm.models.efficientvit_msra import CascadedGroupAttention, LocalWindowAttention
 from torch import nn
 
+from ..layers.grid import Grid
 from ..utils.errors import InputError
-from .geometry import Grid, upsample
+from .geometry import upsample
 from .hooks import observe
 
 __all__ = ["attention_maps", "attention_weights", "mean_attention"]

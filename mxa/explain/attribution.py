@@ -10,9 +10,10 @@ from torch import nn
 
 from ..data import create_transform
 from ..labels import align
+from ..layers.grid import Grid
 from ..models.weights import label_names
 from ..utils.errors import InputError, require
-from .geometry import Grid, upsample
+from .geometry import upsample
 from .hooks import evaluating, observe, true_gradients
 
 __all__ = ["grad_cam", "integrated_gradients"]

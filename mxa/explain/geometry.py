@@ -1,4 +1,4 @@
-"""Where the cells of a map lie in the image it was made from, and back."""
+"""Maps of cells as maps of pixels, and what stands out in them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Grid", "Peak", "find_peak", "least_shown", "place", "to_image", "upsample"]
+from ..layers.grid import Grid
 
-
-class Grid(NamedTuple):
-    """How a map lies in its image: cell ``c`` of an axis is centred on pixel ``first + c * stride`` (from 0).
-
-    Args:
-        cells: Cells of the map, (H, W).
-        stride: Pixels from one cell to the next, (H, W).
-        first: Pixel index of the first cell's centre, (H, W); 0.0 in a network of padded 3 x 3 convolutions.
-        size: Pixels of the image, (H, W).
-    """
-
-    cells: tuple[int, int]
-    stride: tuple[float, float]
-    first: tuple[float, float]
-    size: tuple[int, int]
-
-
-def to_image(boxes: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Boxes ``(B, 4)`` in [0, 1] of a map to [0, 1] of its image, xyxy, clamped to the image."""
-    corners = []
-    for i, corner in enumerate(boxes.unbind(1)):
-        axis = 1 - i % 2  # x is the second axis
-        pixel = (corner * grid.cells[axis] - 0.5) * grid.stride[axis] + grid.first[axis] + 0.5
-        corners.append((pixel / grid.size[axis]).clamp(0, 1))
-    return torch.stack(corners, dim=1)
+__all__ = ["Peak", "find_peak", "least_shown", "place", "upsample"]
 
 
 def upsample(maps: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ..layers import MeanROIHead, MXABlock, ROIHead
+from ..layers.grid import Grid, to_image
 from ..utils.errors import InputError
-from .geometry import Grid, place, to_image, upsample
+from .geometry import place, upsample
 from .hooks import observe
 
 __all__ = ["gate_maps", "predict_rois", "roi_heat_maps"]

@@ -1,6 +1,6 @@
 """Losses and training tasks."""
 
-from .boxes import box_coverage, box_loss, enclosing_boxes, heat_map_loss, place_loss
+from .boxes import box_coverage, box_loss, enclosing_boxes, heat_map_loss, place_loss, roi_place_loss
 from .distillation import MultiLabelDistillationTask
 from .losses import MaskedLoss, distillation_mix, masked_bce_with_logits, soft_distillation_loss
 from .multi_label import MultiLabelTask
@@ -18,5 +18,6 @@ __all__ = [
     "heat_map_loss",
     "masked_bce_with_logits",
     "place_loss",
+    "roi_place_loss",
     "soft_distillation_loss",
 ]

@@ -8,12 +8,14 @@ is, is not known. Under data-parallel training the losses are those of the globa
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
-from ..layers import FindingOutput
+from ..layers import FindingOutput, MeanROIHead, ROIHead
+from ..layers.grid import from_image, tracked_grids
 from .losses import share_of
 
-__all__ = ["box_coverage", "box_loss", "enclosing_boxes", "heat_map_loss", "place_loss"]
+__all__ = ["box_coverage", "box_loss", "enclosing_boxes", "heat_map_loss", "place_loss", "roi_place_loss"]
 
 
 def box_coverage(boxes: torch.Tensor, num_labels: int, size: tuple[int, int]) -> torch.Tensor:
@@ -91,6 +93,52 @@ def box_loss(predicted: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 def place_loss(found: FindingOutput, boxes: torch.Tensor) -> torch.Tensor:
     """The sum of ``heat_map_loss`` and ``box_loss`` of what a finding head gives."""
     return heat_map_loss(found.scores, boxes) + box_loss(found.boxes, boxes)
+
+
+def roi_place_loss(
+    model: nn.Module, images: torch.Tensor, boxes: torch.Tensor, module: nn.Module | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs a model with MXA, and compares the box of each ROI head with the union of an image's boxes.
+
+    The loss of a softmax head is that of ``place_loss``, for one label that stands for all findings; that of an
+    averaging head, which has no heat map, is ``box_loss``. The loss is the mean over the heads. The boxes are brought
+    from the image to each head's map.
+
+    Args:
+        model: With ``ROIHead`` or ``MeanROIHead`` in it.
+        images: ``(B, C, H, W)``.
+        boxes: ``(B, K, 5)``, see above.
+        module: What is called, where that is a wrapper of the model.
+
+    Returns:
+        A scalar, and the model's logits.
+    """
+    one = torch.cat([boxes[..., :4], boxes[..., 4:].clamp(max=0)], dim=2)  # every finding is label 0
+    losses: list[torch.Tensor] = []
+    scores: dict[nn.Module, torch.Tensor] = {}
+
+    def look_map(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        scores[module] = output
+
+    with tracked_grids(model, (images.shape[2], images.shape[3])) as grid_of:
+
+        def look_box(head: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            grid = grid_of(inputs[0])
+            here = torch.cat([from_image(one[..., :4], grid), one[..., 4:]], dim=2)
+            loss = box_loss(output[:, None], here)
+            if isinstance(head, ROIHead):
+                loss = loss + heat_map_loss(scores.pop(head.score).float(), here)
+            losses.append(loss)
+
+        heads = [m for m in model.modules() if isinstance(m, (ROIHead, MeanROIHead))]
+        handles = [head.register_forward_hook(look_box) for head in heads]
+        handles += [head.score.register_forward_hook(look_map) for head in heads if isinstance(head, ROIHead)]
+        try:
+            logits = (module or model)(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return torch.stack(losses).mean(), logits
 
 
 def _own(boxes: torch.Tensor, num_labels: int) -> torch.Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from timm.task import MultiLabelClassificationTask
+from timm.utils.model import unwrap_model
 from torch import nn
 
-from .boxes import place_loss
+from .boxes import place_loss, roi_place_loss
 from .losses import masked_bce_with_logits
 
 __all__ = ["MultiLabelTask"]
@@ -43,14 +44,21 @@ class MultiLabelTask(MultiLabelClassificationTask):
 
         Args:
             input: Images ``(B, C, H, W)``.
-            target: Labels ``(B, L)``, NaN where masked; or boxes ``(B, K, 5)`` for a model with a finding head, see
-                ``mxa.task.boxes``. Boxes say nothing about labels.
+            target: Labels ``(B, L)``, NaN where masked; or boxes ``(B, K, 5)``, see ``mxa.task.boxes``, for a model
+                with a finding head or, without one, with MXA blocks. Boxes say nothing about labels.
         """
         if target.ndim == 3:
-            output, found = self.trainable_module(input, return_findings=True)
-            return {"loss": self.box_weight * place_loss(found, target), "output": output}
+            loss, output = self._place_loss(input, target)
+            return {"loss": self.box_weight * loss, "output": output}
         output = self.trainable_module(input)
         return {"loss": self.criterion(output, target, ~target.isnan(), self.pos_weight), "output": output}
+
+    def _place_loss(self, input: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model = unwrap_model(self.trainable_module)
+        if not hasattr(model, "finding_head"):
+            return roi_place_loss(model, input, boxes, self.trainable_module)
+        output, found = self.trainable_module(input, return_findings=True)
+        return place_loss(found, boxes), output
 
     def create_evaluator(self, **kwargs) -> None:
         """Raises ``NotImplementedError``: timm's evaluator counts masked labels as negative."""

@@ -16,7 +16,7 @@ from ..data import CXRDataset, create_dataset, data_config
 from ..data.boxes import BoxedDataset, boxed_images
 from ..evaluation.predictions import read_predictions
 from ..labels import align
-from ..layers import attach_finding_head
+from ..layers import MeanROIHead, ROIHead, attach_finding_head
 from ..layers.attach import finding_rows
 from ..models.load import create, fill_weights, init_weights
 from ..models.weights import set_label_names
@@ -61,12 +61,17 @@ def open_boxes(config: TrainConfig, model: nn.Module, train_set: CXRDataset) -> 
     too, so that its validation patients can tell what was learnt.
 
     Raises:
-        InputError: a model without a finding head, no box of one of its labels, or a collection without boxes.
+        InputError: a model without a finding head or MXA, no box of one of its labels, or a collection without boxes.
     """
     if config.boxes is None:
         return None
-    if (rows := finding_rows(model)) is None:
-        raise InputError("--boxes need a model with a finding head: add --finding-head")
+    rows = finding_rows(model)
+    if rows is None:
+        if not any(isinstance(module, (ROIHead, MeanROIHead)) for module in model.modules()):
+            raise InputError("--boxes need a model with a finding head or with MXA: add --finding-head")
+        if config.compile:
+            raise InputError("--boxes of MXA blocks are compared through hooks, which --compile leaves out: drop one")
+        rows = range(len(train_set.labels))
     if config.boxes_data is None:
         collection, root, records = config.data, config.root, train_set.records
     else:

@@ -77,8 +77,8 @@ def test_rois_leave_no_trace_and_stay_inside(run):
 
 def test_a_cell_of_a_map_lies_where_the_boxes_say():
     """The gradient of one cell of the stem's map is centred on the pixel that the conversion gives."""
-    from mxa.explain.geometry import to_image
     from mxa.explain.hooks import observe
+    from mxa.layers.grid import to_image
 
     torch.manual_seed(0)
     model = timm.create_model("efficientvit_ml_m0_mxa").eval()

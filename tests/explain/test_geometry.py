@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from mxa.explain.geometry import Grid, find_peak, least_shown, place, to_image, upsample
+from mxa.explain.geometry import find_peak, least_shown, place, upsample
 from mxa.explain.hooks import observe
 from mxa.layers import roi_resize
+from mxa.layers.grid import Grid, to_image
 
 GRID = Grid((4, 6), (8.0, 8.0), (0.0, 0.0), (32, 48))  # as 3 x 3 convolutions with padding 1 make it
 

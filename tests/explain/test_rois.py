@@ -7,8 +7,8 @@ import timm
 import torch
 
 from mxa.explain import gate_maps, predict_rois, roi_heat_maps
-from mxa.explain.geometry import Grid, to_image
 from mxa.layers import MXABlock
+from mxa.layers.grid import Grid, to_image
 from mxa.utils.errors import InputError
 
 BLOCKS = [f"stages.{s}.blocks.{b}.mixer.mxa" for s, n in enumerate((1, 2, 3)) for b in range(n)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.ops import generalized_box_iou
 
-from mxa.layers import FindingOutput
-from mxa.task import MultiLabelTask, box_coverage, box_loss, enclosing_boxes, heat_map_loss, place_loss
+from mxa.layers import FindingOutput, ROIHead
+from mxa.task import MultiLabelTask, box_coverage, box_loss, enclosing_boxes, heat_map_loss, place_loss, roi_place_loss
 
 NONE = [-1.0] * 5
 BOXES = torch.tensor(
@@ -105,11 +106,40 @@ def test_rows_without_a_box_change_nothing():
     assert place_loss(found, torch.tensor(NONE).expand(3, 4, 5)) == 0
 
 
+def test_boxes_of_the_papers_blocks():
+    torch.manual_seed(0)
+    model = timm.create_model("efficientvit_ml_m0_mxa", num_classes=2, img_size=96).train()
+    x, boxes = torch.randn(3, 3, 96, 96), BOXES.float()
+    loss, logits = roi_place_loss(model, x, boxes)
+    expected, maps = [], {}
+    handles = [
+        m.register_forward_hook(lambda m, inputs, output: maps.update({m: (inputs[0], output)}))
+        for m in model.modules()
+        if isinstance(m, ROIHead)
+    ]
+    torch.testing.assert_close(model(x), logits)  # nothing was changed by looking
+    for handle in handles:
+        handle.remove()
+    for head, (x, box) in maps.items():
+        cells = x.shape[-1]
+        stride = {6: 16, 3: 32, 2: 64}[cells]
+        here = boxes.clone()
+        here[..., :4] = (((boxes[..., :4] * 96 - 0.5) / stride + 0.5) / cells).clamp(0, 1)
+        here[..., 4].clamp_(max=0)
+        found = FindingOutput(None, head.score(x), box[:, None])
+        expected.append(place_loss(found, here))
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    loss.backward()
+    assert len(expected) == 6
+    assert all(head.score[-1].weight.grad.any() and head.log_scale.grad.any() for head in maps)
+
+
 class Model(nn.Module):
     """Gives logits, and findings where they are asked for."""
 
     def __init__(self):
         super().__init__()
+        self.finding_head = nn.Identity()
         self.scores = nn.Parameter(torch.zeros(1, 3, 4, 4))
         self.logits = nn.Parameter(torch.zeros(1, 3))
 
