@@ -193,8 +193,8 @@ def test_bad_input(runs, files, tmp_path):
     assert image.read_bytes() == before
     (files / "bad.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"bad\.png does not decode"):
-        run(runs, tmp_path, files)
-    rows = run(runs, tmp_path, (files / "bad.png", image), skip_bad=True)
+        run(runs, tmp_path, (image, files / "bad.png"), labels="Mass")
+    rows = run(runs, tmp_path, (files / "bad.png", image), labels="Mass", skip_bad=True)
     assert "does not decode" in rows[0]["error"] and rows[1]["picture"] == "deep.png"
     with pytest.raises(InputError, match="none of the 1 images reads"):
         run(runs, tmp_path, files / "bad.png", skip_bad=True)
