@@ -29,10 +29,15 @@ TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_s
 TWO = {**TINY, "data": "table", "seeds": (0,), "arms": ("baseline", "mxa"), "replicates": 20, "augment": "crop"}
 
 
-@pytest.fixture(autouse=True)
-def few_pictures(undrawn, monkeypatch):
+def draw_little(monkeypatch) -> None:
+    monkeypatch.setattr("mxa.evaluation.report.plots.encode", lambda figure: "")
     for figure in ("learning_figure", "boxes_figure"):
         monkeypatch.setattr(job, figure, lambda *args: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    draw_little(monkeypatch)
 
 
 @pytest.fixture
@@ -47,7 +52,9 @@ def config(table, tmp_path):
 def both(table, tmp_path_factory):
     """A table of the baseline and MXA."""
     output = tmp_path_factory.mktemp("both") / "table"
-    ablate(AblateConfig(**TWO, root=table, output=output))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        ablate(AblateConfig(**TWO, root=table, output=output))
     return output
 
 
