@@ -206,6 +206,12 @@ def run(table, tmp_path_factory):
 
 
 @pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Leaves the pictures of a report empty: drawing them takes most of the time of a test of something else."""
+    monkeypatch.setattr("mxa.evaluation.report.plots.encode", lambda figure: "")
+
+
+@pytest.fixture
 def crossings(monkeypatch) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Device, type and shape of all images that ``Tensor.to`` has moved."""
     seen, to = [], torch.Tensor.to

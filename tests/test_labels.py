@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -52,9 +50,9 @@ def test_spaces_by_name():
 
 
 def test_xrv_is_torchxrayvisions():
-    code = "import json, torchxrayvision.datasets as d; print(json.dumps(d.default_pathologies))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert tuple(json.loads(done.stdout.splitlines()[-1])) == XRV
+    with warnings.catch_warnings():  # importing it silences every warning of the process
+        import torchxrayvision.datasets
+    assert tuple(torchxrayvision.datasets.default_pathologies) == XRV
 
 
 def test_the_14_findings_of_nih_are_the_first_14_of_xrv():

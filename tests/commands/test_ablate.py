@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 import mxa.commands.ablate as job
@@ -25,13 +26,42 @@ from mxa.utils.errors import InputError
 TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
 
 
+TWO = {**TINY, "data": "table", "seeds": (0,), "arms": ("baseline", "mxa"), "replicates": 20, "augment": "crop"}
+
+
+def draw_little(monkeypatch) -> None:
+    monkeypatch.setattr("mxa.evaluation.report.plots.encode", lambda figure: "")
+    for figure in ("learning_figure", "boxes_figure"):
+        monkeypatch.setattr(job, figure, lambda *args: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    draw_little(monkeypatch)
+
+
 @pytest.fixture
 def config(table, tmp_path):
     def build(**fields) -> AblateConfig:
-        shared = {"data": "table", "root": table, "output": tmp_path / "table", "replicates": 20, "augment": "crop"}
-        return AblateConfig(**{**TINY, **shared, "seeds": (0,), "arms": ("baseline", "mxa"), **fields})
+        return AblateConfig(**{**TWO, "root": table, "output": tmp_path / "table", **fields})
 
     return build
+
+
+@pytest.fixture(scope="module")
+def both(table, tmp_path_factory):
+    """A table of the baseline and MXA."""
+    output = tmp_path_factory.mktemp("both") / "table"
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        ablate(AblateConfig(**TWO, root=table, output=output))
+    return output
+
+
+@pytest.fixture
+def begun(both, tmp_path):
+    """A copy of that table, where ``config`` goes on."""
+    return shutil.copytree(both, tmp_path / "table")
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -39,7 +69,7 @@ def cells(text: str, row: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_rows_are_added_and_never_trained_again(config, run, tmp_path):
+def test_rows_are_added_and_never_trained_again(config, begun, run, tmp_path, monkeypatch):
     folder = tmp_path / "table"
     result = ablate(config())
     text = (folder / "table.md").read_text()
@@ -57,17 +87,18 @@ def test_rows_are_added_and_never_trained_again(config, run, tmp_path):
     assert result["rows"]["mxa+kd"]["seeds"] == [0, 1] and result["rows"]["baseline"]["seeds"] == [0]
     text = (folder / "table.md").read_text()
     assert cells(text, "+ KD")[2] == "not run" and cells(text, "+ MXA + KD")[1] == "0, 1"
-    assert {"report.html", "learning.png", "boxes.png", "metrics.json"} <= {p.name for p in folder.iterdir()}
-    assert all(Image.open(folder / name).size[0] > 500 for name in ("learning.png", "boxes.png"))
     settings = yaml.safe_load((folder / "runs" / "baseline-seed0" / "config.yaml").read_text())
     assert settings["model"] == "efficientvit_ml_m0" and settings["teacher"] is None
     assert (folder / "runs" / "mxa+kd-seed1" / "teacher.json").is_file()
+    monkeypatch.undo()  # the pictures are drawn
     assert ablate(config(arms=("baseline",)))["rows"]["mxa+kd"]["seeds"] == [0, 1]  # without a teacher at hand
+    assert {"report.html", "learning.png", "boxes.png", "metrics.json"} <= {p.name for p in folder.iterdir()}
+    assert all(Image.open(folder / name).size[0] > 500 for name in ("learning.png", "boxes.png"))
     with pytest.raises(InputError, match="epochs was 1"):
         ablate(config(epochs=2))
 
 
-def test_the_numbers_are_those_of_evaluate(config, table, tmp_path):
+def test_the_numbers_are_those_of_evaluate(config, begun, table, tmp_path):
     ours = ablate(config())["rows"]
     runs = tuple(str(tmp_path / "table" / "runs" / f"{arm}-seed0") for arm in ("baseline", "mxa"))
     where = {"data": "table", "root": table, "workers": 0, "replicates": 20}
@@ -115,9 +146,7 @@ def test_sigterm_stops_between_and_the_same_command_goes_on(config, tmp_path, mo
     assert calls == ["baseline-seed0", "mxa-seed0", "mxa-seed0"]
 
 
-def test_the_table_needs_no_run_folders(config, tmp_path):
-    import shutil
-
+def test_the_table_needs_no_run_folders(config, begun, tmp_path):
     first = ablate(config())
     before = {name: (tmp_path / "table" / name).read_bytes() for name in ("table.md", "learning.png", "boxes.png")}
     shutil.rmtree(tmp_path / "table" / "runs")
@@ -219,7 +248,7 @@ def test_logits_of_too_few_images_are_refused_before_the_first_run(config, run, 
     assert not (tmp_path / "table").exists()
 
 
-def test_a_teacher_that_has_changed_starts_another_table(config, run, tmp_path):
+def test_a_teacher_that_has_changed_starts_another_table(config, begun, run, tmp_path):
     teacher = shutil.copytree(run, tmp_path / "teacher")
     ablate(config(arms=("baseline", "kd"), teacher=str(teacher)))
     ablate(config(arms=("baseline",)))  # without it at hand
@@ -230,7 +259,7 @@ def test_a_teacher_that_has_changed_starts_another_table(config, run, tmp_path):
         ablate(config(arms=("kd",), teacher=str(teacher), seeds=(0, 1)))
 
 
-def test_what_the_teacher_adds_to_mxa_is_told(config, run):
+def test_what_the_teacher_adds_to_mxa_is_told(config, begun, run):
     result = ablate(config(arms=("baseline", "mxa", "mxa+kd"), teacher=str(run)))
     assert [(p["name"], p["minus"]) for p in result["paired"]] == [
         ("+ MXA", "baseline"),
@@ -259,7 +288,7 @@ def test_arms_of_ones_own_stand_beside_the_papers(config, tmp_path):
 
 
 def test_a_table_of_ones_own_arms_alone_needs_no_mxa(config, tmp_path):
-    arms = ({"plain": {"model": "resnet10t"}}, {"longer": {"model": "resnet10t", "epochs": 2}})
+    arms = ({"plain": {"model": "test_resnet"}}, {"longer": {"model": "test_resnet", "epochs": 2}})
     result = ablate(config(model="resnet14t", arms=arms))
     assert list(result["rows"]) == ["plain", "longer"]
     text = (tmp_path / "table" / "table.md").read_text()
@@ -306,10 +335,14 @@ def test_two_processes_fill_one_table(config, tmp_path):
     code = """
 import sys
 from pathlib import Path
+import mxa.commands.ablate as job
 from mxa.commands.ablate import AblateConfig, ablate
+from mxa.evaluation.report import plots
+plots.encode, job._pictures = lambda figure: "", lambda *args: None
 root, output, arm = sys.argv[1:]
 shared = {"data": "table", "root": root, "output": Path(output), "replicates": 20, "augment": "crop", "workers": 0}
-ablate(AblateConfig(model="resnet10t", img_size=64, epochs=1, batch_size=8, seeds=(0, 1), arms=({arm: {}},), **shared))
+small = {"model": "test_resnet", "img_size": 64, "epochs": 1, "batch_size": 8}
+ablate(AblateConfig(seeds=(0, 1), arms=({arm: {}},), **small, **shared))
 """
     arguments = [str(config().root), str(tmp_path / "table")]
     both = [subprocess.Popen([sys.executable, "-c", code, *arguments, arm], stderr=subprocess.PIPE) for arm in "pq"]
@@ -319,8 +352,7 @@ ablate(AblateConfig(model="resnet10t", img_size=64, epochs=1, batch_size=8, seed
     assert cells(text, "p")[1] == cells(text, "q")[1] == "0, 1"
 
 
-def test_scores_of_no_arm_are_named(config, tmp_path):
-    ablate(config(arms=("baseline",)))
+def test_scores_of_no_arm_are_named(config, begun, tmp_path):
     path = tmp_path / "table" / "scores.parquet"
     write_runs(path, {Run("other", 0): one for one in read_runs(path).values()})
     with pytest.raises(InputError, match=r"scores\.parquet holds 'other-seed0', a run of no arm of this table"):
@@ -344,7 +376,7 @@ def test_a_kill_while_scores_are_written_loses_no_finished_run(config, tmp_path,
     assert result["rows"]["baseline"]["seeds"] == result["rows"]["mxa"]["seeds"] == [0]
 
 
-def test_the_table_of_the_scores_and_settings_alone(config, tmp_path):
+def test_the_table_of_the_scores_and_settings_alone(config, begun, tmp_path):
     """A copy of ablation.yaml and scores.parquet gives the same table, and goes on."""
     first = ablate(config())
     (tmp_path / "copy").mkdir()

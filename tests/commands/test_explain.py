@@ -41,6 +41,12 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
+def no_panels(monkeypatch):
+    """Leaves the pictures empty: drawing them takes most of the time of a test of something else."""
+    monkeypatch.setattr(job, "draw_panel", lambda image, rois, maps, labels, picture, *rest: picture.touch())
+
+
+@pytest.fixture
 def files(tmp_path):
     """A wide image in two folders under one name, a deep one, and DICOM."""
     rng = np.random.default_rng(0)
@@ -88,7 +94,7 @@ def test_files_names_and_contents(runs, files, tmp_path):
             assert metadata["probability"] == pytest.approx(other["probabilities"][label], abs=1e-5)
 
 
-def test_boxes_and_peaks_are_in_original_pixels(runs, files, tmp_path, monkeypatch):
+def test_boxes_and_peaks_are_in_original_pixels(no_panels, runs, files, tmp_path, monkeypatch):
     """A map of the 64 x 64 input with one hot square: its place in the image of 300 x 100 is worked out by hand."""
     heat = torch.zeros(1, 1, 64, 64)
     heat[..., 16:32, 48:56] = 1.0
@@ -124,7 +130,7 @@ def test_the_three_most_probable_by_default_and_a_second_model(runs, files, tmp_
         run(runs, tmp_path, path, against=str(runs / "resnet10t"))
 
 
-def test_no_finding_has_no_map(runs, files, tmp_path, caplog):
+def test_no_finding_has_no_map(no_panels, runs, files, tmp_path, caplog):
     model = load_model(runs / "resnet10t")
     names = ("No Finding", "Mass", "Edema", "Hernia")
     with torch.no_grad():
@@ -142,13 +148,13 @@ def test_no_finding_has_no_map(runs, files, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("model", "attends"), [("efficientvit_ml_m0", True), ("resnet10t", False)])
-def test_models_without_mxa(runs, files, tmp_path, model, attends):
+def test_models_without_mxa(no_panels, runs, files, tmp_path, model, attends):
     rows = run(runs, tmp_path, (files / "deep.png", files / "a"), model=model, labels="Mass")
     assert all(row["boxes"] == row["gate"] == {} and bool(row["attention"]) is attends for row in rows)
     assert not (tmp_path / "out" / "gallery.png").exists()
 
 
-def test_a_model_without_maps_has_no_grad_cam(runs, files, tmp_path, caplog):
+def test_a_model_without_maps_has_no_grad_cam(no_panels, runs, files, tmp_path, caplog):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=4, img_size=64)
     set_label_names(vit, LABELS)
     save_pretrained(vit, tmp_path / "vit")
@@ -179,7 +185,7 @@ def test_dicom_says_nothing_of_the_patient(runs, tmp_path, caplog):
         assert secret not in written + caplog.text
 
 
-def test_bad_input(runs, files, tmp_path):
+def test_bad_input(no_panels, runs, files, tmp_path):
     with pytest.raises(InputError, match="--labels: the model does not know Fracture; it knows Edema, Mass"):
         run(runs, tmp_path, files, labels="Mass,Fracture")
     with pytest.raises(InputError, match=r"no such file"):
@@ -193,14 +199,14 @@ def test_bad_input(runs, files, tmp_path):
     assert image.read_bytes() == before
     (files / "bad.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"bad\.png does not decode"):
-        run(runs, tmp_path, files)
-    rows = run(runs, tmp_path, (files / "bad.png", image), skip_bad=True)
+        run(runs, tmp_path, (image, files / "bad.png"), labels="Mass")
+    rows = run(runs, tmp_path, (files / "bad.png", image), labels="Mass", skip_bad=True)
     assert "does not decode" in rows[0]["error"] and rows[1]["picture"] == "deep.png"
     with pytest.raises(InputError, match="none of the 1 images reads"):
         run(runs, tmp_path, files / "bad.png", skip_bad=True)
 
 
-def test_an_image_called_gallery(runs, files, tmp_path):
+def test_an_image_called_gallery(no_panels, runs, files, tmp_path):
     (files / "deep.png").rename(files / "gallery.png")
     rows = run(runs, tmp_path, (files / "a", files / "gallery.png"), labels="Mass")
     assert rows[1]["picture"] == "gallery-2.png"

@@ -237,7 +237,7 @@ def test_errors(made_nih, tmp_path):
         prepare(PrepareConfig(tmp_path / "y", data="nih", root=str(root)))
 
 
-def test_training_and_evaluation_from_shards(table, tmp_path):
+def test_training_and_evaluation_from_shards(undrawn, table, tmp_path):
     shards = tmp_path / "shards"
     prepare(PrepareConfig(shards, data="table", root=str(table), format="png", shard_size=6, size=64))
     small = {"img_size": 64, "epochs": 6, "batch_size": 8, "model": "efficientvit_ml_m0_mxa"}
@@ -246,7 +246,7 @@ def test_training_and_evaluation_from_shards(table, tmp_path):
     scores = [
         evaluate(
             EvaluateConfig(
-                (str(tmp_path / "run"),), tmp_path / name, data=name, root=root, replicates=20, batch_size=5, workers=2
+                (str(tmp_path / "run"),), tmp_path / name, data=name, root=root, replicates=20, batch_size=5, workers=1
             )
         )["models"][0]
         for name, root in (("table", str(table)), ("shards", str(shards)))
@@ -260,7 +260,8 @@ def test_training_and_evaluation_from_shards(table, tmp_path):
 def test_a_resumed_run_from_shards_ends_with_the_same_weights(table, tmp_path, monkeypatch):
     shards = tmp_path / "shards"
     prepare(PrepareConfig(shards, data="table", root=str(table), shard_size=6))
-    small = {"img_size": 64, "batch_size": 4, "model": "resnet10t", "workers": 2, "data": "shards", "root": str(shards)}
+    small = {"img_size": 64, "batch_size": 4, "model": "test_resnet", "workers": 2, "root": str(shards)}
+    small["data"] = "shards"
     train(TrainConfig(tmp_path / "whole", epochs=3, **small))
     save, saved = job.save_checkpoint, []
 

@@ -18,6 +18,8 @@ from mxa.models.load import load_model
 from mxa.models.weights import save_pretrained, set_label_names
 from mxa.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def config(run, table, tmp_path):
@@ -123,7 +125,8 @@ def test_blank_cells_count_as_told(config):
     assert known[1] > known[0] > 0
 
 
-def test_the_report_folder(config, tmp_path, run):
+def test_the_report_folder(config, tmp_path, run, monkeypatch):
+    monkeypatch.undo()  # the pictures are drawn
     metrics = one(config(replicates=10, note="made data"))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("report.html", "metrics.json", "metrics.csv", "model_card.md", "predictions"),

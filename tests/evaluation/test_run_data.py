@@ -19,6 +19,8 @@ from mxa.evaluation.evaluate import EvaluateConfig, evaluate
 from mxa.train import train
 from mxa.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = {"workers": 0, "replicates": 5}
 
 

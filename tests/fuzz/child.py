@@ -63,6 +63,7 @@ def outcome(kind: Kind, folder: Path, right: object) -> str | None:
         text = str(error)
         return None if text and len(text) < 3000 else f"an error of {len(text)} characters: {text[:200]!r}"
     except BaseException:
+        started.clear()
         return traceback.format_exc(limit=-4)
     finally:
         reading = False

@@ -97,8 +97,8 @@ def compiled_agrees(model, backend, tolerance):
         assert (results[1][key] - expected).norm() <= tolerance * (1 + expected.norm()), key
 
 
-def test_compile_in_one_graph(model, fresh_dynamo):
-    compiled_agrees(model, "eager", 1e-4)
+def test_compile_in_one_graph(with_mxa, fresh_dynamo):
+    compiled_agrees(with_mxa, "eager", 1e-4)
 
 
 @pytest.mark.slow

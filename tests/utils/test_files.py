@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mxa import cli
 from mxa.utils.errors import InputError
 from mxa.utils.files import alone_in, atomic_copy, atomic_write, is_empty, write_text
 
@@ -133,17 +134,18 @@ def test_a_folder_that_is_not_filled_is_removed(tmp_path):
 
 def test_two_evaluations_do_not_mix(run, table, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mxa", "evaluate", str(run), "--data", "table", "--root", str(table)]
-    command += ["--output", str(out), "--workers", "0", "--replicates", "20", "--split", "all"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["evaluate", str(run), "--data", "table", "--root", str(table), "--output", str(out)]
+    command += ["--workers", "0", "--replicates", "20", "--split", "all"]
+    mxa = [sys.executable, "-m", "mxa"]
+    first = subprocess.Popen([*mxa, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until((out / ".mxa-running").exists, first)
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        second = subprocess.run(command, capture_output=True, text=True)
+        with pytest.raises(SystemExit) as second:
+            cli.main(command)
     finally:
         os.kill(first.pid, signal.SIGCONT)
-    assert second.returncode == 1
-    assert second.stderr.splitlines()[-1] == f"mxa evaluate: mxa evaluate is at work in {out}: wait for it, or end it"
+    assert second.value.code == f"mxa evaluate: mxa evaluate is at work in {out}: wait for it, or end it"
     assert first.wait(120) == 0, first.communicate()[1]
     assert {path.name for path in out.iterdir()} == {
         *("metrics.json", "metrics.csv", "model_card.md", "report.html", "predictions")

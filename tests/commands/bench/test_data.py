@@ -6,16 +6,27 @@ import json
 import math
 import os
 
+import pandas as pd
 import pytest
 import torch
 
 from mxa.commands import output
 from mxa.commands.bench.data import BenchDataConfig, _exhaust, _our_loader, _subset, _xrv_loader, bench_data
+from mxa.data.collections.xrv import shipped_table
 from mxa.utils.errors import InputError
 
 
+@pytest.fixture(params=[20_000, pytest.param(None, marks=pytest.mark.slow)])
+def real_table(request, tmp_path, monkeypatch):
+    """CheXpert's table: its first rows, or all."""
+    if request.param is not None:
+        path = tmp_path / "chexpert_train.csv.gz"
+        pd.read_csv(shipped_table(path.name), nrows=request.param, dtype=str).to_csv(path, index=False)
+        monkeypatch.setattr("mxa.commands.bench.data.shipped_table", lambda name: path)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_rows(made_chexpert, tmp_path, capsys):
+def test_rows(real_table, tmp_path, capsys):
     root = tmp_path / "drawn"
     folder = _subset(BenchDataConfig(images=33), root)
     assert len(list(folder.rglob("*.jpg"))) == 33
