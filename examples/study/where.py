@@ -28,10 +28,11 @@ from mxa.data.dataset import derive_seed, seeded
 from mxa.data.records import Records
 from mxa.data.splits import fold_splits
 from mxa.evaluation.predictions import of_records
-from mxa.layers import FindingHead, FindingOutput
+from mxa.layers import FindingHead, FindingOutput, attach_finding_head
 from mxa.layers.attach import AttachedFindingHead
 from mxa.metrics.localization import covered_area, score_box, score_map
 from mxa.metrics.localization_table import CaseScore, localization_table
+from mxa.models import save_pretrained, set_label_names
 from mxa.models.load import load_model
 from mxa.task import masked_bce_with_logits, place_loss
 
@@ -219,6 +220,18 @@ def score(model: nn.Module, data: Features, rows: np.ndarray) -> tuple[np.ndarra
     return torch.cat(logits).numpy(), cases
 
 
+def keep(model: Finding, start: str, size: int, strides: list[int], folder: Path) -> None:
+    """Saves the network and the heads that were trained on its features as one model."""
+    whole = load_model(start)
+    whole.reset_classifier(len(LABELS))
+    set_label_names(whole, LABELS)
+    whole.pretrained_cfg.update(input_size=(3, size, size), crop_pct=1.0, crop_mode="squash")
+    attach_finding_head(whole, range(len(LABELS)), strides)
+    whole.finding_head.load_state_dict(model.attached.state_dict())
+    whole.get_classifier().load_state_dict(model.plain.linear.state_dict())
+    save_pretrained(whole, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder in NIH's layout, with BBox_List_2017.csv")
@@ -236,7 +249,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--box-weight", type=float, default=1.0)
     parser.add_argument("--boxes", type=int, help="images of a fold's training part that keep their boxes; all of them")
-    parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--keep", type=Path, help="folder for the finding heads of the first seed, a model a fold")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -250,8 +263,10 @@ def main() -> None:
         if path.with_suffix(".csv").exists():
             continue
         started, logits, cases = time.monotonic(), np.zeros((len(data.records), len(LABELS)), np.float32), []
-        for tested in folds:
+        for number, tested in enumerate(folds):
             model = train(arm, data, np.setdiff1d(np.arange(len(data.records)), tested), seed, args)
+            if args.keep and seed == args.seeds[0] and isinstance(model, Finding):
+                keep(model, args.start, args.size, args.strides, args.keep / f"{path.stem}-fold{number}")
             logits[tested], found = score(model, data, tested)
             cases += found
         metadata = {"arm": arm + ending, "size": args.size, "seed": seed, "seconds": round(time.monotonic() - started)}
