@@ -26,7 +26,7 @@ from mxa.metrics.localization import (
     score_map,
     score_point,
 )
-from mxa.metrics.localization_table import CaseScore, localization_table
+from mxa.metrics.localization_table import THIRDS, CaseScore, localization_table
 from mxa.utils.errors import InputError
 
 NAN = float("nan")
@@ -389,3 +389,17 @@ def test_baselines_on_real_boxes(nih_boxes):
     assert np.mean(centre["Cardiomegaly"]) == pytest.approx(107 / 108) and np.mean(centre["Nodule"]) == 0
     assert np.mean(mean) == pytest.approx(0.251, abs=5e-4)
     assert np.mean(commonest) == pytest.approx(0.405, abs=5e-4)
+
+
+def test_thirds_by_the_area_of_the_boxes():
+    rows = [
+        CaseScore(str(i), f"p{i}", ("Mass", "Edema")[i % 2], method, float(i < 3), NAN, NAN, area=i / 10)
+        for i in range(9)
+        for method in ("one", "other")
+    ]
+    table = {(row["method"], row["finding"]): row for row in localization_table(rows, 20)}
+    for method in ("one", "other"):
+        assert [table[method, third]["pointing"] for third in THIRDS] == [1, 0, 0]
+        assert [table[method, third]["n"] for third in THIRDS] == [3, 3, 3]
+    without = localization_table([row._replace(area=NAN) for row in rows], 20)
+    assert not {row["finding"] for row in without} & set(THIRDS)
