@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import CXRDataset, create_dataset, data_config
 from ..data.boxes import BoxedDataset, boxed_images
+from ..data.records import Records
 from ..evaluation.predictions import read_predictions
 from ..labels import align
 from ..layers import MeanROIHead, ROIHead, attach_finding_head
@@ -58,7 +59,8 @@ def open_boxes(config: TrainConfig, model: nn.Module, train_set: CXRDataset) -> 
     """Opens the images with boxes that a run learns places from; None where it has none.
 
     Those of the labels' collection are the images of its training split. Those of another are of its training split
-    too, so that its validation patients can tell what was learnt.
+    too, so that its validation patients can tell what was learnt. If it is another part of the same collection, the
+    patients who validate or test the labels are left out of it.
 
     Raises:
         InputError: a model without a finding head or MXA, no box of one of its labels, or a collection without boxes.
@@ -77,6 +79,8 @@ def open_boxes(config: TrainConfig, model: nn.Module, train_set: CXRDataset) -> 
     else:
         collection, root = config.boxes_data, config.boxes_root
         records = create_dataset(collection, root, "train").records
+        if collection == config.data:
+            records = _without_held_out(records, config, train_set)
     images = boxed_images(records, collection, root, config.boxes)
     labels = [train_set.labels[row] for row in rows]
     boxed = BoxedDataset(records, images, labels, config.boxes_reduce, seed=config.seed, on_bad="raise")
@@ -97,6 +101,16 @@ def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
         return init_weights(model, config.init)
     state, names = read_xrv_weights(config.init.removeprefix("xrv:"))
     return fill_weights(model, state, names, config.init)
+
+
+def _without_held_out(records: Records, config: TrainConfig, train_set: CXRDataset) -> Records:
+    """Leaves out the patients of the labels' collection who do not train."""
+    every = replace(config, views="all", labels=None, merge=False).open("all").records
+    held_out = set(every.patients.tolist()) - set(train_set.records.patients.tolist())
+    kept = np.array([patient not in held_out for patient in records.patients.tolist()])
+    if not kept.all():
+        _logger.info("boxes: %d images of patients who validate or test are left out", (~kept).sum())
+    return records.subset(np.flatnonzero(kept))
 
 
 def create_task(

@@ -16,6 +16,7 @@ from mxa.models.load import load_model
 from mxa.training.config import TrainConfig
 from mxa.training.engine import Engine
 from mxa.training.loop import train
+from mxa.training.start import build_model, open_boxes
 from mxa.utils.config import read_yaml_file
 from mxa.utils.errors import InputError
 
@@ -132,6 +133,18 @@ def test_boxes_of_another_collection(boxed, squares, joined, tmp_path):
     with pytest.raises(InputError, match="has learnt boxes of the training split"):
         localize(LocalizeConfig((str(run),), tmp_path / "out", data="table", root=str(squares / "table.csv"),
                                 boxes=str(squares / "boxes.csv"), split="all"))  # fmt: skip
+
+
+def test_boxes_of_patients_who_validate_are_left_out(boxed, squares, tmp_path, caplog):
+    content = (squares / "table.csv").read_text().replace(",val,", ",train,")  # another part of the same collection
+    (squares / "other.csv").write_text(content)
+    caplog.set_level("INFO")
+    config = boxed(boxes_data="table", boxes_root=str(squares / "other.csv"))
+    train_set = config.resolved().open("train")
+    dataset = open_boxes(config.resolved(), build_model(config, train_set.labels), train_set)
+    assert "images of patients who validate or test are left out" in caplog.text
+    assert set(dataset.records.patients.tolist()) <= set(train_set.records.patients.tolist())
+    assert len(dataset) > 20
 
 
 @pytest.mark.parametrize(
