@@ -101,6 +101,7 @@ PUBLIC = {
         "check_known",
         "merge",
         "resolve_labels",
+        "label_names",
     ],
     "mxa.data": [
         "CXRDataset",
@@ -134,6 +135,10 @@ PUBLIC = {
         "roi_resize",
         "roi_resize3d",
         "ungraft",
+        "FindingHead",
+        "FindingOutput",
+        "attach_finding_head",
+        "detach_finding_head",
     ],
     "mxa.models": ["EfficientVitMl", "label_names", "load_labels", "save_pretrained", "set_label_names"],
 }

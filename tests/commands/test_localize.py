@@ -14,7 +14,8 @@ from mxa import explain
 from mxa.commands.localize import LocalizeConfig, localize
 from mxa.data import create_transform
 from mxa.data.boxes import read_boxed
-from mxa.metrics.localization_table import MACRO, METRICS
+from mxa.layers import attach_finding_head
+from mxa.metrics.localization_table import MACRO, METRICS, THIRDS
 from mxa.models.load import create, load_model
 from mxa.models.weights import save_pretrained, set_label_names
 from mxa.utils.command_line import parse
@@ -84,7 +85,7 @@ def of(result, method, model="mxa"):
 def test_a_perfect_map_scores_one(config, perfect):
     result = localize(config())
     table = of(result, "grad-cam")
-    assert sorted(table) == sorted((*SHARED, "all", "all cases"))
+    assert sorted(table) == sorted((*SHARED, "all", "all cases", *THIRDS))
     for row in table.values():
         assert row["pointing"] == row["energy"] == 1 and row["pointing_interval"] == [1, 1]
     assert table["Edema"]["hit_0.5"] == 1 and table["Edema"]["iou"] > 0.45
@@ -100,7 +101,7 @@ def test_only_findings_that_the_model_has_count_and_the_others_are_listed(config
     assert result["skipped"] == {"mxa": others} and "Lung Opacity" in others
     for baseline in ("chance", "centre", "mean box", "commonest point"):
         rows = of(result, baseline, "no model")
-        assert sorted(rows) == sorted((*SHARED, "all", "all cases"))
+        assert sorted(rows) == sorted((*SHARED, "all", "all cases", *THIRDS))
     assert of(result, "chance", "no model")["all"]["pointing"] == of(result, "chance", "no model")["all"]["energy"]
 
 
@@ -175,9 +176,15 @@ def test_a_map_that_is_not_finite_stops_the_job(config, monkeypatch):
         localize(config(methods=("gate",)))
 
 
-def test_every_method_with_real_maps(config):
+def test_every_method_with_real_maps(config, tmp_path):
     methods = LocalizeConfig.methods
-    result = localize(config(methods=methods, layers=("stages.0", "stages.1"), steps=2))
+    model = create("efficientvit_ml_m0_mxa", img_size=64, num_classes=len(LABELS))
+    set_label_names(model, LABELS)
+    save_pretrained(attach_finding_head(model, dim=8), tmp_path / "mxa")
+    result = localize(
+        config(models=(str(tmp_path / "mxa"),), methods=methods, layers=("stages.0", "stages.1"), steps=2)
+    )
+    assert {row["finding"] for row in result["froc"]} == {*SHARED, "all"}
     assert result["left_out"] == {"mxa": {}}
     names = {r["method"] for r in result["rows"] if r["model"] == "mxa"}
     assert {n.partition(":")[0] for n in names} == set(methods)

@@ -364,7 +364,7 @@ def test_csv_and_markdown(tmp_path):
     assert [r["finding"] for r in read] == [r["finding"] for r in table] and {r["model"] for r in read} == {"M0"}
     assert float(read[0]["pointing_high"]) == table[0]["pointing_interval"][1] and read[-1]["iou_low"] == ""
     lines = localization_markdown(table).splitlines()
-    assert lines[0] == "| model | method | pointing | energy | IoU | IoU > 0.1 | IoU > 0.3 | IoU > 0.5 |"
+    assert lines[0] == "| model | method | pointing | energy | IoU | IoU > 0.1 | IoU > 0.25 | IoU > 0.3 | IoU > 0.5 |"
     low, high = table[2]["pointing_interval"]
     assert lines[2].startswith(f"| M0 | m | {table[2]['pointing']:.3f} ({low:.3f}-{high:.3f}) |")
     assert "| model | method | Mass (20) | Edema (40) | all cases (60) |" in lines
