@@ -19,11 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import tv_tensors
 
 from mxa.commands.localize import baselines
 from mxa.data import create_dataset, create_transform
-from mxa.data.boxes import BoxedImage, boxed_images
+from mxa.data.boxes import BoxedImage, boxed_images, transform_boxed
 from mxa.data.dataset import derive_seed, seeded
 from mxa.data.records import Records
 from mxa.data.splits import fold_splits
@@ -78,18 +77,10 @@ def compute(records: Records, images: list[BoxedImage], start: str, size: int, v
         for i in range(len(records)):
             image = records.image(i)
             rows = [[*box, LABELS.index(f)] for f, some in drawn.get(i, {}).items() for box in some]
-            rows = torch.tensor(rows, dtype=torch.float32).view(-1, 5)
-            scale = torch.tensor([image.width, image.height] * 2)
-            moved = tv_tensors.BoundingBoxes(
-                rows[:, :4] * scale, format="XYXY", canvas_size=(image.height, image.width)
-            )
+            rows = np.array(rows, dtype=np.float32).reshape(-1, 5)
             with seeded(version, i):
-                x, moved = transforms[version > 0](image, moved)
-            corners = moved.as_subclass(torch.Tensor) / size
-            seen = (corners[:, :2] < corners[:, 2:]).all(1)
-            padded = torch.full((most, 5), -1.0)
-            padded[: seen.sum()] = torch.cat([corners, rows[:, 4:]], 1)[seen]
-            boxes.append(padded)
+                x, moved = transform_boxed(transforms[version > 0], image, rows, most)
+            boxes.append(moved)
             features, maps = model.forward_intermediates(x[None], indices=[last[stride] for stride in STRIDES])
             kept.append([m[0].half() for m in maps])
             final += [features[0].half()] if version == 0 else []

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..data import DataConfig, Records, create_transform, data_config
 from ..data.boxes import OWN, BoxedImage, read_boxed, reduced
+from ..data.transforms import XrayTransform
 from ..evaluation.model_arguments import read_models
 from ..evaluation.report.localization import localization_markdown, write_csv
 from ..labels import align
@@ -196,7 +197,7 @@ def _score_model(
     rows, left_out = [], {}
     for start in range(0, len(images), config.batch_size):
         batch = images[start : start + config.batch_size]
-        pixels = torch.stack([transform(reduced(records.image(image.index), config.reduce)) for image in batch])
+        pixels = _pixels(records, [image.index for image in batch], transform, config)
         for kind in (k for k in config.methods if k not in left_out):
             try:
                 found = _explain(kind, model, pixels.to(device), batch, outputs, config)
@@ -232,7 +233,7 @@ def _mark(
     marked = []
     for start in range(0, len(rows), config.batch_size):
         batch = rows[start : start + config.batch_size]
-        pixels = torch.stack([transform(reduced(records.image(i), config.reduce)) for i in batch])
+        pixels = _pixels(records, batch, transform, config)
         found = explain.predict_findings(model, pixels.to(device))
         probabilities, boxes = _array(found.logits.sigmoid()), _array(found.boxes)
         for place, i in enumerate(batch):
@@ -290,6 +291,11 @@ def _explain(
                 maps = _array(explainer(model, pixels[places], [label])[:, 0])  # (B, 1, H, W) to (B, H, W)
                 found += [(batch[i], finding, name, one) for i, one in zip(places, maps, strict=True)]
     return found
+
+
+def _pixels(records: Records, rows: Sequence[int], transform: XrayTransform, config: LocalizeConfig) -> torch.Tensor:
+    """Images as a model takes them, ``(B, C, H, W)``."""
+    return torch.stack([transform(reduced(records.image(i), config.reduce)) for i in rows])
 
 
 def _array(values: torch.Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,22 +135,37 @@ class BoxedDataset(CXRDataset):
 
     def _sample(self, index: int, image: Image.Image | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Transforms an image and its boxes; None stands for an image that does not read."""
-        rows = torch.full((self.most, 5), -1.0)
         if image is None:
-            return super()._sample(index, None)[0], rows
-        if self.reduce is not None:
-            image = reduced(image, self.reduce)
-        found = torch.from_numpy(self.boxes[index]).float()
-        size = torch.tensor([image.width, image.height] * 2)
-        boxes = tv_tensors.BoundingBoxes(found[:, :4] * size, format="XYXY", canvas_size=(image.height, image.width))
-        if self.transform is not None:
-            with seeded(self.seed, int(self._epoch), index):
-                image, boxes = self.transform(image, boxes)
-        high, wide = boxes.canvas_size
-        corners = boxes.as_subclass(torch.Tensor) / torch.tensor([wide, high] * 2)
-        seen = (corners[:, :2] < corners[:, 2:]).all(1)
-        rows[: seen.sum()] = torch.cat([corners, found[:, 4:]], dim=1)[seen]
-        return image, rows
+            return super()._sample(index, None)[0], torch.full((self.most, 5), -1.0)
+        with seeded(self.seed, int(self._epoch), index):
+            return transform_boxed(self.transform, reduced(image, self.reduce), self.boxes[index], self.most)
+
+
+def transform_boxed(
+    transform: Callable | None, image: Image.Image, boxes: np.ndarray, most: int
+) -> tuple[torch.Tensor | Image.Image, torch.Tensor]:
+    """Transforms an image, and its boxes with it.
+
+    Args:
+        transform: From ``create_transform``; None leaves the image as it is.
+        image: The image.
+        boxes: ``(K, 5)``: corners in [0, 1] of the image, and the number of the label.
+        most: Rows of the result.
+
+    Returns:
+        The transform's output, and ``(most, 5)`` float32: the boxes in [0, 1] of that; rows without one have label -1.
+    """
+    found = torch.from_numpy(boxes).float()
+    size = torch.tensor([image.width, image.height] * 2)
+    moved = tv_tensors.BoundingBoxes(found[:, :4] * size, format="XYXY", canvas_size=(image.height, image.width))
+    if transform is not None:
+        image, moved = transform(image, moved)
+    high, wide = moved.canvas_size
+    corners = moved.as_subclass(torch.Tensor) / torch.tensor([wide, high] * 2)
+    seen = (corners[:, :2] < corners[:, 2:]).all(1)
+    rows = torch.full((most, 5), -1.0)
+    rows[: seen.sum()] = torch.cat([corners, found[:, 4:]], dim=1)[seen]
+    return image, rows
 
 
 def reduced(image: Image.Image, side: int | None) -> Image.Image:

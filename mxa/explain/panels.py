@@ -52,11 +52,9 @@ def draw_rois(
         InputError: matplotlib is missing, or the file cannot be written.
     """
     image = input_gray(image)
-    figure = _figure(6, 6 * image.height / image.width + 0.9)
-    axes = figure.subplots()
+    figure, axes = _single(image, title)
     _draw_xray(axes, image)
     _draw_boxes(axes, image, rois)
-    axes.set_title(_plain(title), fontsize=10)
     _save(figure, path, model, axes)
 
 
@@ -76,10 +74,8 @@ def draw_findings(
         InputError: matplotlib is missing, or the file cannot be written.
     """
     image = input_gray(image)
-    figure = _figure(6, 6 * image.height / image.width + 0.9)
-    axes = figure.subplots()
+    figure, axes = _single(image, title)
     _draw_findings(axes, image, findings)
-    axes.set_title(_plain(title), fontsize=10)
     _save(figure, path, model, axes)
 
 
@@ -351,6 +347,14 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _single(image: Image.Image, title: str) -> tuple[Figure, Axes]:
+    """A figure of one picture."""
+    figure = _figure(6, 6 * image.height / image.width + 0.9)
+    axes = figure.subplots()
+    axes.set_title(_plain(title), fontsize=10)
+    return figure, axes
 
 
 def _save(figure: Figure, path: str | Path, model: str, boxes: Axes | None = None) -> None:

@@ -184,7 +184,9 @@ class _Training:
         self.settings = plain_config(self.config)
         self.started = time.monotonic() - self.state["seconds"]
         self.board: Any = None
-        self.box_batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
+        if self.box_loader is not None:
+            done = self.state["epoch"] * self.engine.steps + self.state["step"]
+            self.box_batches = _endless(self.box_loader, -(-done // self.config.box_every))
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, or until something stops it; returns the summary."""
@@ -222,12 +224,10 @@ class _Training:
         losses = list(self.state["losses"])
         checked = len(losses)  # those of a resumed epoch were checked before they were saved
         batches = _batches(loader, epoch, self.state["step"] * config.grad_accum)
-        if self.box_loader is not None and self.box_batches is None:
-            self.box_batches = _endless(self.box_loader, -(-(epoch * steps + self.state["step"]) // config.box_every))
         for step in range(self.state["step"], steps):
             torch.manual_seed(derive_seed(config.seed, epoch, step, rank()))
-            join = self.box_batches is not None and (epoch * steps + step) % config.box_every == 0
-            boxed = list(itertools.islice(self.box_batches, 1)) if join else ()
+            join = self.box_loader is not None and (epoch * steps + step) % config.box_every == 0
+            boxed = [next(self.box_batches)] if join else ()
             losses.append(engine.step(itertools.islice(batches, config.grad_accum), epoch, step, boxed))
             last = step == steps - 1
             due = not last and config.checkpoint_steps and (step + 1) % config.checkpoint_steps == 0
