@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["GRAFTED", "check_last", "forget", "keep_own", "recipe_of", "remember"]
+__all__ = ["GRAFTED", "check_last", "forget", "grown_class", "keep_own", "recipe_of", "remember"]
 
 #: Architecture under which a model with additions is saved; ``mxa.models`` registers it.
 GRAFTED = "mxa_grafted"
@@ -64,3 +65,25 @@ def keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any
     """Lets a checkpoint without an addition load: it keeps its values. One with some of its keys is an error."""
     if not any(key.startswith(prefix) for key in state):
         state.update({prefix + key: value for key, value in module.state_dict().items()})
+
+
+def grown_class(kind: type, members: dict[str, Any], make: Callable[..., type], *args: Any) -> type:
+    """Makes a subclass of a module's class whose objects can be pickled and copied.
+
+    Args:
+        kind: The class.
+        members: What the subclass changes.
+        make: A function that makes this subclass again of ``args``, found by its name.
+        *args: See above.
+    """
+
+    def reduce(self: nn.Module, protocol: int) -> tuple:
+        return _new, (make, args), self.__dict__
+
+    return type(kind.__name__, (kind,), {**members, "__reduce_ex__": reduce, "__module__": kind.__module__})
+
+
+def _new(make: Callable[..., type], args: tuple[Any, ...]) -> nn.Module:
+    """Makes an empty module of a grown class."""
+    grown = make(*args)
+    return grown.__new__(grown)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..labels import align, canonical, label_names
-from .added import check_last, forget, keep_own, remember
+from .added import check_last, forget, grown_class, keep_own, remember
 from .finding import FindingHead, FindingOutput
 
 __all__ = ["attach_finding_head", "detach_finding_head", "finding_rows"]
@@ -153,14 +153,5 @@ def _attached_class(kind: type) -> type:
     def reset_classifier(self: nn.Module, *unused: Any, **also_unused: Any) -> None:
         raise ValueError("the model has a finding head for its outputs: detach it first, and attach another afterwards")
 
-    def reduce(self: nn.Module, protocol: int) -> tuple:
-        return _new, (kind,), self.__dict__
-
-    members = {"forward": forward, "reset_classifier": reset_classifier, "__reduce_ex__": reduce}
-    return type(kind.__name__, (kind,), {**members, "_attached_to": kind, "__module__": kind.__module__})
-
-
-def _new(kind: type) -> nn.Module:
-    """Makes an empty module of a class with a finding head, for pickle and deepcopy."""
-    grown = _attached_class(kind)
-    return grown.__new__(grown)
+    members = {"forward": forward, "reset_classifier": reset_classifier, "_attached_to": kind}
+    return grown_class(kind, members, _attached_class, kind)

@@ -14,7 +14,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from .added import check_last, forget, keep_own, remember
+from .added import check_last, forget, grown_class, keep_own, remember
 from .mxa_block import MXABlock
 
 __all__ = ["graft", "ungraft"]
@@ -275,14 +275,5 @@ def _grafted_class(kind: type, method: str) -> type:
         y = self.mxa(x)  # first: the original may change x in place
         return original(self, x, *args, **kwargs) + y
 
-    def reduce(self: nn.Module, protocol: int) -> tuple:
-        return _new, (kind, method), self.__dict__
-
-    members = {method: added, "__reduce_ex__": reduce, "_grafted": (kind, method), "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), members)
-
-
-def _new(kind: type, method: str) -> nn.Module:
-    """Makes an empty module of a grafted class, for pickle and deepcopy."""
-    grown = _grafted_class(kind, method)
-    return grown.__new__(grown)
+    members = {method: added, "_grafted": (kind, method)}
+    return grown_class(kind, members, _grafted_class, kind, method)
