@@ -248,7 +248,8 @@ def main() -> None:
     cache = args.output / f"features-{args.size}.pt"
     data = read_features(args.root, args.start, args.size, args.strides, args.versions, cache)
     folds = [np.flatnonzero(fold_splits(data.records, k, FOLDS).splits == "test") for k in range(FOLDS)]
-    ending = "" if args.boxes is None else f", {args.boxes} images"
+    ending = "" if args.strides == [16, 32] else f", strides {' '.join(map(str, args.strides))}"
+    ending += "" if args.boxes is None else f", {args.boxes} images"
     for arm, seed in ((arm, seed) for seed in args.seeds for arm in args.arms):
         path = args.output / f"{arm}{ending}-{args.size}-seed{seed}".replace(" ", "_").replace(",", "")
         if path.with_suffix(".csv").exists():
