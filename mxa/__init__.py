@@ -1,15 +1,29 @@
 """mxa: Medical X-ray Attention, a timm plugin for chest X-ray models.
 
-``import mxa`` registers ``efficientvit_ml_m0`` to ``m5`` and their ``_mxa`` variants with timm.
+With ``import mxa`` timm has ``efficientvit_ml_m0`` to ``m5`` and their ``_mxa`` variants, whichever of the two is
+imported first. PyTorch and timm are imported when they are first needed, so that an exported model runs without them.
 """
 
 from .utils.interrupt import stop_at_interrupt
+from .utils.lazy import lazy_names, when_imported
 
 stop_at_interrupt()  # before the imports that take long
-
-from . import labels, layers, models  # noqa: E402
-from .models import label_names, load_labels, set_label_names  # noqa: E402
+when_imported("timm", f"{__name__}.models")
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "label_names", "labels", "layers", "load_labels", "models", "set_label_names"]
+_NAMES = {
+    "label_names": "models",
+    "labels": "labels",
+    "layers": "layers",
+    "load_labels": "models",
+    "models": "models",
+    "predict": "deployment",
+    "set_label_names": "models",
+}
+__all__ = ["__version__", *_NAMES]
+__getattr__ = lazy_names(__name__, _NAMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -55,6 +55,44 @@ def test_registers_the_models(imported):
     assert imported[1]["registered"] == 12
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mxa, timm",
+        "import timm, mxa",
+        "import mxa; from timm import list_models; import timm",
+        "import mxa; import timm.models; import timm",
+        "import mxa, importlib; timm = importlib.import_module('timm')",
+        "from mxa.layers import CBAM; import timm",
+        "import mxa.layers.cbam, timm",
+        "import mxa.models.load, timm",
+        "import mxa.data.dataset, timm",
+        "import mxa.explain, timm",
+        "import mxa.train, timm",
+    ],
+)
+def test_the_models_are_registered_in_whichever_order(code):
+    left = "[f for f in sys.meta_path if type(f).__module__ == 'mxa.utils.lazy']"
+    code += f"; import sys; assert len(timm.list_models('efficientvit_ml*')) == 12; assert not {left}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_no_torch_loads_none():
+    code = (
+        "import sys, mxa, mxa.data.image_io, mxa.deployment.predictor, mxa.deployment.runtimes, mxa.cli; "
+        "print([m for m in ('torch', 'timm', 'pandas', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_missing_timm_is_the_usual_error():
+    code = "import mxa, sys; sys.path = []\ntry:\n    import timm\nexcept ImportError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "No module named 'timm'" in done.stdout, done.stdout + done.stderr
+
+
 def test_changes_no_global_state(imported):
     assert imported[1]["after"] == imported[1]["before"]
 
@@ -86,7 +124,16 @@ def test_leaves_out(imported, module):
 
 
 PUBLIC = {
-    "mxa": ["__version__", "label_names", "load_labels", "labels", "layers", "models", "set_label_names"],
+    "mxa": [
+        "__version__",
+        "label_names",
+        "load_labels",
+        "labels",
+        "layers",
+        "models",
+        "predict",
+        "set_label_names",
+    ],
     "mxa.labels": [
         "CHEXPERT",
         "LABEL_SPACES",

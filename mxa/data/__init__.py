@@ -1,27 +1,21 @@
 """Chest X-ray collections: an image and its labels become a sample ``(image, target)``."""
 
-from .config import DataConfig
-from .create import COLLECTIONS, Collection, create_dataset, from_xrv
-from .dataset import CXRDataset
-from .gray import to_gray
-from .image_io import read_image
-from .input_check import check_radiograph
-from .loader import make_loader
-from .records import Records
-from .transforms import create_transform, data_config
+from ..utils.lazy import lazy_names
 
-__all__ = [
-    "Collection",
-    "CXRDataset",
-    "DataConfig",
-    "Records",
-    "COLLECTIONS",
-    "check_radiograph",
-    "create_dataset",
-    "create_transform",
-    "data_config",
-    "from_xrv",
-    "make_loader",
-    "read_image",
-    "to_gray",
-]
+_NAMES = {
+    "Collection": "create",
+    "CXRDataset": "dataset",
+    "DataConfig": "config",
+    "Records": "records",
+    "COLLECTIONS": "create",
+    "check_radiograph": "input_check",
+    "create_dataset": "create",
+    "create_transform": "transforms",
+    "data_config": "transforms",
+    "from_xrv": "create",
+    "make_loader": "loader",
+    "read_image": "image_io",
+    "to_gray": "gray",
+}
+__all__ = list(_NAMES)
+__getattr__ = lazy_names(__name__, _NAMES)

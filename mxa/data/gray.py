@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 
 from ..utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["as_gray", "check_pixels", "input_gray", "load", "max_pixels", "to_gray", "undecodable", "upright_image"]
 
@@ -115,7 +118,7 @@ def load(image: Image.Image) -> None:
 
 
 def _from_array(image: np.ndarray | torch.Tensor, name: str) -> Image.Image | np.ndarray:
-    first = isinstance(image, torch.Tensor)  # channels come first in tensors
+    first = hasattr(image, "detach")  # a tensor, where channels come first
     if first:
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()

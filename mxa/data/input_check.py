@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from PIL import Image
 
 from .gray import to_gray, upright_image
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["check_radiograph"]
 

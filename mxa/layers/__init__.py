@@ -1,5 +1,7 @@
 """Layers of the paper, for anyone's network: maps, tokens and volumes."""
 
+import timm  # noqa: F401  first: with timm the models are registered, and they import the modules below
+
 from .attach import attach_finding_head, detach_finding_head
 from .cbam import CBAM, CBAM3d, ChannelAttention, SpatialAttention
 from .finding import FindingHead, FindingOutput

@@ -22,7 +22,7 @@ from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitMs
 from torch import nn
 
 from ..labels import LABEL_SPACES
-from ..layers import MXABlock
+from ..layers.mxa_block import MXABlock
 from .hub import config_of, load_own_copy, manifest, named, packaged, weights_of
 from .weights import checkpoint_filter_fn, set_label_names
 
