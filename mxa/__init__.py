@@ -13,9 +13,11 @@ when_imported("timm", f"{__name__}.models")
 __version__ = "0.1.0"
 
 _NAMES = {
+    "deploy": "deployment",
     "label_names": "models",
     "labels": "labels",
     "layers": "layers",
+    "load_exported": "deployment",
     "load_labels": "models",
     "models": "models",
     "predict": "deployment",

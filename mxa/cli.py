@@ -71,6 +71,9 @@ _COMMANDS = {
         "Score a model's maps against boxes around findings.",
         "models",
     ),
+    "export": _Command(
+        "deployment.export", "export", "ExportConfig", "Export a model as ONNX, OpenVINO or torch.export.", "model"
+    ),
     "convert": _Command(
         "commands.convert", "convert", "ConvertConfig", "Convert checkpoints of other programs.", "checkpoint"
     ),

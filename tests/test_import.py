@@ -126,7 +126,9 @@ def test_leaves_out(imported, module):
 PUBLIC = {
     "mxa": [
         "__version__",
+        "deploy",
         "label_names",
+        "load_exported",
         "load_labels",
         "labels",
         "layers",

@@ -20,6 +20,7 @@ __all__ = [
     "data_summary",
     "evaluate",
     "explain",
+    "export",
     "localize",
     "predict",
     "prepare",
@@ -193,6 +194,17 @@ def convert(config: Any, lines: Any) -> None:
     """Shows what was found in the checkpoint."""
     _say(*lines)
     _say(f"written: {Path(config.output) / 'model.safetensors'}, config.json")
+
+
+def export(config: Any, result: Any) -> None:
+    """Shows how close the graph is, and what its precision costs."""
+    parity = ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in result["manifest"].parity.items())
+    _say(f"largest difference to PyTorch: {parity}")
+    if auc := result["auc"]:
+        low, high = auc["interval"]
+        change = f"{auc['difference']:+.4f} ({low:+.4f} to {high:+.4f}), from {auc['before']:.4f}"
+        _say(f"{config.precision}: validation macro AUC {change}; {auc['images']:,} images, {auc['labels']} labels")
+    _say(f"written: {result['folder']} ({result['bytes'] / 1e6:.1f} MB, {config.format}, {config.precision})")
 
 
 def publish(config: Any, result: Any) -> None:

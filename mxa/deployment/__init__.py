@@ -5,6 +5,8 @@ from ..utils.lazy import lazy_names
 _NAMES = {
     "ModelInfo": "predictor",
     "Predictor": "predictor",
+    "deploy": "fuse",
+    "load_exported": "runtimes",
     "open_predictor": "runtimes",
     "predict": "runtimes",
 }

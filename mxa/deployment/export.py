@@ -1,0 +1,242 @@
+"""Exports a model to a folder that runs without this package: a graph, and ``mxa.json``, which says what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from .. import __version__
+from ..data import DataConfig, create_transform, data_config
+from ..data.shards import ShardDataset
+from ..models.load import load_model
+from ..utils.config import read_settings
+from ..utils.errors import InputError, require
+from ..utils.files import digest, is_empty
+from . import onnx_graph, openvino_graph, torch_graph
+from .fuse import deploy
+from .manifest import GRAPHS, Manifest
+from .predictor import Predictor
+from .quantize import auc_change, check_precision, quantize_onnx, quantize_openvino
+from .runtimes import load_exported, torch_predictor
+
+__all__ = ["ExportConfig", "export"]
+
+_logger = logging.getLogger(__name__)
+_CLOSE = 5e-5  # how far fp32 logits may be from PyTorch's, for the same plane
+_RESIZED = 0.02  # and for an image that the graph resizes
+_IMAGES = 8  # that both are checked on
+_CALIBRATION = 256  # images of the training split that the ranges of int8 are chosen on
+
+
+@dataclass
+class ExportConfig(DataConfig):
+    """What is exported, and how."""
+
+    unused = ("uncertain", "boxes")
+
+    model: str
+    """Run folder, or a timm name with weights."""
+    output: Path
+    """Folder to write: the graph and mxa.json."""
+    format: Literal["onnx", "openvino", "torch-export"] = "onnx"
+    """Format of the graph."""
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """fp16 halves the file and computes in fp32; bf16 (OpenVINO) computes in bf16; int8 chooses its ranges on training
+    images, and is scored on validation patients."""
+    preprocessing: Literal["inside", "outside"] = "inside"
+    """inside: the graph takes uint8 gray of any size. outside: it takes the resized and normalised input."""
+    max_drop: float = 0.005
+    """Most that another precision may lose of the macro AUC of the validation patients."""
+    overwrite: bool = False
+    """Replace what an earlier export wrote there."""
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Writes the folder, whole or not at all, after the graph was compared with PyTorch.
+
+    Returns:
+        ``folder``, ``manifest``, ``bytes`` of the graph, and ``auc``: what another precision changes, or None.
+
+    Raises:
+        InputError: bad input, a graph that does not do what PyTorch does, or a precision that loses too much.
+    """
+    check_precision(config.format, config.precision)
+    if not is_empty(config.output) and not config.overwrite:
+        raise InputError(f"{config.output} exists: add --overwrite, or give another --output")
+    if not config.output.absolute().parent.is_dir():
+        raise InputError(f"{config.output.absolute().parent} is not a folder: make it, or give another --output")
+    wanted = torch_predictor(config.model, "cpu")
+    network = load_model(config.model)
+    cfg = data_config(network)
+    normalized = create_transform(network).to_tensor
+    manifest = Manifest(
+        replace(wanted.info, name=Path(wanted.info.name).name),
+        config.format,
+        config.precision,
+        config.preprocessing,
+        tuple(float(v) for v in normalized.mean.ravel()),
+        tuple(float(v) for v in normalized.std.ravel()),
+        provenance=_provenance(config),
+    )
+    images = _some_images(config)
+    with _whole_folder(config.output) as folder:
+        _write(config, deploy(network), cfg["input_size"], manifest, wanted, folder)
+        files = {path.name: digest(path) for path in sorted(folder.iterdir())}
+        manifest = replace(manifest, files=files)
+        manifest.write(folder)
+        found = load_exported(folder)
+        parity = _compare(wanted, found, images, manifest)
+        change = None if config.precision == "fp32" else _change(config, wanted, found)
+        manifest = replace(
+            manifest, parity=parity, provenance=manifest.provenance | ({"auc": change} if change else {})
+        )
+        manifest.write(folder)
+        size = sum((folder / name).stat().st_size for name in files)
+    return {"folder": config.output, "manifest": manifest, "bytes": size, "auc": change}
+
+
+def _write(
+    config: ExportConfig,
+    model: nn.Module,
+    input_size: tuple[int, ...],
+    manifest: Manifest,
+    wanted: Predictor,
+    folder: Path,
+) -> None:
+    path = folder / GRAPHS[config.format]
+    if config.format == "torch-export":
+        torch_graph.write_graph(model, input_size, manifest, path)
+        return
+    kind = onnx_graph if config.format == "onnx" else openvino_graph
+    core = kind.core_graph(model, input_size)
+    if config.precision == "fp16" and config.format == "onnx":
+        core = onnx_graph.with_half_weights(core)
+    if config.precision == "int8":
+        inputs = _calibration_inputs(config, wanted, manifest)
+        core = (quantize_onnx if config.format == "onnx" else quantize_openvino)(core, inputs)
+    kind.write_graph(core, manifest, path)
+
+
+def _provenance(config: ExportConfig) -> dict[str, Any]:
+    settings = Path(config.model) / "config.yaml"
+    said = read_settings(settings) if settings.is_file() else {}
+    runtime = {"onnx": "onnx", "openvino": "openvino"}.get(config.format)
+    versions = {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    versions |= {runtime: require(runtime, runtime).__version__} if runtime else {}
+    opset = {"opset": onnx_graph.OPSET} if config.format == "onnx" else {}
+    trained = {"trained_on": said["data"]} if said.get("data") else {}
+    return {**versions, **opset, **trained, "date": datetime.date.today().isoformat()}
+
+
+@contextlib.contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which takes the place of ``output`` when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix=".mxa-", dir=output.absolute().parent) as parent:
+        folder = Path(parent) / "export"
+        folder.mkdir()
+        yield folder
+        if output.exists():
+            output.replace(Path(parent) / "old")
+        shutil.move(folder, output)
+
+
+def _open(config: ExportConfig, split: str) -> Any:
+    """A split of the run's own collection, with the model's labels where the collection has them."""
+    return config.resolved(*([config.model] if Path(config.model).is_dir() else [])).open(split)
+
+
+def _images_of(dataset: Any, most: int | None = None) -> Iterator[tuple[Image.Image, np.ndarray]]:
+    """Images and targets of a split, at most so many, spread over it."""
+    own = copy.copy(dataset)
+    own.transform = None
+    if isinstance(own, ShardDataset):
+        yield from islice(own, most)
+        return
+    count = len(own) if most is None else min(most, len(own))
+    for i in np.linspace(0, len(own) - 1, count).round().astype(int):
+        image, target = own[int(i)]
+        yield image, np.asarray(target)
+
+
+def _some_images(config: ExportConfig) -> list[Image.Image]:
+    """Images that the graph is compared on: of the run's own collection where it can be opened, else drawn ones."""
+    try:
+        return [image for image, _ in _images_of(_open(config, "val"), _IMAGES)]
+    except (InputError, OSError) as error:
+        if config.precision != "fp32" or config.data or config.root:
+            raise
+        _logger.warning("the graph is compared on drawn images: %s", error)
+        return [image for image, _ in _images_of(DataConfig(data="phantom").resolved().open("val"), _IMAGES)]
+
+
+def _compare(wanted: Predictor, found: Predictor, images: list[Image.Image], manifest: Manifest) -> dict[str, float]:
+    """Largest differences of logits: for the same planes, alone and in batches, and for images that the graph resizes.
+
+    Raises:
+        InputError: they are too large for fp32.
+    """
+    reader = wanted.reader()
+    planes = [np.round(reader.resize(image)).astype(np.uint8) for image in images]
+    right = wanted.logits(planes)
+    batches = {n: found.logits((planes * n)[:n]) for n in (1, 2, 7, 32)}
+    repeated = np.concatenate([right] * 32)
+    parity = {"logits": max(float(np.abs(z - repeated[:n]).max()) for n, z in batches.items())}
+    if manifest.preprocessing == "inside":
+        gray = [np.asarray(image.convert("F")).round().clip(0, 255).astype(np.uint8) for image in images]
+        whole = np.concatenate([found.logits([plane]) for plane in gray])
+        right = wanted.logits([reader.resize(plane) for plane in gray])
+        parity["logits_resized"] = float(np.abs(whole - right).max())
+    limits = {"logits": _CLOSE, "logits_resized": _RESIZED}
+    for name, value in parity.items():
+        if manifest.precision == "fp32" and value > limits[name]:
+            raise InputError(
+                f"the graph is {value:.1g} from PyTorch in its {name.replace('_', ', ')}, more than {limits[name]:g}: "
+                "it was not kept; export to another format"
+            )
+    return parity
+
+
+def _calibration_inputs(config: ExportConfig, wanted: Predictor, manifest: Manifest) -> list[np.ndarray]:
+    """Inputs of the network, ``(1, C, H, W)``, of training images."""
+    reader = wanted.reader()
+    mean, std = (np.array(v, np.float32)[None, :, None, None] for v in (manifest.mean, manifest.std))
+    planes = (reader.resize(image) for image, _ in _images_of(_open(config, "train"), _CALIBRATION))
+    return [(plane[None, None].astype(np.float32) / 255 - mean) / std for plane in planes]
+
+
+def _change(config: ExportConfig, wanted: Predictor, found: Predictor) -> dict[str, Any]:
+    """What the precision changes in the macro AUC of the validation patients.
+
+    Raises:
+        InputError: more than ``max_drop`` is lost.
+    """
+    dataset = _open(config, "val")
+    reader, logits, targets = wanted.reader(), ([], []), []
+    samples = _images_of(dataset)
+    while part := list(islice(samples, 32)):
+        planes = [reader.resize(image) for image, _ in part]
+        targets += [target for _, target in part]
+        for kept, predictor in zip(logits, (wanted, found), strict=True):
+            kept.append(predictor.logits(planes))
+    change = auc_change(*map(np.concatenate, logits), np.stack(targets), wanted.labels, dataset)
+    if change["difference"] < -config.max_drop:
+        raise InputError(
+            f"{config.precision} loses {-change['difference']:.4f} of the validation macro AUC, more than --max-drop "
+            f"{config.max_drop}: nothing was kept; export with another --precision"
+        )
+    return change

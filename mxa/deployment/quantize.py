@@ -1,0 +1,130 @@
+"""Graphs of 8-bit integers, and what another precision costs."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..labels import align
+from ..metrics.bootstrap import interval, patient_weights
+from ..metrics.functional import auroc
+from ..metrics.operating import LEAST
+from ..utils.errors import InputError, require
+from .runtimes import check_processor
+
+__all__ = ["auc_change", "check_precision", "quantize_onnx", "quantize_openvino"]
+
+_logger = logging.getLogger(__name__)
+
+
+def check_precision(kind: str, precision: str) -> None:
+    """Refuses a precision that a format does not have, or that this processor cannot check.
+
+    Raises:
+        InputError: see above.
+    """
+    known = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "bf16", "int8"), "torch-export": ("fp32",)}
+    if precision not in known[kind]:
+        raise InputError(f"{kind} has no {precision} on processors: give --precision {' or '.join(known[kind])}")
+    if precision == "bf16":
+        check_processor(precision)
+    if precision == "int8" and not has_vnni():
+        _logger.warning("this processor has no VNNI: int8 runs here, but may be slower than fp32")
+
+
+def has_vnni() -> bool:
+    """Says whether this processor multiplies 8-bit integers natively; True where that cannot be known."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return "vnni" in flags or "amx_int8" in flags or platform.machine() not in ("x86_64", "AMD64")
+
+
+def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
+    """Quantises the convolutions and linear layers of a graph; attention and boxes stay fp32.
+
+    Args:
+        core: What ``onnx_graph.core_graph`` made.
+        inputs: Inputs to choose ranges on, each ``(1, C, H, W)``.
+    """
+    tools, onnx = require("onnxruntime.quantization", "onnx"), require("onnx", "onnx")
+
+    class Reader(tools.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(inputs)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            x = next(self.left, None)
+            return None if x is None else {"x": x}
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(core, before)
+        tools.quantize_static(
+            str(before),
+            str(after),
+            Reader(),
+            quant_format=tools.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            reduce_range=not has_vnni(),  # without VNNI, sums of two products of 8 bits overflow
+        )
+        return onnx.load(after)
+
+
+def quantize_openvino(core: Any, inputs: Sequence[np.ndarray]) -> Any:
+    """Quantises a graph with NNCF; arguments as ``quantize_onnx``."""
+    nncf = require("nncf", "openvino")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        return nncf.quantize(core, nncf.Dataset(list(inputs)), subset_size=len(inputs))
+
+
+def auc_change(
+    before: np.ndarray,
+    after: np.ndarray,
+    targets: np.ndarray,
+    labels: Sequence[str],
+    dataset: Any,
+    replicates: int = 300,
+) -> dict[str, Any]:
+    """Difference of two models' macro AUC on the same images, with an interval over patients.
+
+    Args:
+        before: Logits ``(N, L)`` of the model as it was.
+        after: Logits of the other, on the same images.
+        targets: ``(N, K)`` of the collection's labels: 1, 0 or NaN.
+        labels: Names of the L outputs.
+        dataset: The images' dataset: names of the K labels, and patients.
+        replicates: Bootstrap replicates of patients.
+
+    Raises:
+        InputError: no label has 5 positives and 5 negatives.
+    """
+    pairs = [(i, k) for i, k in enumerate(align(dataset.labels, labels)) if k is not None]
+    pairs = [(i, k) for i, k in pairs if min((targets[:, k] == 1).sum(), (targets[:, k] == 0).sum()) >= LEAST]
+    if not pairs:
+        raise InputError(f"no label has {LEAST} positives and {LEAST} negatives to measure the change of the AUC on")
+
+    def macro(logits: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+        return np.mean([auroc(logits[:, i], targets[:, k], weight) for i, k in pairs], axis=0)
+
+    chunks = patient_weights(np.asarray(dataset.records.patients), replicates)
+    drawn = np.concatenate([macro(after, w) - macro(before, w) for w in chunks])
+    low, high = interval(drawn)
+    return {
+        "before": float(macro(before)),
+        "after": float(macro(after)),
+        "difference": float(macro(after) - macro(before)),
+        "interval": [float(low), float(high)],
+        "images": len(targets),
+        "labels": len(pairs),
+    }
