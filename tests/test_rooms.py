@@ -24,6 +24,7 @@ FLOORS = (
     ("task", "explain"),
     ("evaluation",),
     ("training",),
+    ("deployment",),
     ("commands",),
     ("cli",),
 )
