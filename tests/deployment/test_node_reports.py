@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from highdicom import sr
 import mxa
 from mxa.data import create_transform
 from mxa.data.image_io import read_image
+from mxa.deployment.dicom_report import write_dicom
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 from mxa.explain import predict_findings
 from mxa.layers import attach_finding_head
@@ -72,6 +74,11 @@ def test_boxes_of_a_finding_head(reporter, tmp_path):
 
 def test_what_is_no_chest_radiograph_is_flagged(trained, reporter, tmp_path):
     report = reporter(str(trained), "youden")
-    assert "Warning: " not in report(write_chest(tmp_path / "pa.dcm")).to_json()
-    for tags, said in (({"ViewPosition": "LL"}, "view LL is lateral"), ({"Modality": "MG"}, "modality MG is not a")):
-        assert f"Warning: {said}" in report(write_chest(tmp_path / "odd.dcm", **tags)).to_json()
+
+    def written(**tags) -> str:
+        dataset = report(write_chest(tmp_path / "chest.dcm", **tags))
+        return pydicom.dcmread(write_dicom(dataset, tmp_path)).to_json()
+
+    assert "Warning: " not in written()
+    assert "Warning: view LL is lateral" in written(ViewPosition="LL")
+    assert "Warning: modality MG is not a radiograph" in written(Modality="MG")
