@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--retry", type=float, default=10, help="seconds until a report is sent again")
     config = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+    os.umask(0o077)  # the queue is about patients
     title, _, place = config.peer.partition("@")
     host, _, port = place.rpartition(":")
     incoming, receiving, failed = (config.folder / name for name in ("incoming", "receiving", "failed"))
