@@ -296,7 +296,8 @@ def program() -> Callable[[str], str]:
     packages = {"dciodvfy": "dicom3tools", "Orthanc": "orthanc"}
 
     def find(name: str) -> str:
-        path = shutil.which(name, path=f"/usr/bin:/usr/sbin:{os.environ.get('PATH', '')}")  # pynetdicom has a storescu too
+        first = "/usr/bin:/usr/sbin"  # pynetdicom has a storescu too
+        path = shutil.which(name, path=f"{first}:{os.environ.get('PATH', '')}")
         if path is None:
             reason = f"needs {name}: apt-get install {packages.get(name, 'dcmtk')}"
             (pytest.fail if os.environ.get("MXA_REQUIRE_DATA") else pytest.skip)(reason)
