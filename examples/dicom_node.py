@@ -28,7 +28,7 @@ from pynetdicom.status import code_to_category
 import mxa
 from mxa.data import create_transform
 from mxa.data.image_io import read_checked
-from mxa.deployment.dicom_report import Finding, ModelIdentity, structured_report
+from mxa.deployment.dicom_report import Finding, ModelIdentity, calibration_name, structured_report
 from mxa.evaluation.calibrate import read_calibration
 from mxa.evaluation.evaluate import weights_sha256
 from mxa.evaluation.inference import check_finite
@@ -36,7 +36,7 @@ from mxa.layers.attach import finding_rows
 from mxa.models.hub import SHIPPED
 from mxa.models.load import load_model, named_outputs
 from mxa.utils.errors import InputError
-from mxa.utils.files import alone_in, atomic_copy, digest
+from mxa.utils.files import alone_in, atomic_copy
 
 TAKEN = (
     sop_class.ComputedRadiographyImageStorage,
@@ -50,11 +50,10 @@ logger = logging.getLogger("dicom_node")
 
 def reporter(name: str, point: str) -> Callable[[Path], Dataset]:
     """Loads a model once, and returns what makes the report of a file; a calibration beside the weights is used."""
-    file = Path(name) / "calibration.json"
-    calibration = read_calibration(name) if file.is_file() else None
+    calibration = read_calibration(name) if (Path(name) / "calibration.json").is_file() else None
     model = load_model(name)
     labels, rows, transform = named_outputs(model), finding_rows(model), create_transform(model)
-    used = f"{point}, sha256 {digest(file)}" if calibration else ""
+    used = calibration_name(calibration, point) if calibration else ""
     identity = ModelIdentity(Path(name).name, mxa.__version__, weights_sha256(name, model), used)
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.sr.coding import Code
 
+    from ..evaluation.calibrate import Calibration
+
 __all__ = [
     "Finding",
     "ModelIdentity",
+    "calibration_name",
     "check_source",
     "secondary_capture_image",
     "structured_report",
@@ -109,8 +113,7 @@ class ModelIdentity:
         name: Of the model.
         version: Of mxa.
         weights_sha256: Hash of its weights.
-        calibration: Names what the calls are made with, such as the operating point and the hash of the calibration;
-            ``""`` where there are no calls.
+        calibration: What the calls are made with, from ``calibration_name``; ``""`` where there are no calls.
     """
 
     name: str
@@ -125,6 +128,12 @@ class ModelIdentity:
         """
         text = "/".join((_PRIVATE, of, self.weights_sha256, self.calibration, kind))
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
+
+
+def calibration_name(calibration: Calibration, point: str) -> str:
+    """Names an operating point and the calibration that it is of: the same text wherever the calibration is kept."""
+    content = json.dumps([calibration.temperatures, calibration.thresholds[point]], sort_keys=True)
+    return f"{point}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def check_source(path: str | Path) -> None:

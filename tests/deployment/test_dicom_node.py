@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -159,23 +161,51 @@ def test_every_image_gets_a_report(orthanc, node, images, send, tmp_path):
 
 
 def test_killed_half_way_none_is_lost_and_none_comes_twice(orthanc, node, images, send, tmp_path):
-    process = node()
+    process, moment = node(), random.Random(0)
     assert send(images).returncode == 0
-    wait_until(lambda: len(orthanc.instances()) >= 10, process)
-    process.kill()
-    process.wait()
-    kept, done = len(list(node.queue.glob("*.dcm"))), len(orthanc.instances())
-    assert kept and IMAGES <= kept + done <= IMAGES + 1  # one may be accepted and still in the queue
-    for _ in range(2):  # at a moment of its own each time
-        process, enough = node(), min(IMAGES, len(orthanc.instances()) + 10)
+    for _ in range(3):
+        enough = min(IMAGES, len(orthanc.instances()) + 8)
         wait_until(lambda enough=enough: len(orthanc.instances()) >= enough, process)
+        time.sleep(moment.uniform(0, 0.4))
         process.kill()
         process.wait()
-    process = node()
+        kept, done = len(list(node.queue.glob("*.dcm"))), len(orthanc.instances())
+        assert done < IMAGES and IMAGES <= kept + done <= IMAGES + 1
+        process = node()
     reported(orthanc, node, IMAGES, process)
     found = orthanc.reports(tmp_path)
     assert len({ds.SOPInstanceUID for ds in found}) == len(found) == IMAGES
     assert len({ds.StudyInstanceUID for ds in found}) == IMAGES
+
+
+def test_killed_while_the_peer_stores_a_report(node, images, send):
+    """The peer has the report and does not answer yet: the image is still in the queue, and its report comes again."""
+    from pynetdicom import AE, evt
+    from pynetdicom.sop_class import ComprehensiveSRStorage
+
+    got, killed = [], threading.Event()
+
+    def store(event) -> int:
+        got.append(event.request.AffectedSOPInstanceUID)
+        killed.wait(60)
+        return 0
+
+    peer, port = AE("PEER"), free_port()
+    peer.add_supported_context(ComprehensiveSRStorage)
+    server = peer.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    try:
+        process = node("--peer", f"PEER@127.0.0.1:{port}")
+        assert send(images[:3]).returncode == 0
+        wait_until(lambda: bool(got), process)
+        process.kill()
+        process.wait()
+        killed.set()
+        assert len(list(node.queue.glob("*.dcm"))) == 3
+        process = node("--peer", f"PEER@127.0.0.1:{port}")
+        wait_until(lambda: not list(node.queue.glob("*")), process)
+    finally:
+        server.shutdown()
+    assert len(got) == 4 and got[0] == got[1] and len(set(got)) == 3
 
 
 def test_killed_while_it_receives(orthanc, node, images, program, send):

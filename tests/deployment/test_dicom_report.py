@@ -19,12 +19,14 @@ from mxa.deployment import dicom_report
 from mxa.deployment.dicom_report import (
     Finding,
     ModelIdentity,
+    calibration_name,
     check_source,
     secondary_capture_image,
     structured_report,
     write_dicom,
     write_outputs,
 )
+from mxa.evaluation.calibrate import Calibration
 from mxa.labels import CHEXPERT, LABEL_SPACES, canonical
 from mxa.utils.errors import InputError
 from mxa.utils.text import printable
@@ -223,6 +225,17 @@ def test_the_same_image_and_weights_give_the_same_uids(source, tmp_path):
         assert not {path.name for path in changed} & {path.name for path in first}
     assert UID(MODEL.uid("report", "1.2.3.1")).is_valid
     assert MODEL.uid("report", "1.2.3.1") == "2.25.58442472587545410484105503000888302828"
+
+
+def test_a_calibration_has_one_name_and_another_has_another():
+    thresholds = {point: {"Edema": 0.5, "Mass": 0.25} for point in ("youden", "specificity95", "f1")}
+    made = Calibration({"Edema": 1.5}, thresholds, {"date": "2020-01-01"})
+    again = {point: dict(reversed(chosen.items())) for point, chosen in thresholds.items()}
+    assert calibration_name(made, "f1") == calibration_name(Calibration({"Edema": 1.5}, again), "f1")
+    changed = {**thresholds, "f1": {"Edema": 0.5, "Mass": 0.26}}
+    others = [Calibration({"Edema": 1.6}, thresholds), Calibration({"Edema": 1.5}, changed)]
+    names = [calibration_name(c, "f1") for c in (made, *others)] + [calibration_name(made, "youden")]
+    assert len(set(names)) == 4
 
 
 # bad input

@@ -16,7 +16,7 @@ from highdicom import sr
 import mxa
 from mxa.data import create_transform
 from mxa.data.image_io import read_image
-from mxa.deployment.dicom_report import write_dicom
+from mxa.deployment.dicom_report import calibration_name, write_dicom
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 from mxa.explain import predict_findings
 from mxa.layers import attach_finding_head
@@ -56,7 +56,7 @@ def test_a_calibrated_run(run, table, reporter, tmp_path):
         expected = {True: "Positive", False: "Negative"}[p >= thresholds[label]] if label in thresholds else None
         assert call.value.meaning == (expected or "Indeterminate")
         said = group[0].to_json()
-        assert digest(folder / "model.safetensors") in said and digest(folder / "calibration.json") in said
+        assert digest(folder / "model.safetensors") in said and calibration_name(calibration, "f1") in said
 
 
 def test_boxes_of_a_finding_head(reporter, tmp_path):
