@@ -134,7 +134,7 @@ def send(node, program):
 
 
 def reported(orthanc: Orthanc, node, number: int, process: subprocess.Popen) -> None:
-    wait_until(lambda: len(orthanc.instances()) >= number and not list(node.queue.glob("*")), process)
+    wait_until(lambda: len(orthanc.instances()) >= number and not list(node.queue.glob("*")), process, 400)
 
 
 def test_every_image_gets_a_report(orthanc, node, images, send, tmp_path):
@@ -153,7 +153,7 @@ def test_every_image_gets_a_report(orthanc, node, images, send, tmp_path):
     assert tracked == list(CHEXPERT)
 
     assert send(images[:5]).returncode == 0  # again: no second report
-    wait_until(lambda: node.log().count("reported") == IMAGES + 5, process)
+    wait_until(lambda: node.log().count("reported") == IMAGES + 5, process, 400)
     assert len(orthanc.instances()) == IMAGES
 
     process.send_signal(signal.SIGTERM)
@@ -165,7 +165,7 @@ def test_killed_half_way_none_is_lost_and_none_comes_twice(orthanc, node, images
     assert send(images).returncode == 0
     for _ in range(3):
         enough = min(IMAGES, len(orthanc.instances()) + 8)
-        wait_until(lambda enough=enough: len(orthanc.instances()) >= enough, process)
+        wait_until(lambda enough=enough: len(orthanc.instances()) >= enough, process, 400)
         time.sleep(moment.uniform(0, 0.4))
         process.kill()
         process.wait()
@@ -202,7 +202,7 @@ def test_killed_while_the_peer_stores_a_report(node, images, send):
         killed.set()
         assert len(list(node.queue.glob("*.dcm"))) == 3
         process = node("--peer", f"PEER@127.0.0.1:{port}")
-        wait_until(lambda: not list(node.queue.glob("*")), process)
+        wait_until(lambda: not list(node.queue.glob("*")), process, 400)
     finally:
         server.shutdown()
     assert len(got) == 4 and got[0] == got[1] and len(set(got)) == 3
