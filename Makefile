@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-clients lint
+.PHONY: demo test test-slow test-clients test-deploy lint
 
 demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,13 @@ test-slow: $(INSTALLED)  ## The heavier checks
 test-clients: $(INSTALLED)  ## Other libraries around our models, and every family of timm's with MXA grafted on
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[clients]"
 	$(BIN)/python -m pytest -q -m clients tests/clients
+
+test-deploy: $(INSTALLED)  ## Programs around what mxa writes; on Debian: apt-get install dcmtk dicom3tools orthanc npm
+	@PATH="$$PATH:/usr/sbin"; for tool in storescu dsrdump dciodvfy Orthanc npm; do command -v $$tool > /dev/null || \
+		{ echo "$$tool is missing: apt-get install dcmtk dicom3tools orthanc npm"; exit 1; }; done
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[export,node,ray]"
+	npm install --silent --ignore-scripts --prefix $(VENV)/node onnxruntime-node pngjs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m deploy -n 2 --dist loadfile tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -287,3 +288,19 @@ def python(hub, tmp_path):
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Finds a program of Debian's, or skips the test; where everything must be there, it fails."""
+    packages = {"dciodvfy": "dicom3tools", "Orthanc": "orthanc"}
+
+    def find(name: str) -> str:
+        first = "/usr/bin:/usr/sbin"  # pynetdicom has a storescu too
+        path = shutil.which(name, path=f"{first}:{os.environ.get('PATH', '')}")
+        if path is None:
+            reason = f"needs {name}: apt-get install {packages.get(name, 'dcmtk')}"
+            (pytest.fail if os.environ.get("MXA_REQUIRE_DATA") else pytest.skip)(reason)
+        return path
+
+    return find

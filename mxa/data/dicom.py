@@ -32,9 +32,11 @@ __all__ = [
     "DicomHeader",
     "dicom_gray",
     "is_dicom",
+    "load_tags",
     "open_dicom",
     "read_dicom",
     "read_header",
+    "sealed",
     "unusual",
 ]
 
@@ -43,6 +45,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 _INFLATED_LIMIT = 256 << 20  # bytes that a deflated file may grow to
 _RUN_LENGTHS = re.compile(r"RLE segment .*?(\d+) vs\. (\d+) bytes")  # pydicom's warning of a longer one
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_DAMAGED = "does not read as DICOM, it is damaged or cut short"
 _FILL = 128  # zero bytes that writers append to pixels to fill a block
 
 _IDENTIFIERS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -101,11 +104,11 @@ def read_header(path: str | Path) -> DicomHeader:
     """
 
     def read() -> DicomHeader:
-        ds = _load(path, ["SOPClassUID", *_WORDS, *_IDENTIFIERS])
+        ds = load_tags(path, ["SOPClassUID", *_WORDS, *_IDENTIFIERS])
         identifiers = {keyword: str(ds.get(keyword)) for keyword in _IDENTIFIERS if ds.get(keyword)}
         return DicomHeader(*(word(ds, keyword) for keyword in _WORDS), identifiers)
 
-    return _sealed(path, read)
+    return sealed(path, read)
 
 
 def unusual(header: DicomHeader) -> str | None:
@@ -154,7 +157,7 @@ def read_dicom(path: str | Path) -> Image.Image:
 def open_dicom(path: str | Path) -> Image.Image:
     """Reads what ``read_dicom`` reads, but leaves colour as it is: mode ``"RGB"``, else ``"F"``."""
     notes: list[str] = []
-    image = _sealed(path, lambda: _read_pixels(path, notes))
+    image = sealed(path, lambda: _read_pixels(path, notes))
     for note in notes:  # only now: warnings are off while pydicom works
         warnings.warn(f"{path}: {note}", stacklevel=3)
     return image
@@ -165,8 +168,14 @@ def dicom_gray(image: Image.Image) -> Image.Image:
     return image if image.mode == "F" else as_gray(image.convert("L").convert("F"))
 
 
-def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
-    """Calls ``read`` and holds back pydicom's warnings, log lines and exceptions, which can quote tag values."""
+def sealed(path: str | Path, read: Callable[[], _T], wrong: str = _DAMAGED) -> _T:
+    """Calls ``read`` and holds back warnings, log lines and exceptions, which can quote tag values.
+
+    Held back is what pydicom and highdicom say. An ``InputError`` passes.
+
+    Raises:
+        InputError: no such file, or ``read`` failed; the message says that the file ``wrong``.
+    """
     require("pydicom", "dicom")
     require("pydicom.pixels", "dicom")  # now, so that its loggers exist and are muted too
     thread = threading.get_ident()
@@ -175,7 +184,7 @@ def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
         return record.thread not in (thread, None)
 
     every = [logger for logger in list(logging.root.manager.loggerDict.values()) if isinstance(logger, logging.Logger)]
-    loggers = [logger for logger in every if logger.name.split(".")[0] == "pydicom"]
+    loggers = [logger for logger in every if logger.name.split(".")[0] in ("pydicom", "highdicom")]
     for logger in loggers:
         logger.addFilter(mute)
     try:
@@ -187,15 +196,18 @@ def _sealed(path: str | Path, read: Callable[[], _T]) -> _T:
     except FileNotFoundError:
         failure = f"no image {path}"
     except Exception as error:
-        failure = f"{path} does not read as DICOM, it is damaged or cut short ({type(error).__name__}): export it again"
+        failure = f"{path} {wrong} ({type(error).__name__}): export it again"
     finally:
         for logger in loggers:
             logger.removeFilter(mute)
     raise InputError(failure)  # outside the except clause, so that no __context__ keeps the original text
 
 
-def _load(path: str | Path, keywords: Sequence[str]) -> Dataset:
-    """Loads tags of a file, and sets a missing transfer syntax. A deflated file is inflated here, up to a limit."""
+def load_tags(path: str | Path, keywords: Sequence[str]) -> Dataset:
+    """Loads tags of a file, and sets a missing transfer syntax. A deflated file is inflated here, up to a limit.
+
+    Call it, and read the values, inside ``sealed``.
+    """
     from pydicom import dcmread, uid
     from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset, read_preamble
@@ -231,7 +243,7 @@ def _read_pixels(path: str | Path, notes: list[str]) -> Image.Image:
     from pydicom.pixels.utils import as_pixel_options
     from pydicom.uid import RLELossless
 
-    ds = _load(path, (*_LAYOUT, *_REQUIRED, *_GRAYS, *_COLOURS))
+    ds = load_tags(path, (*_LAYOUT, *_REQUIRED, *_GRAYS, *_COLOURS))
     decoder = _checked_decoder(path, ds)
     run_length = ds.file_meta.TransferSyntaxUID == RLELossless
     plugin = "pydicom" if run_length else ""  # pylibjpeg-rle panics on damage, and that is not an Exception
