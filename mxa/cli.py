@@ -87,6 +87,13 @@ _COMMANDS = {
         "Measure speed, memory and size beside peers.",
         show="bench",
     ),
+    "bench runtimes": _Command(
+        "commands.bench.runtimes",
+        "bench_runtimes",
+        "BenchRuntimesConfig",
+        "Measure PyTorch, ONNX Runtime and OpenVINO on a CPU.",
+        show="bench",
+    ),
     "bench data": _Command(
         "commands.bench.data", "bench_data", "BenchDataConfig", "Measure loading beside TorchXRayVision.", show="bench"
     ),
