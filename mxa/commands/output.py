@@ -164,7 +164,21 @@ def localize(config: Any, result: Any) -> None:
 
 
 def predict(config: Any, results: Any) -> None:
-    """Shows the probabilities of each image."""
+    """Shows the probabilities of each image, or what was written. The exit status is 3 if an image did not read."""
+    if config.output:
+        bad = results.bad
+        said = f"; {bad:,} did not read, as the column error says" if bad else ""
+        said += f"; the column warning speaks of {results.warned:,}" if results.warned else ""
+        _say(f"written: {config.output}: {results.images:,} images{said}", file=sys.stderr)
+    else:
+        bad = _show_predictions(config, results)
+    if bad:
+        sys.stdout.flush()
+        sys.exit(3)
+
+
+def _show_predictions(config: Any, results: Any) -> int:
+    """Shows the probabilities of each image; returns how many images did not read."""
     if config.format == "json":
         print(to_json(results, 2))
     else:
@@ -182,11 +196,13 @@ def predict(config: Any, results: Any) -> None:
             for name, p in r.get("probabilities", {}).items()
         ]
         _print_table(("file", *uids, "finding", "probability", *called), rows)
-    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    bad = [r["error"] for r in results if "error" in r]
+    _say_bad(bad, "left out")
     if config.calibrated:
         _say(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
     if config.rois:
         _say(f"written: {config.rois}", file=sys.stderr)
+    return len(bad)
 
 
 def convert(config: Any, lines: Any) -> None:

@@ -6,11 +6,8 @@ import csv
 import gzip
 import hashlib
 import io
-import multiprocessing
 import os
-import signal
 import tarfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +26,7 @@ from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS, largest_shard
 from ..labels import resolve_labels
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, digest, write_text
+from ..utils.interrupt import follow_parent
 from ..utils.json_files import read_json, to_json
 
 __all__ = ["PrepareConfig", "prepare"]
@@ -156,7 +154,7 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
     bar = rich.Progress(
         rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     )
-    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_follow_parent) as pool:
+    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=follow_parent) as pool:
         task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
         jobs = [(folder, shard, config.size, config.format) for shard in left]
         try:
@@ -169,13 +167,6 @@ def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return {shard.name: results[shard.name] for shard in shards}
-
-
-def _follow_parent() -> None:
-    """Leaves Ctrl-C to the main process: a worker finishes its shard, but ends at once where that process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:

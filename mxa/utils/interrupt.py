@@ -1,4 +1,4 @@
-"""Ctrl-C while the command still imports its libraries, which takes seconds."""
+"""Ctrl-C while the command still imports its libraries, which takes seconds, and in its worker processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["raise_interrupts", "stop_at_interrupt"]
+__all__ = ["follow_parent", "raise_interrupts", "stop_at_interrupt"]
 
 
 def stop_at_interrupt() -> None:
@@ -35,3 +35,10 @@ def raise_interrupts() -> None:
 def _stop(*unused: Any) -> None:
     os.write(2, b"mxa: stopped\n")
     os._exit(130)
+
+
+def follow_parent() -> None:
+    """Leaves Ctrl-C to the main process: a worker ends its task, or at once where that process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
