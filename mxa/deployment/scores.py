@@ -162,7 +162,7 @@ class ScoreTable:
                 if name != given(wanted):
                     raise ValueError
                 bad, warned = bad + bool(error), warned + bool(warning)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"{path} holds something else than this command writes: give another --output, or delete it"
             ) from None
