@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..utils.errors import name_some, require
+from ..utils.errors import name_some
 from ..utils.json_files import to_json
 from ..utils.text import printable
 
@@ -261,7 +261,7 @@ def _say(*lines: object, file: TextIO | None = None) -> None:
 
 def _print_table(columns: Sequence[str | list[str]], rows: Sequence[Sequence[str | list[str]]]) -> None:
     """Prints a table; a cell is text, which is not read as rich's markup, or a list of its lines."""
-    table, text = require("rich.table", "train"), require("rich.text", "train")
+    from rich import console, table, text
 
     def cell(value: str | list[str]) -> Any:
         return text.Text("\n".join(map(printable, [value] if isinstance(value, str) else value)))
@@ -269,7 +269,7 @@ def _print_table(columns: Sequence[str | list[str]], rows: Sequence[Sequence[str
     shown = table.Table(*(table.Column(cell(name), overflow="fold") for name in columns))
     for row in rows:
         shown.add_row(*map(cell, row))
-    console = require("rich.console", "train").Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a file or a pipe: rows are not wrapped
-    console.print(shown)
+    terminal = console.Console()
+    if not terminal.is_terminal:
+        terminal.width = 10_000  # a file or a pipe: rows are not wrapped
+    terminal.print(shown)

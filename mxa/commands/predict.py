@@ -36,17 +36,16 @@ def predict(config: PredictConfig) -> list[dict[str, Any]] | Summary:
         return predict_files(config)
 
     from ..data.image_io import find_images
-    from ..deployment.stream import read_planes, score_planes
+    from .predict_rows import predict_rows
 
     predictor = config.open()
     files = [str(path) for path in find_images(config.files)]
-    images = read_planes(files, predictor.reader(config.identifiers), 0, 0, True)
-    results = list(score_planes(predictor, images, config.batch_size, config.calibrated, config.skip_bad))
+    results = list(predict_rows(config, predictor, files, 0, True))
     first = next((row for row in results if "probabilities" in row), None)
     if first is None:
         raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
     if config.rois:
-        from .predict_rois import draw_row
+        from .predict_places import Places
 
-        draw_row(config.model, config.device, first, config.rois)
+        Places(config.model, config.device).draw(first, config.rois)
     return results

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, require
 
 if TYPE_CHECKING:
     from ..deployment.predictor import Predictor
@@ -40,13 +40,23 @@ class PredictConfig:
     calibrated: Literal["youden", "specificity95", "f1"] | None = None
     """Use the model's calibration (mxa calibrate): its temperatures, and its thresholds of this kind."""
     identifiers: bool = False
-    """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is ever read."""
+    """Add the SOP, study and series instance UIDs of DICOM files; nothing else about a patient is read, but for
+    --dicom-sr and --secondary-capture."""
+    dicom_sr: Path | None = None
+    """Folder for a DICOM Structured Report of each image, which must then be a DICOM file."""
+    secondary_capture: Path | None = None
+    """Folder for a DICOM picture of each image, with the boxes that --rois draws."""
     skip_bad: bool = False
     """Go on where an image does not read, instead of stopping; the exit status is then 3."""
     batch_size: int = 32
     """Images at a time."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
+
+    @property
+    def reports(self) -> bool:
+        """DICOM objects are written."""
+        return bool(self.dicom_sr or self.secondary_capture)
 
     def check(self) -> None:
         """Refuses what does not go together.
@@ -56,8 +66,6 @@ class PredictConfig:
         """
         if self.rois and (self.rois.suffix.lower() != ".png" or not self.rois.absolute().parent.is_dir()):
             raise InputError(f"--rois {self.rois}: give a .png file in a folder that exists")
-        if self.rois and self.runtime not in ("auto", "torch"):
-            raise InputError("--rois needs a model that PyTorch runs: leave --runtime out")
         if self.batch_size < 1:
             raise InputError("--batch-size must be at least 1")
         if (self.workers or 0) < 0:
@@ -67,8 +75,12 @@ class PredictConfig:
                 raise InputError(f"--{name} is for --output: name a .parquet, .csv or .jsonl file")
         if self.output and (self.rois or self.format != "table"):
             raise InputError("--output writes a table: leave out --rois and --format, which are for what is printed")
-        if self.ray and self.workers is not None:
-            raise InputError("Ray says how many processes there are: give --ray or --workers")
+        if self.ray and (self.workers is not None or self.reports):
+            raise InputError(
+                "--ray takes its own processes and writes --output alone: give --ray, or the other options"
+            )
+        if self.reports:
+            require("highdicom", "dicom")
 
     def open(self) -> Predictor:
         """Opens the model.
@@ -82,4 +94,8 @@ class PredictConfig:
         predictor = open_predictor(self.model, device=self.device, **chosen)
         if self.calibrated and predictor.info.calibration is None:
             raise InputError(f"{self.model} has no calibration.json: run mxa calibrate first, and export what it gives")
+        if (self.rois or self.secondary_capture) and predictor.runtime != "torch":
+            raise InputError(
+                "--rois and --secondary-capture need a model that PyTorch runs: name the run it is made of"
+            )
         return predictor

@@ -12,11 +12,12 @@ from .. import __version__
 from ..data.image_io import find_images
 from ..deployment.predictor import Predictor
 from ..deployment.scores import FORMATS, Parts, ScoreTable, Summary
-from ..deployment.stream import default_workers, read_planes, score_planes
-from ..utils.errors import InputError, require
+from ..deployment.stream import default_workers
+from ..utils.errors import InputError
 from ..utils.files import alone_in
 from ..utils.json_files import to_json
 from .predict_config import PredictConfig
+from .predict_rows import predict_rows
 
 __all__ = ["predict_files"]
 
@@ -88,6 +89,8 @@ def _settings(config: PredictConfig, predictor: Predictor) -> dict[str, str | in
         "--calibrated": config.calibrated or "",
         "calibration": to_json([calibration.temperatures, calibration.thresholds]) if calibration else "",
         "--identifiers": config.identifiers,
+        "--dicom-sr": str(config.dicom_sr or ""),
+        "--secondary-capture": str(config.secondary_capture or ""),
         "--batch-size": config.batch_size,
     }
 
@@ -97,8 +100,7 @@ def _here(config: PredictConfig, predictor: Predictor, parts: Parts, advance: Ca
     files = list(itertools.chain.from_iterable(left.values()))
     advance(len(parts.files) - len(files))
     workers = default_workers(len(files)) if config.workers is None else config.workers
-    images = read_planes(files, predictor.reader(config.identifiers), workers, config.batch_size, False)
-    rows = score_planes(predictor, images, config.batch_size, config.calibrated, config.skip_bad)
+    rows = predict_rows(config, predictor, files, workers)
     for number, names in left.items():
         held = []
         for row in itertools.islice(rows, len(names)):
@@ -123,11 +125,13 @@ def _progress(images: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda count: None
         return
-    rich = require("rich.progress", "train")
-    console = require("rich.console", "train").Console(stderr=True)
+    from rich import console
+    from rich import progress as rich
+
+    screen = console.Console(stderr=True)
     speed = rich.TextColumn("{task.fields[speed]}  left")
     columns = rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), speed, rich.TimeRemainingColumn()
-    with rich.Progress(*columns, console=console, transient=True) as bar:
+    with rich.Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("", total=images, speed="")
 
         def advance(count: int) -> None:

@@ -24,7 +24,7 @@ from ..data.create import read_collection
 from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS, largest_shard
 from ..labels import resolve_labels
-from ..utils.errors import InputError, require
+from ..utils.errors import InputError
 from ..utils.files import alone_in, atomic_write, digest, write_text
 from ..utils.interrupt import follow_parent
 from ..utils.json_files import read_json, to_json
@@ -150,7 +150,8 @@ def _plan(records: Records, size: int) -> Iterator[_Shard]:
 def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images: int) -> dict[str, dict[str, Any]]:
     results = {shard.name: result for shard in shards if (result := _finished(folder, shard.name))}
     left = [shard for shard in shards if shard.name not in results]
-    rich = require("rich.progress", "train")
+    from rich import progress as rich
+
     bar = rich.Progress(
         rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     )

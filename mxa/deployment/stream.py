@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.interrupt import follow_parent
-from .predictor import PlaneReader, Predictor
+from .predictor import Predictor
 
 __all__ = ["default_workers", "read_planes", "score_planes"]
 
 #: An image's plane, None where it does not read, and its row: ``file``, ``warning``, ``identifiers``, ``error``.
 Read = tuple[np.ndarray | None, dict[str, Any]]
+
+#: Makes a plane of a file, and says what there is to say of it: a ``PlaneReader``, or one around it.
+Reader = Callable[[str], tuple[np.ndarray, dict[str, Any]]]
 
 _CHUNK = 4  # images that a worker reads at a time
 _MOST_WORKERS = 16
@@ -34,7 +34,7 @@ def default_workers(images: int) -> int:
     return min(cores, _MOST_WORKERS, images // 64)
 
 
-def read_planes(paths: Sequence[str], reader: PlaneReader, workers: int, ahead: int, log: bool) -> Iterator[Read]:
+def read_planes(paths: Sequence[str], reader: Reader, workers: int, ahead: int, log: bool) -> Iterator[Read]:
     """Reads images in the order of their paths.
 
     Args:
@@ -51,6 +51,10 @@ def read_planes(paths: Sequence[str], reader: PlaneReader, workers: int, ahead: 
     if workers == 0:
         yield from (_read(reader, path, log) for path in paths)
         return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     waiting: deque = deque()
     most = -(-ahead // _CHUNK) + 2 * workers
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), follow_parent) as pool:
@@ -67,11 +71,11 @@ def read_planes(paths: Sequence[str], reader: PlaneReader, workers: int, ahead: 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_some(reader: PlaneReader, paths: Sequence[str]) -> list[Read]:
+def _read_some(reader: Reader, paths: Sequence[str]) -> list[Read]:
     return [_read(reader, path, False) for path in paths]
 
 
-def _read(reader: PlaneReader, path: str, log: bool) -> Read:
+def _read(reader: Reader, path: str, log: bool) -> Read:
     row: dict[str, Any] = {"file": path}
     try:
         if log:

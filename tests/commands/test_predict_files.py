@@ -250,7 +250,7 @@ def test_a_table_of_something_else_is_not_taken_for_the_result(images, tmp_path,
         ({"output": "a.csv", "model": "plain", "calibrated": "f1"}, "plain has no calibration.json"),
         ({"output": "a.csv", "model": "damaged"}, r"Mass of \S*000.png is not a finite number"),
         ({"output": "a.csv", "files": (Path("empty"),)}, "empty holds no image"),
-        ({"rois": Path("a.png"), "runtime": "onnx"}, "--rois needs a model that PyTorch runs"),
+        ({"rois": Path("a.png"), "runtime": "onnx"}, "need a model that PyTorch runs"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(images, tmp_path, faked, monkeypatch, options, message):
