@@ -76,9 +76,7 @@ class PredictConfig:
         if self.output and (self.rois or self.format != "table"):
             raise InputError("--output writes a table: leave out --rois and --format, which are for what is printed")
         if self.ray and (self.workers is not None or self.reports):
-            raise InputError(
-                "--ray takes its own processes and writes --output alone: give --ray, or the other options"
-            )
+            raise InputError("--ray has processes of its own and writes --output alone: leave out one or the other")
         if self.reports:
             require("highdicom", "dicom")
 
@@ -95,7 +93,5 @@ class PredictConfig:
         if self.calibrated and predictor.info.calibration is None:
             raise InputError(f"{self.model} has no calibration.json: run mxa calibrate first, and export what it gives")
         if (self.rois or self.secondary_capture) and predictor.runtime != "torch":
-            raise InputError(
-                "--rois and --secondary-capture need a model that PyTorch runs: name the run it is made of"
-            )
+            raise InputError("--rois and --secondary-capture need a model that PyTorch runs: name its run folder")
         return predictor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -383,6 +384,37 @@ def test_memory_does_not_grow_with_the_files(images, tmp_path, count):
     print(f"{count} files: {last - first:.0f} MB beyond {first:.0f} MB")
     assert last - first < (150 if count < 20_000 else 300)
     assert pq.read_metadata(tmp_path / "a.parquet").num_rows == count
+
+
+BASE = """
+import sys
+
+class Blocked:
+    names = {"matplotlib", "pyarrow", "captum", "pydicom", "sklearn", "webdataset", "openpyxl", "onnx", "onnxscript",
+             "onnxruntime", "openvino", "ray", "highdicom", "tensorboard", "pynetdicom"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import mxa
+from mxa import cli
+image, output = sys.argv[1:]
+cli.main(["predict", image])
+cli.main(["predict", image, "--output", output])
+print(mxa.predict(image))
+"""
+
+
+def test_a_base_install_predicts(images, tmp_path):
+    command = [sys.executable, "-c", BASE, str(images / "001.png"), str(tmp_path / "a.csv")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    (row,) = csv.DictReader((tmp_path / "a.csv").open(newline=""))
+    printed = ast.literal_eval(shown.stdout.splitlines()[-1])
+    assert {name: float(row[name]) for name in printed} == printed and len(printed) == 15
+    assert f"{printed['Mass']:.3f}" in shown.stdout
 
 
 def test_no_torch_where_the_runtime_needs_none(images, tmp_path):

@@ -89,7 +89,7 @@ def test_what_does_not_go_with_reports(files, tmp_path, faked, monkeypatch):
 def test_boxes_and_a_picture(run, files, tmp_path):
     """A finding head's boxes are regions of the report; a model without one has its blocks' boxes in the picture."""
     model = load_model(run)
-    attach_finding_head(model, rows=[0, 2])
+    attach_finding_head(model, ["Edema", "Bright"])
     save_pretrained(model, tmp_path / "headed")
     for name, regions in {str(tmp_path / "headed"): 2, str(run): 0}.items():
         out = {"dicom_sr": tmp_path / Path(name).name / "sr", "secondary_capture": tmp_path / Path(name).name / "sc"}
