@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .. import __version__
@@ -40,11 +40,16 @@ def predict_files(config: PredictConfig) -> Summary:
         size = config.batch_size * -(-IMAGES_OF_A_PART // config.batch_size)
         parts = Parts(table, output, files, size)
         if not output.exists():
-            parts.begin(_settings(config, predictor))
-            with _progress(len(files)) as advance:
-                compute = _on_ray if config.ray else _here
-                compute(config, predictor, parts, advance)
-            parts.finish()
+            try:
+                parts.begin(_settings(config, predictor))
+                with _progress(len(files)) as advance:
+                    compute = _on_ray if config.ray else _here
+                    compute(config, predictor, parts, advance)
+                parts.finish()
+            except BaseException:
+                if not parts.unfinished(output):
+                    parts.remove()
+                raise
         summary = table.check(output, files)
         parts.remove()
         return summary
@@ -100,13 +105,13 @@ def _here(config: PredictConfig, predictor: Predictor, parts: Parts, advance: Ca
     files = list(itertools.chain.from_iterable(left.values()))
     advance(len(parts.files) - len(files))
     workers = default_workers(len(files)) if config.workers is None else config.workers
-    rows = predict_rows(config, predictor, files, workers)
-    for number, names in left.items():
-        held = []
-        for row in itertools.islice(rows, len(names)):
-            held.append(row)
-            advance(1)
-        parts.write(number, parts.table.encode(held))
+    with closing(predict_rows(config, predictor, files, workers)) as rows:
+        for number, names in left.items():
+            held = []
+            for row in itertools.islice(rows, len(names)):
+                held.append(row)
+                advance(1)
+            parts.write(number, parts.table.encode(held))
 
 
 def _on_ray(config: PredictConfig, predictor: Predictor, parts: Parts, advance: Callable[[int], None]) -> None:

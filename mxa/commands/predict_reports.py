@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ class DicomReader:
 
 
 def write_reports(
-    config: PredictConfig, predictor: Predictor, rows: Iterable[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+    config: PredictConfig, predictor: Predictor, rows: Generator[dict[str, Any], None, None]
+) -> Generator[dict[str, Any], None, None]:
     """Writes the objects of each row whose image read, and gives the row.
 
     The boxes of a finding head are in them where PyTorch runs the model. With ``skip_bad``, an image of which no report
@@ -56,7 +57,7 @@ def write_reports(
         from .predict_places import Places
 
         places = Places(config.model, config.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, closing(rows):
         picture = Path(folder) / "picture.png" if config.secondary_capture else None
         for row in rows:
             if "probabilities" in row:

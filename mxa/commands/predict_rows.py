@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..deployment.predictor import Predictor
@@ -14,7 +14,7 @@ __all__ = ["predict_rows"]
 
 def predict_rows(
     config: PredictConfig, predictor: Predictor, files: Sequence[str], workers: int = 0, log: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Predicts images as ``config`` says, and writes their DICOM objects.
 
     Args:

@@ -217,8 +217,8 @@ class Parts:
 
     @classmethod
     def unfinished(cls, output: Path) -> bool:
-        """Says whether a run that was to write a table has not ended."""
-        return (cls.folder_of(output) / _PLAN).is_file()
+        """Says whether a run that was to write a table has written a part of it."""
+        return any(cls.folder_of(output).glob("part-*"))
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Writes the plan, or compares it with the one that is there.
@@ -231,7 +231,7 @@ class Parts:
             names.update(name.encode("utf-8", "surrogateescape") + b"\0")
         plan = {**settings, "files": names.hexdigest(), "images": len(self.files), "size of a part": self.size}
         path = self.folder / _PLAN
-        if not path.is_file():
+        if not self.unfinished(self.output):
             write_text(path, to_json(plan, 1) + "\n")
             return
         held = read_json(path)

@@ -7,7 +7,8 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,12 @@ _MOST_WORKERS = 16
 def default_workers(images: int) -> int:
     """Returns how many processes read so many images: one a core, and none where starting them takes longer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS, images // 64)
+    return min(cores, _MOST_WORKERS, images // 32)
 
 
-def read_planes(paths: Sequence[str], reader: Reader, workers: int, ahead: int, log: bool) -> Iterator[Read]:
+def read_planes(
+    paths: Sequence[str], reader: Reader, workers: int, ahead: int, log: bool
+) -> Generator[Read, None, None]:
     """Reads images in the order of their paths.
 
     Args:
@@ -97,8 +100,12 @@ def _read(reader: Reader, path: str, log: bool) -> Read:
 
 
 def score_planes(
-    predictor: Predictor, images: Iterable[Read], batch_size: int, point: str | None = None, skip_bad: bool = False
-) -> Iterator[dict[str, Any]]:
+    predictor: Predictor,
+    images: Generator[Read, None, None],
+    batch_size: int,
+    point: str | None = None,
+    skip_bad: bool = False,
+) -> Generator[dict[str, Any], None, None]:
     """Completes each image's row with what the model says of it.
 
     The images are taken ``batch_size`` at a time, those that do not read among them. A probability can depend, in its
@@ -118,20 +125,20 @@ def score_planes(
     Raises:
         InputError: an image does not read, without ``skip_bad``, or a logit is not finite.
     """
-    images = iter(images)
     calibration = predictor.info.calibration if point else None
     thresholds = calibration.thresholds[point] if calibration else {}
-    while taken := list(itertools.islice(images, batch_size)):
-        for _, row in taken:
-            if "error" in row and not skip_bad:
-                raise InputError(row["error"])
-        planes, rows = [p for p, _ in taken if p is not None], [row for p, row in taken if p is not None]
-        if planes:
-            logits = predictor.logits(planes, [row["file"] for row in rows])
-            values = predictor.probabilities(logits, calibration is not None).tolist()
-            for row, found in zip(rows, values, strict=True):
-                row["probabilities"] = said = dict(zip(predictor.labels, found, strict=True))
-                if calibration:
-                    row["positive"] = [label for label, least in thresholds.items() if said[label] >= least]
-                    row["undecided"] = [label for label in said if label not in thresholds]
-        yield from (row for _, row in taken)
+    with closing(images):
+        while taken := list(itertools.islice(images, batch_size)):
+            for _, row in taken:
+                if "error" in row and not skip_bad:
+                    raise InputError(row["error"])
+            planes, rows = [p for p, _ in taken if p is not None], [row for p, row in taken if p is not None]
+            if planes:
+                logits = predictor.logits(planes, [row["file"] for row in rows])
+                values = predictor.probabilities(logits, calibration is not None).tolist()
+                for row, found in zip(rows, values, strict=True):
+                    row["probabilities"] = said = dict(zip(predictor.labels, found, strict=True))
+                    if calibration:
+                        row["positive"] = [label for label, least in thresholds.items() if said[label] >= least]
+                        row["undecided"] = [label for label in said if label not in thresholds]
+            yield from (row for _, row in taken)

@@ -327,6 +327,37 @@ def test_a_run_that_is_killed_and_resumed_writes_the_same_bytes(images, tmp_path
     assert kills < 20 or len(seen) > 4  # it was killed with nothing written, and with more and more
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_bar_where_somebody_looks(images, tmp_path):
+    ours, theirs = os.openpty()
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "predict",
+        str(images),
+        "--model",
+        "fake",
+        "--skip-bad",
+        "--batch-size",
+        "2",
+    ]
+    env = {**os.environ, "FAKE_SECONDS": "0.05", "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "a.csv")], stdout=subprocess.DEVNULL, stderr=theirs, env=env
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while some := os.read(ours, 1 << 16):
+            seen += some
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(60) == 3
+    assert re.search(rb"images .*\d+/75.* \d+/s  left .*0:00:\d\d", seen)
+    assert b"75 images; 2 did not read" in seen
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command(images, tmp_path, how):
