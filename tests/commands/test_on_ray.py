@@ -1,4 +1,4 @@
-"""``mxa predict --ray``: the bytes of a single process, with a process killed in the middle."""
+"""``--ray`` of ``mxa predict`` and ``mxa prepare``: the bytes of one machine, with a process killed in the middle."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from mxa.commands import predict_files
 from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.utils.errors import InputError
 
 from .fake_predictor import fake_predictor
@@ -107,6 +108,17 @@ def test_another_model_on_another_machine_is_refused(cluster, images, tmp_path):
     here = os.getpid()
     with pytest.raises(InputError, match="other weights on another machine"):
         predict(Other((images / "000.png",), "fake", output=tmp_path / "a.csv", ray="auto"))
+
+
+def test_shards_are_those_of_one_machine(cluster, made_nih, tmp_path):
+    root = str(made_nih())
+    for name, how in {"alone": {"workers": 1}, "shared": {"ray": "auto"}}.items():
+        prepare(PrepareConfig(tmp_path / name, data="nih", root=root, shard_size=5, **how))
+    alone, shared = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        for name in ("alone", "shared")
+    )
+    assert alone == shared and len(alone) > 5
 
 
 def test_no_cluster_is_one_line(cluster, images, tmp_path):  # noqa: F811
