@@ -88,7 +88,7 @@ class PredictConfig:
         """
         from ..deployment.runtimes import open_predictor
 
-        chosen = {} if self.runtime in ("auto", "torch") else {"runtime": self.runtime}
+        chosen = {} if self.runtime == "auto" else {"runtime": self.runtime}
         predictor = open_predictor(self.model, device=self.device, **chosen)
         if self.calibrated and predictor.info.calibration is None:
             raise InputError(f"{self.model} has no calibration.json: run mxa calibrate first, and export what it gives")

@@ -44,6 +44,7 @@ def map_on_ray(
     ray, data = require("ray", "ray"), require("ray.data", "ray")
     with _connected(ray, address):
         data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         most = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
         rows = [{"number": i, "task": pickle.dumps(task)} for i, task in enumerate(tasks)]
         done = data.from_items(rows, override_num_blocks=min(len(rows), 10_000)).map_batches(
@@ -84,12 +85,12 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address != "auto":  # Ray itself waits for minutes
             place = urlsplit(address if "://" in address else f"ray://{address}")
             socket.create_connection((place.hostname, place.port or 6379), _PATIENCE).close()
-        ray.init(None if address == "auto" else address, log_to_driver=False, logging_level="warning")
+        ray.init(None if address == "auto" else address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
     try:

@@ -18,7 +18,6 @@ from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.utils.errors import InputError
 
 from .fake_predictor import fake_predictor
-from .test_predict_files import images  # noqa: F401
 
 pytestmark = pytest.mark.deploy
 
@@ -56,7 +55,7 @@ def small_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-def test_the_bytes_are_those_of_one_process(cluster, images, tmp_path, monkeypatch, suffix):  # noqa: F811
+def test_the_bytes_are_those_of_one_process(cluster, images, tmp_path, monkeypatch, suffix):
     monkeypatch.chdir(tmp_path)  # names may be relative
     same = {"calibrated": "youden", "skip_bad": True, "batch_size": 4}
     alone = Faked((Path("images"),), "fake", output=tmp_path / f"alone{suffix}", workers=0, **same)
@@ -65,7 +64,7 @@ def test_the_bytes_are_those_of_one_process(cluster, images, tmp_path, monkeypat
     assert alone.output.read_bytes() == shared.output.read_bytes()
 
 
-def test_a_process_that_is_killed_is_replaced(cluster, images, tmp_path):  # noqa: F811
+def test_a_process_that_is_killed_is_replaced(cluster, images, tmp_path):
     same = {"skip_bad": True, "batch_size": 4}
     alone = Faked((images,), "fake", output=tmp_path / "alone.parquet", workers=0, **same)
     predict(alone)
@@ -87,7 +86,7 @@ def test_a_process_that_is_killed_is_replaced(cluster, images, tmp_path):  # noq
     assert alone.output.read_bytes() == shared.output.read_bytes()
 
 
-def test_what_ray_left_goes_on_without_it(cluster, images, tmp_path):  # noqa: F811
+def test_what_ray_left_goes_on_without_it(cluster, images, tmp_path):
     config = Faked((images,), "fake", output=tmp_path / "a.csv", batch_size=4, ray="auto")
     with pytest.raises(InputError, match=r"013\.png\.png does not decode|zzz\.jpg"):
         predict(config)
@@ -98,7 +97,7 @@ def test_what_ray_left_goes_on_without_it(cluster, images, tmp_path):  # noqa: F
     assert config.output.read_bytes() == whole.output.read_bytes()
 
 
-def test_another_model_on_another_machine_is_refused(cluster, images, tmp_path):  # noqa: F811
+def test_another_model_on_another_machine_is_refused(cluster, images, tmp_path):
     @dataclass
     class Other(Faked):
         def open(self):
@@ -121,7 +120,7 @@ def test_shards_are_those_of_one_machine(cluster, made_nih, tmp_path):
     assert alone == shared and len(alone) > 5
 
 
-def test_no_cluster_is_one_line(cluster, images, tmp_path):  # noqa: F811
+def test_no_cluster_is_one_line(cluster, images, tmp_path):
     cluster.shutdown()
     with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster answers there") as error:
         predict(Faked((images / "000.png",), "fake", output=tmp_path / "a.csv", ray="127.0.0.1:1"))
