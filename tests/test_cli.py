@@ -110,12 +110,13 @@ def test_a_warning_is_one_line_once(table, tmp_path, capsys):
     assert ".py" not in said
 
 
-def test_missing_extra_is_named(monkeypatch):
+def test_missing_extra_is_named(table, tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "jsonargparse", None)
-    with pytest.raises(SystemExit, match=r'jsonargparse is not installed: run pip install "mxa\[train\]"'):
-        cli.main(["train", "--output", "x"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit, match=r'pyarrow is not installed: run pip install "mxa\[data\]"'):
+        cli.main(["predict", str(table.parent / "0.png"), "--output", str(tmp_path / "x.parquet")])
+    assert not (tmp_path / "x.parquet.parts").exists()
 
 
 def test_help_and_version(capsys):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..utils.errors import name_some, require
+from ..utils.errors import name_some
 from ..utils.json_files import to_json
 from ..utils.text import printable
 
@@ -165,7 +165,21 @@ def localize(config: Any, result: Any) -> None:
 
 
 def predict(config: Any, results: Any) -> None:
-    """Shows the probabilities of each image."""
+    """Shows the probabilities of each image, or what was written. The exit status is 3 if an image did not read."""
+    if config.output:
+        bad = results.bad
+        said = f"; {bad:,} did not read, as the column error says" if bad else ""
+        said += f"; the column warning speaks of {results.warned:,}" if results.warned else ""
+        _say(f"written: {config.output}: {results.images:,} images{said}", file=sys.stderr)
+    else:
+        bad = _show_predictions(config, results)
+    if bad:
+        sys.stdout.flush()
+        sys.exit(3)
+
+
+def _show_predictions(config: Any, results: Any) -> int:
+    """Shows the probabilities of each image; returns how many images did not read."""
     if config.format == "json":
         print(to_json(results, 2))
     else:
@@ -183,11 +197,13 @@ def predict(config: Any, results: Any) -> None:
             for name, p in r.get("probabilities", {}).items()
         ]
         _print_table(("file", *uids, "finding", "probability", *called), rows)
-    _say_bad([r["error"] for r in results if "error" in r], "left out")
+    bad = [r["error"] for r in results if "error" in r]
+    _say_bad(bad, "left out")
     if config.calibrated:
         _say(f"calibrated, called at the threshold of {config.calibrated}; ? is not calibrated", file=sys.stderr)
     if config.rois:
         _say(f"written: {config.rois}", file=sys.stderr)
+    return len(bad)
 
 
 def convert(config: Any, lines: Any) -> None:
@@ -257,7 +273,7 @@ def _say(*lines: object, file: TextIO | None = None) -> None:
 
 def _print_table(columns: Sequence[str | list[str]], rows: Sequence[Sequence[str | list[str]]]) -> None:
     """Prints a table; a cell is text, which is not read as rich's markup, or a list of its lines."""
-    table, text = require("rich.table", "train"), require("rich.text", "train")
+    from rich import console, table, text
 
     def cell(value: str | list[str]) -> Any:
         return text.Text("\n".join(map(printable, [value] if isinstance(value, str) else value)))
@@ -265,7 +281,7 @@ def _print_table(columns: Sequence[str | list[str]], rows: Sequence[Sequence[str
     shown = table.Table(*(table.Column(cell(name), overflow="fold") for name in columns))
     for row in rows:
         shown.add_row(*map(cell, row))
-    console = require("rich.console", "train").Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a file or a pipe: rows are not wrapped
-    console.print(shown)
+    terminal = console.Console()
+    if not terminal.is_terminal:
+        terminal.width = 10_000  # a file or a pipe: rows are not wrapped
+    terminal.print(shown)

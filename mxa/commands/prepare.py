@@ -6,12 +6,9 @@ import csv
 import gzip
 import hashlib
 import io
-import multiprocessing
 import os
-import signal
 import tarfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -27,9 +24,11 @@ from ..data.create import read_collection
 from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS, largest_shard
 from ..labels import resolve_labels
-from ..utils.errors import InputError, require
+from ..utils.errors import InputError
 from ..utils.files import alone_in, atomic_write, digest, write_text
+from ..utils.interrupt import follow_parent
 from ..utils.json_files import read_json, to_json
+from ..utils.on_ray import map_on_ray
 
 __all__ = ["PrepareConfig", "prepare"]
 
@@ -53,6 +52,8 @@ class PrepareConfig(DataConfig):
     """Images in a shard."""
     workers: int | None = None
     """Processes; one for each core by default."""
+    ray: str | None = None
+    """Write on Ray: auto for the cluster of this machine, or else this machine alone; or an address."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     if not (16 <= config.size <= 10_000 and config.shard_size >= 1 and (config.workers or 1) >= 1):
         raise InputError("--size must be between 16 and 10000, --shard-size and --workers at least 1")
+    if config.ray and config.workers is not None:
+        raise InputError("--ray has processes of its own: leave out --workers")
     config = config.resolved()
     labels = None if config.labels is None else resolve_labels(config.labels)
     records = read_collection(
@@ -152,30 +155,30 @@ def _plan(records: Records, size: int) -> Iterator[_Shard]:
 def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images: int) -> dict[str, dict[str, Any]]:
     results = {shard.name: result for shard in shards if (result := _finished(folder, shard.name))}
     left = [shard for shard in shards if shard.name not in results]
-    rich = require("rich.progress", "train")
+    from rich import progress as rich
+
     bar = rich.Progress(
         rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     )
-    with bar, ProcessPoolExecutor(config.workers or os.cpu_count(), initializer=_follow_parent) as pool:
+    jobs = [(folder, shard, config.size, config.format) for shard in left]
+    with bar:
         task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
-        jobs = [(folder, shard, config.size, config.format) for shard in left]
+        found = map_on_ray(config.ray, _write_shard, jobs) if config.ray else _write_here(jobs, config.workers)
+        for number, result in found:
+            results[left[number].name] = result
+            bar.advance(task, len(left[number].records))
+    return {shard.name: results[shard.name] for shard in shards}
+
+
+def _write_here(jobs: Sequence[tuple], workers: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=follow_parent) as pool:
         try:
-            for shard, result in zip(left, pool.map(_write_shard, jobs), strict=True):
-                results[shard.name] = result
-                bar.advance(task, len(shard.records))
+            yield from enumerate(pool.map(_write_shard, jobs))
         except BrokenProcessPool:
             raise InputError("a worker process was killed (out of memory?): the same command goes on") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {shard.name: results[shard.name] for shard in shards}
-
-
-def _follow_parent() -> None:
-    """Leaves Ctrl-C to the main process: a worker finishes its shard, but ends at once where that process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _finished(folder: Path, name: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
-_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "PPM", "TIFF", "WEBP", "JPEG2000")  # Pillow loads the first five alone
 _MOST_COUNTED = 10  # pages of a TIFF
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF)
@@ -116,6 +116,7 @@ def _decode(path: str | Path | BinaryIO, size: tuple[int, int] | None, mode: str
 def _open(path: str | Path | BinaryIO) -> Image.Image:
     """Opens a file that is not DICOM; a TIFF whose 0 is white also where PIL refuses it."""
     at = 0 if isinstance(path, (str, Path)) else path.tell()
+    Image.preinit()  # else the first image loads every plugin that Pillow has
     try:
         return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:

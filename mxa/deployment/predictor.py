@@ -104,16 +104,17 @@ class Predictor:
         """Makes what reads an image for this model."""
         return PlaneReader(self.info.input_size, self.info.interpolation, identifiers)
 
-    def logits(self, planes: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, planes: Sequence[np.ndarray], files: Sequence[str] = ()) -> np.ndarray:
         """Computes the logits of planes that ``reader`` read: B times ``(H, W)`` to ``(B, L)``, float32.
 
         Raises:
-            InputError: a logit is not finite.
+            InputError: a logit is not finite; the message names its label, and its image where ``files`` are given.
         """
         logits = self._run(np.stack(planes))
-        if not np.isfinite(logits).all():
-            label = self.labels[np.argwhere(~np.isfinite(logits))[0, 1]]
-            raise InputError(f"{self.info.name}: {label} is not a finite number: its weights are damaged")
+        bad = np.argwhere(~np.isfinite(logits))
+        if len(bad):
+            what = self.labels[bad[0, 1]] + (f" of {files[bad[0, 0]]}" if files else "")
+            raise InputError(f"{self.info.name}: {what} is not a finite number: its weights are damaged")
         return logits
 
     def probabilities(self, logits: np.ndarray, calibrated: bool = True) -> np.ndarray:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from ..utils.errors import require
-
 __all__ = ["TrainProgress"]
 
 
@@ -20,7 +18,8 @@ class TrainProgress:
     """
 
     def __init__(self, epochs: int, steps: int, first: int = 0, hidden: bool = False):
-        rich = require("rich.progress", "train")
+        from rich import progress as rich
+
         self.epochs, self.steps, self.hidden = epochs, steps, hidden
         self._bar = rich.Progress(
             rich.TextColumn("epoch {task.fields[epoch]}"),

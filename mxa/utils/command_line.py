@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from .config import checked_fields, kinds_of, perhaps, read_settings, read_yaml_file
-from .errors import InputError, require
+from .errors import InputError
 
 __all__ = ["parse"]
 
@@ -42,7 +42,8 @@ def parse(
         InputError: an unknown option or field, one that is missing, or a value of another kind.
         SystemExit: help was asked for.
     """
-    given = vars(_parser(kind, prog, description, positional, recipes).parse_intermixed_args(arguments))
+    parser = _parser(kind, prog, description, positional, recipes, helps=not {"-h", "--help"}.isdisjoint(arguments))
+    given = vars(parser.parse_intermixed_args(arguments))
     config, recipe = given.pop("config", None), given.pop("recipe", None)
     if config and recipe:
         raise InputError("give one --config FILE.yaml or one --recipe NAME")
@@ -67,7 +68,9 @@ class _Parser(ArgumentParser):
         raise InputError(message + (perhaps(unknown[1], names) if unknown else ""))
 
 
-def _parser(kind: type, prog: str, description: str, positional: str | None, recipes: Path | None) -> _Parser:
+def _parser(
+    kind: type, prog: str, description: str, positional: str | None, recipes: Path | None, helps: bool
+) -> _Parser:
     """A parser that leaves every value as text; the fields of each class that ``kind`` is made of are a group."""
     usage = f"{prog} {positional.upper() if positional else ''} [options]"
     parser = _Parser(prog, usage, description, allow_abbrev=False, argument_default=SUPPRESS)
@@ -79,11 +82,18 @@ def _parser(kind: type, prog: str, description: str, positional: str | None, rec
     hints = get_type_hints(kind)
     for base in (base for base in kind.__mro__ if is_dataclass(base)):
         own = [f for f in fields(kind) if _declared_by(kind, f.name) is base and f.name not in unused]
-        texts = {p.arg_name: p.description for p in require("docstring_parser", "train").parse_from_object(base).params}
+        texts = _texts(base) if helps else {}
         block = parser.add_argument_group((base.__doc__ or "").partition("\n")[0].rstrip("."))
         for field in own:
             _add(block, field, hints[field.name], texts.get(field.name), field.name == positional)
     return parser
+
+
+def _texts(base: type) -> dict[str, str | None]:
+    """The text under each field, which takes a while to find."""
+    import docstring_parser
+
+    return {p.arg_name: p.description for p in docstring_parser.parse_from_object(base).params}
 
 
 def _declared_by(kind: type, name: str) -> type:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from yaml.error import MarkedYAMLError
 
-from .errors import InputError, require
+from .errors import InputError
 
 __all__ = [
     "checked_fields",
@@ -192,7 +192,9 @@ def checked_fields(kind: type, values: Mapping[str, Any], where: str, option: bo
     for name in values:
         if name not in hints:
             raise InputError(f"{where}: {unknown_field(name, hints)}")
-    parser = require("jsonargparse", "train").ArgumentParser(exit_on_error=False)
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
     for name in values:
         parser.add_argument(f"--{name}", type=hints[name])
     checked = {}

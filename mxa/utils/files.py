@@ -16,10 +16,23 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["alone_in", "atomic_copy", "atomic_write", "digest", "is_empty", "whole_or_not_at_all", "write_text"]
+__all__ = [
+    "NoSpace",
+    "alone_in",
+    "atomic_copy",
+    "atomic_write",
+    "digest",
+    "is_empty",
+    "whole_or_not_at_all",
+    "write_text",
+]
 
 _BEGINS, _ENDS = ".mxa-", ".tmp"  # of a temporary file's name
 _NOTE = ".mxa-running"  # in a folder that is locked: which command holds it
+
+
+class NoSpace(InputError):
+    """A file could not be written because the disk is full. Going on with other files does not help."""
 
 
 def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | None = None) -> None:
@@ -34,7 +47,7 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
             moment.
 
     Raises:
-        InputError: the disk is full.
+        NoSpace: the disk is full.
     """
     temporary = path.absolute().with_name(f"{_BEGINS}{secrets.token_hex(8)}{_ENDS}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))  # follows no link that somebody put there
@@ -50,7 +63,7 @@ def atomic_write(path: Path, write: Callable[[Path], None], previous: Path | Non
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise InputError(f"{path} could not be written ({error.strerror}): free space, then run again") from None
+            raise NoSpace(f"{path} could not be written ({error.strerror}): free space, then run again") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

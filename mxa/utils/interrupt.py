@@ -1,8 +1,7 @@
-"""Ctrl-C while the command still imports its libraries, which takes seconds."""
+"""Ctrl-C while the command still imports its libraries, which takes seconds, and in its worker processes."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["raise_interrupts", "stop_at_interrupt"]
+__all__ = ["follow_parent", "raise_interrupts", "stop_at_interrupt"]
 
 
 def stop_at_interrupt() -> None:
@@ -21,7 +20,9 @@ def stop_at_interrupt() -> None:
     name = Path(sys.argv[0]).stem if getattr(sys, "argv", None) else ""
     named = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if "-m" in sys.orig_argv else []
     is_command = name == "mxa" or (name == "-m" and named == ["mxa"])
-    main = threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
+    processes = sys.modules.get("multiprocessing")  # a worker has it; importing it takes a while
+    worker = processes is not None and processes.parent_process() is not None
+    main = threading.current_thread() is threading.main_thread() and not worker
     if is_command and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
 
@@ -35,3 +36,12 @@ def raise_interrupts() -> None:
 def _stop(*unused: Any) -> None:
     os.write(2, b"mxa: stopped\n")
     os._exit(130)
+
+
+def follow_parent() -> None:
+    """Leaves Ctrl-C to the main process: a worker ends its task, or at once where that process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
