@@ -88,8 +88,7 @@ class PredictConfig:
         """
         from ..deployment.runtimes import open_predictor
 
-        chosen = {} if self.runtime == "auto" else {"runtime": self.runtime}
-        predictor = open_predictor(self.model, device=self.device, **chosen)
+        predictor = open_predictor(self.model, self.runtime, self.device)
         if self.calibrated and predictor.info.calibration is None:
             raise InputError(f"{self.model} has no calibration.json: run mxa calibrate first, and export what it gives")
         if (self.rois or self.secondary_capture) and predictor.runtime != "torch":

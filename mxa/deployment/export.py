@@ -38,7 +38,7 @@ __all__ = ["ExportConfig", "export"]
 
 _logger = logging.getLogger(__name__)
 _CLOSE = 5e-5  # how far fp32 logits may be from PyTorch's, for the same plane
-_RESIZED = 0.02  # and for an image that the graph resizes
+_RESIZED = 0.1  # and for an image that the graph resizes
 _IMAGES = 8  # that both are checked on
 _CALIBRATION = 256  # images of the training split that the ranges of int8 are chosen on
 

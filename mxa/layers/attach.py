@@ -42,7 +42,8 @@ class AttachedFindingHead(nn.Module):
     def forward(self, logits: torch.Tensor, maps: list[torch.Tensor]) -> tuple[torch.Tensor, FindingOutput]:
         """Adds to the logits ``(B, outputs)`` what is found in the maps."""
         found = self.head(maps)
-        return logits + (self.gate * found.logits) @ self.place, found
+        place = self.gate[:, None] * self.place  # OpenVINO loses the product of (gate * logits) and place
+        return logits + found.logits @ place, found
 
 
 def attach_finding_head(
