@@ -68,6 +68,8 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(core, before)
+        prepared = require("onnxruntime.quantization.shape_inference", "onnx")
+        prepared.quant_pre_process(str(before), str(before), skip_symbolic_shape=True)
         tools.quantize_static(
             str(before),
             str(after),
