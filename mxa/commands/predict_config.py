@@ -88,7 +88,7 @@ class PredictConfig:
         """
         from ..deployment.runtimes import open_predictor
 
-        predictor = open_predictor(self.model, self.runtime, self.device)
+        predictor = open_predictor(self.model, runtime=self.runtime, device=self.device)
         if self.calibrated and predictor.info.calibration is None:
             raise InputError(f"{self.model} has no calibration.json: run mxa calibrate first, and export what it gives")
         if (self.rois or self.secondary_capture) and predictor.runtime != "torch":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from ..data.dicom import is_dicom, load_tags, sealed
 from ..labels import canonical
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
+from ..utils.json_files import to_json
 from ..utils.text import printable
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class ModelIdentity:
 
 def calibration_name(calibration: Calibration, point: str) -> str:
     """Names an operating point and the calibration that it is of: the same text wherever the calibration is kept."""
-    content = json.dumps([calibration.temperatures, calibration.thresholds[point]], sort_keys=True)
+    content = to_json([sorted(part.items()) for part in (calibration.temperatures, calibration.thresholds[point])])
     return f"{point}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
 
 

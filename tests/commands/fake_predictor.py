@@ -31,6 +31,7 @@ def fake_predictor(model: str = "fake", device: str | None = None, runtime: str 
     thresholds = {point: {"Bright": 0.5, "Mass": 0.6} for point in OPERATING_POINTS}
     calibration = None if model == "plain" else Calibration({"Bright": 2.0}, thresholds)
     sha256 = "1" * 64 if model == "other" else "0" * 64
+    runtime = "onnx" if runtime == "auto" else runtime
     return Predictor(ModelInfo(model, LABELS, (24, 32), "bilinear", sha256, calibration), run, runtime)
 
 

@@ -70,7 +70,7 @@ def test_the_same_probabilities_as_pytorch_for_every_batch(exported, run, films,
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_graph_resizes_as_we_do(exported, run, films, name):
-    """A program gives the gray image as it is. Pillow may resize the columns first; then a gray level differs here and there."""
+    """A program gives the gray image as it is. Where Pillow takes the columns first, some gray levels differ."""
     reader, wanted = open_predictor(run).reader(), open_predictor(run)
     found = load_exported(exported[name])
     for film in films:
