@@ -19,22 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pynetdicom
-import torch
 from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import sop_class
 from pynetdicom.status import code_to_category
 
 import mxa
-from mxa.data import create_transform
-from mxa.data.image_io import read_checked
-from mxa.deployment.dicom_report import Finding, ModelIdentity, calibration_name, structured_report
-from mxa.evaluation.calibrate import read_calibration
-from mxa.evaluation.evaluate import weights_sha256
-from mxa.evaluation.inference import check_finite
-from mxa.layers.attach import finding_rows
+from mxa.commands.predict_places import Places
+from mxa.deployment import open_predictor
+from mxa.deployment.dicom_report import ModelIdentity, calibration_name, findings_of, structured_report
+from mxa.deployment.stream import score_planes
 from mxa.models.hub import SHIPPED
-from mxa.models.load import load_model, named_outputs
 from mxa.utils.errors import InputError
 from mxa.utils.files import alone_in, atomic_copy
 
@@ -50,28 +45,15 @@ logger = logging.getLogger("dicom_node")
 
 def reporter(name: str, point: str) -> Callable[[Path], Dataset]:
     """Loads a model once, and returns what makes the report of a file; a calibration beside the weights is used."""
-    calibration = read_calibration(name) if (Path(name) / "calibration.json").is_file() else None
-    model = load_model(name)
-    labels, rows, transform = named_outputs(model), finding_rows(model), create_transform(model)
-    used = calibration_name(calibration, point) if calibration else ""
-    identity = ModelIdentity(Path(name).name, mxa.__version__, weights_sha256(name, model), used)
+    predictor, places = open_predictor(name, device="cpu"), Places(name, "cpu")
+    info, reader = predictor.info, predictor.reader()
+    used = calibration_name(info.calibration, point) if info.calibration else ""
+    identity = ModelIdentity(Path(name).name, mxa.__version__, info.weights_sha256, used)
 
-    @torch.inference_mode()
     def report(path: Path) -> Dataset:
-        image, about = read_checked(path, transform.decode_size)
-        x, boxes = transform(image)[None], {}
-        if rows is None:
-            logits = model(x).float()
-        else:
-            logits, found = model(x, return_findings=True)
-            boxes = {labels[row]: tuple(box) for row, box in zip(rows, found.boxes[0].tolist(), strict=True)}
-        check_finite(logits.numpy(), labels, [path.name], name)
-        findings = []
-        for label, z in zip(labels, logits[0].tolist(), strict=True):
-            p = calibration.probability(label, z) if calibration else torch.tensor(z).sigmoid().item()
-            threshold = calibration.thresholds[point].get(label) if calibration else None
-            findings.append(Finding(label, p, None if threshold is None else p >= threshold, boxes.get(label)))
-        return structured_report(path, findings, identity, about.get("warning", ""))
+        images = ((plane, {"file": path.name, **about}) for plane, about in [reader(path)])
+        (row,) = score_planes(predictor, images, 1, point if info.calibration else None)
+        return structured_report(path, findings_of(row, places.boxes(path)), identity, row.get("warning", ""))
 
     return report
 

@@ -15,16 +15,15 @@ import numpy as np
 from PIL import Image
 
 from ..data.dicom import is_dicom, load_tags, sealed
-from ..labels import canonical
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
 from ..utils.json_files import to_json
 from ..utils.text import printable
+from .dicom_codes import CALLS, PRIVATE, concept, short
 
 if TYPE_CHECKING:
     from highdicom.sr import MeasurementReport
     from pydicom import Dataset
-    from pydicom.sr.coding import Code
 
     from ..evaluation.calibrate import Calibration
 
@@ -33,6 +32,7 @@ __all__ = [
     "ModelIdentity",
     "calibration_name",
     "check_source",
+    "findings_of",
     "secondary_capture_image",
     "structured_report",
     "write_dicom",
@@ -47,34 +47,6 @@ _PATIENT_AND_STUDY = (
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _SIZE = ("Rows", "Columns")
 _REPORT_SERIES, _PICTURE_SERIES = 9001, 9002
-
-_PRIVATE = "99MXA"
-# Findings that have a code of SNOMED CT (SCT) or of DICOM's own (DCM), by canonical name. All others are in 99MXA.
-_CODES = {
-    "atelectasis": ("46621007", "SCT", "Atelectasis"),
-    "cardiomegaly": ("8186001", "SCT", "Cardiomegaly"),
-    "clavicle fracture": ("58150001", "SCT", "Fracture of clavicle"),
-    "consolidation": ("95436008", "SCT", "Lung consolidation"),
-    "copd": ("13645005", "SCT", "Chronic obstructive lung disease"),
-    "edema": ("19242006", "SCT", "Pulmonary edema"),
-    "emphysema": ("87433001", "SCT", "Pulmonary emphysema"),
-    "fibrosis": ("51615001", "SCT", "Pulmonary fibrosis"),
-    "fracture": ("125605004", "SCT", "Fracture of bone"),
-    "infiltration": ("112121", "DCM", "Infiltrate"),
-    "lung opacity": ("112001", "DCM", "Opacity"),
-    "mass": ("4147007", "SCT", "Mass"),
-    "nodule": ("27925004", "SCT", "Nodule"),
-    "pleural effusion": ("60046008", "SCT", "Pleural effusion"),
-    "pneumonia": ("233604007", "SCT", "Pneumonia"),
-    "pneumothorax": ("36118008", "SCT", "Pneumothorax"),
-    "rib fracture": ("33737001", "SCT", "Fracture of rib"),
-    "tuberculosis": ("56717001", "SCT", "Tuberculosis"),
-}
-_CALLS = {
-    True: ("10828004", "SCT", "Positive"),
-    False: ("260385009", "SCT", "Negative"),
-    None: ("82334004", "SCT", "Indeterminate"),
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +98,7 @@ class ModelIdentity:
 
         It is the version 5 UUID of these texts under the root 2.25, as the standard lets UIDs be made (PS3.5 B.2).
         """
-        text = "/".join((_PRIVATE, of, self.weights_sha256, self.calibration, kind))
+        text = "/".join((PRIVATE, of, self.weights_sha256, self.calibration, kind))
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
 
 
@@ -236,6 +208,15 @@ def write_dicom(dataset: Dataset, folder: Path) -> Path:
     return path
 
 
+def findings_of(row: Mapping[str, Any], boxes: Mapping[str, Sequence[float]]) -> list[Finding]:
+    """Makes the findings of a predicted image; arguments as for ``write_outputs``."""
+    undecided, positive = row.get("undecided", ()), row.get("positive", ())
+    return [
+        Finding(label, p, None if label in undecided else label in positive, boxes.get(label))
+        for label, p in row["probabilities"].items()
+    ]
+
+
 def write_outputs(
     row: Mapping[str, Any],
     source: str | Path,
@@ -270,12 +251,8 @@ def write_outputs(
             raise InputError(f"--{name} {folder} is a file: give a folder")
     datasets = []
     if dicom_sr:
-        undecided, positive = row.get("undecided", ()), row.get("positive", ())
-        findings = [
-            Finding(label, p, None if label in undecided else label in positive, (boxes or {}).get(label))
-            for label, p in row["probabilities"].items()
-        ]
-        datasets.append((structured_report(source, findings, model, row.get("warning", "")), dicom_sr))
+        report = structured_report(source, findings_of(row, boxes or {}), model, row.get("warning", ""))
+        datasets.append((report, dicom_sr))
     if secondary_capture:
         datasets.append((secondary_capture_image(source, picture, model), secondary_capture))
     return [write_dicom(dataset, folder) for dataset, folder in datasets]
@@ -319,33 +296,17 @@ def _argument(keyword: str) -> str:
 def _equipment(model: ModelIdentity, what: str) -> dict[str, Any]:
     return {
         "manufacturer": "mxa",
-        "manufacturer_model_name": _short(model.name),
+        "manufacturer_model_name": short(model.name),
         "software_versions": f"mxa {model.version}"[:64],
         "series_description": f"mxa {what}, research use only",
         "specific_character_set": "ISO_IR 192",  # UTF-8: labels may be in any language
     }
 
 
-def _short(text: str) -> str:
-    """Makes text that a DICOM name or meaning can hold: one line of at most 64 characters, without backslashes."""
-    return " ".join(printable(text).replace("\\", "/").split())[:64]
-
-
 def _private_scheme() -> Dataset:
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
-    return CodingSchemeIdentificationItem(_PRIVATE, name="mxa", responsible_organization="mxa")
-
-
-def _concept(label: str) -> Code:
-    """Gives the code of a label: of SNOMED CT or DICOM, or else the canonical name, hashed if it is long, in 99MXA."""
-    from pydicom.sr.coding import Code
-
-    name = canonical(label)
-    if name in _CODES:
-        return Code(*_CODES[name])
-    value = name if re.fullmatch(r"[a-z0-9 /-]{1,16}", name) else hashlib.sha256(name.encode()).hexdigest()[:16]
-    return Code(value, _PRIVATE, _short(label))
+    return CodingSchemeIdentificationItem(PRIVATE, name="mxa", responsible_organization="mxa")
 
 
 def _content(image: Dataset, findings: Sequence[Finding], model: ModelIdentity, warning: str) -> MeasurementReport:
@@ -354,7 +315,7 @@ def _content(image: Dataset, findings: Sequence[Finding], model: ModelIdentity, 
     from pydicom.sr.coding import Code
 
     device = sr.DeviceObserverIdentifyingAttributes(
-        model.uid("device"), manufacturer_name="mxa", model_name=_short(model.name)
+        model.uid("device"), manufacturer_name="mxa", model_name=short(model.name)
     )
     report = sr.MeasurementReport(
         sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
@@ -382,14 +343,14 @@ def _group(image: Dataset, finding: Finding, model: ModelIdentity) -> Any:
     parameters = [f"weights_sha256={model.weights_sha256}"]
     parameters += [f"calibration={model.calibration}"] if model.calibration else []
     probability = sr.Measurement(
-        Code("probability", _PRIVATE, "Probability"), round(float(finding.probability), 6), codes.UCUM.NoUnits
+        Code("probability", PRIVATE, "Probability"), round(float(finding.probability), 6), codes.UCUM.NoUnits
     )
-    call = sr.QualitativeEvaluation(Code("call", _PRIVATE, "Call"), Code(*_CALLS[finding.positive]))
+    call = sr.QualitativeEvaluation(Code("call", PRIVATE, "Call"), Code(*CALLS[finding.positive]))
     shared = dict(
         tracking_identifier=sr.TrackingIdentifier(
             model.uid(f"finding {finding.label}", image.SOPInstanceUID), printable(finding.label)
         ),
-        finding_type=_concept(finding.label),
+        finding_type=concept(finding.label),
         algorithm_id=sr.AlgorithmIdentification(model.name, f"mxa {model.version}", parameters, manufacturer="mxa"),
         measurements=[probability],
         qualitative_evaluations=[call] if model.calibration else None,

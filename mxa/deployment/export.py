@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import functools
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import nn
 
 from .. import __version__
 from ..data import DataConfig, create_transform, data_config
@@ -26,13 +26,13 @@ from ..data.shards import ShardDataset
 from ..models.load import load_model
 from ..utils.config import read_settings
 from ..utils.errors import InputError, require
-from ..utils.files import digest, is_empty
-from . import onnx_graph, openvino_graph, torch_graph
-from .fuse import deploy
-from .manifest import GRAPHS, Manifest
+from ..utils.files import is_empty
+from .graphs import write_graph
+from .manifest import Manifest
+from .onnx_graph import OPSET
 from .predictor import Predictor
-from .quantize import auc_change, check_precision, quantize_onnx, quantize_openvino
-from .runtimes import load_exported, torch_predictor
+from .quantize import auc_change, check_precision
+from .runtimes import load_exported, predictor_of
 
 __all__ = ["ExportConfig", "export"]
 
@@ -80,9 +80,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         raise InputError(f"{config.output} exists: add --overwrite, or give another --output")
     if not config.output.absolute().parent.is_dir():
         raise InputError(f"{config.output.absolute().parent} is not a folder: make it, or give another --output")
-    wanted = torch_predictor(config.model, "cpu")
     network = load_model(config.model)
-    cfg = data_config(network)
+    wanted = predictor_of(network, config.model)
     normalized = create_transform(network).to_tensor
     manifest = Manifest(
         replace(wanted.info, name=Path(wanted.info.name).name),
@@ -93,52 +92,29 @@ def export(config: ExportConfig) -> dict[str, Any]:
         tuple(float(v) for v in normalized.std.ravel()),
         provenance=_provenance(config),
     )
-    images = _some_images(config)
+    opened = functools.cache(functools.partial(_open, config))
+    images = _some_images(config, opened)
+    inputs = _calibration_inputs(opened("train"), wanted, manifest) if config.precision == "int8" else ()
     with _whole_folder(config.output) as folder:
-        _write(config, deploy(network), cfg["input_size"], manifest, wanted, folder)
-        files = {path.name: digest(path) for path in sorted(folder.iterdir())}
-        manifest = replace(manifest, files=files)
-        manifest.write(folder)
+        manifest = write_graph(network, data_config(network)["input_size"], manifest, folder, inputs)
         found = load_exported(folder)
         parity = _compare(wanted, found, images, manifest)
-        change = None if config.precision == "fp32" else _change(config, wanted, found)
+        change = None if config.precision == "fp32" else _change(config, opened("val"), wanted, found)
         manifest = replace(
             manifest, parity=parity, provenance=manifest.provenance | ({"auc": change} if change else {})
         )
         manifest.write(folder)
-        size = sum((folder / name).stat().st_size for name in files)
+        size = sum((folder / name).stat().st_size for name in manifest.files)
     return {"folder": config.output, "manifest": manifest, "bytes": size, "auc": change}
-
-
-def _write(
-    config: ExportConfig,
-    model: nn.Module,
-    input_size: tuple[int, ...],
-    manifest: Manifest,
-    wanted: Predictor,
-    folder: Path,
-) -> None:
-    path = folder / GRAPHS[config.format]
-    if config.format == "torch-export":
-        torch_graph.write_graph(model, input_size, manifest, path)
-        return
-    kind = onnx_graph if config.format == "onnx" else openvino_graph
-    core = kind.core_graph(model, input_size)
-    if config.precision == "fp16" and config.format == "onnx":
-        core = onnx_graph.with_half_weights(core)
-    if config.precision == "int8":
-        inputs = _calibration_inputs(config, wanted, manifest)
-        core = (quantize_onnx if config.format == "onnx" else quantize_openvino)(core, inputs)
-    kind.write_graph(core, manifest, path)
 
 
 def _provenance(config: ExportConfig) -> dict[str, Any]:
     settings = Path(config.model) / "config.yaml"
     said = read_settings(settings) if settings.is_file() else {}
-    runtime = {"onnx": "onnx", "openvino": "openvino"}.get(config.format)
     versions = {"mxa": __version__, "torch": torch.__version__, "timm": timm.__version__}
-    versions |= {runtime: require(runtime, runtime).__version__} if runtime else {}
-    opset = {"opset": onnx_graph.OPSET} if config.format == "onnx" else {}
+    if config.format != "torch-export":
+        versions[config.format] = require(config.format, config.format).__version__
+    opset = {"opset": OPSET} if config.format == "onnx" else {}
     trained = {"trained_on": said["data"]} if said.get("data") else {}
     return {**versions, **opset, **trained, "date": datetime.date.today().isoformat()}
 
@@ -173,10 +149,10 @@ def _images_of(dataset: Any, most: int | None = None) -> Iterator[tuple[Image.Im
         yield image, np.asarray(target)
 
 
-def _some_images(config: ExportConfig) -> list[Image.Image]:
+def _some_images(config: ExportConfig, opened: Callable[[str], Any]) -> list[Image.Image]:
     """Images that the graph is compared on: of the run's own collection where it can be opened, else drawn ones."""
     try:
-        return [image for image, _ in _images_of(_open(config, "val"), _IMAGES)]
+        return [image for image, _ in _images_of(opened("val"), _IMAGES)]
     except (InputError, OSError) as error:
         if config.precision != "fp32" or config.data or config.root:
             raise
@@ -211,21 +187,18 @@ def _compare(wanted: Predictor, found: Predictor, images: list[Image.Image], man
     return parity
 
 
-def _calibration_inputs(config: ExportConfig, wanted: Predictor, manifest: Manifest) -> list[np.ndarray]:
+def _calibration_inputs(dataset: Any, wanted: Predictor, manifest: Manifest) -> list[np.ndarray]:
     """Inputs of the network, ``(1, C, H, W)``, of training images."""
     reader = wanted.reader()
-    mean, std = (np.array(v, np.float32)[None, :, None, None] for v in (manifest.mean, manifest.std))
-    planes = (reader.resize(image) for image, _ in _images_of(_open(config, "train"), _CALIBRATION))
-    return [(plane[None, None].astype(np.float32) / 255 - mean) / std for plane in planes]
+    return [manifest.normalize(reader.resize(image)[None]) for image, _ in _images_of(dataset, _CALIBRATION)]
 
 
-def _change(config: ExportConfig, wanted: Predictor, found: Predictor) -> dict[str, Any]:
+def _change(config: ExportConfig, dataset: Any, wanted: Predictor, found: Predictor) -> dict[str, Any]:
     """What the precision changes in the macro AUC of the validation patients.
 
     Raises:
         InputError: more than ``max_drop`` is lost.
     """
-    dataset = _open(config, "val")
     reader, logits, targets = wanted.reader(), ([], []), []
     samples = _images_of(dataset)
     while part := list(islice(samples, 32)):

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..evaluation.calibration import Calibration
 from ..utils.errors import InputError
 from ..utils.files import digest, write_text
@@ -47,6 +49,49 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def temperatures(self) -> np.ndarray:
+        """The temperature of each label, ``(1, L)``, float32: 1 where it has none."""
+        known = self.info.calibration.temperatures if self.info.calibration else {}
+        return np.array([[known.get(label, 1.0) for label in self.info.labels]], np.float32)
+
+    @property
+    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both ``(1, C, 1, 1)``, float32."""
+        mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
+
+    def normalize(self, planes: np.ndarray) -> np.ndarray:
+        """Turns planes ``(B, H, W)`` in [0, 255] into the network's input ``(B, C, H, W)``, float32."""
+        mean, std = self.mean_and_std
+        return (planes[:, None].astype(np.float32).clip(0, 255) / 255 - mean) / std
+
+    def resize_filter(self, filters: Mapping[str, str]) -> str:
+        """Returns a runtime's name for the filter of the resize.
+
+        Raises:
+            InputError: it has none.
+        """
+        name = self.info.interpolation
+        if name not in filters:
+            raise InputError(f"a graph cannot resize by {name}: give --preprocessing outside")
+        return filters[name]
+
+    def described(self) -> dict[str, str]:
+        """What a graph says of itself, as text by name."""
+        info = self.info
+        return {
+            "labels": to_json(list(info.labels)),
+            "input_size": to_json(list(info.input_size)),
+            "preprocessing": self.preprocessing,
+            "interpolation": info.interpolation,
+            "mean": to_json(list(self.mean)),
+            "std": to_json(list(self.std)),
+            "calibrated": to_json(info.calibration is not None),
+            "weights_sha256": info.weights_sha256,
+            "name": info.name,
+        }
 
     def write(self, folder: Path) -> None:
         """Writes ``mxa.json`` into a folder that holds the graph."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..utils.errors import InputError, require
-from ..utils.json_files import to_json
+from ..utils.errors import require
+from ..utils.quiet import quiet
 from .manifest import Manifest
 
 __all__ = ["OPSET", "core_graph", "with_half_weights", "write_graph"]
@@ -35,25 +33,17 @@ def core_graph(model: nn.Module, input_size: tuple[int, ...]) -> Any:
     """
     require("onnx", "onnx"), require("onnxscript", "onnx")
     batch = torch.export.Dim("batch", min=1)
-    quiet = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in quiet]
-    try:
-        for logger in quiet:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(action="ignore"):
-            exported = torch.onnx.export(
-                model,
-                (torch.zeros(2, *input_size),),  # a batch of 1 would be taken for a constant
-                dynamo=True,
-                dynamic_shapes=({0: batch},),
-                input_names=["x"],
-                output_names=["logits"],
-                opset_version=OPSET,
-                verbose=False,
-            )
-    finally:
-        for logger, level in zip(quiet, levels, strict=True):
-            logger.setLevel(level)
+    with quiet("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
+        exported = torch.onnx.export(
+            model,
+            (torch.zeros(2, *input_size),),  # a batch of 1 would be taken for a constant
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=["x"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            verbose=False,
+        )
     graph = exported.model_proto
     for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.input, *graph.graph.output):
         del part.metadata_props[:]
@@ -95,10 +85,7 @@ def write_graph(core: Any, manifest: Manifest, path: Path) -> None:
         shape = ["batch", len(manifest.mean), *info.input_size]
         before = [h.make_node("Identity", ["images"], ["x"])]
         images = h.make_tensor_value_info("images", types.FLOAT, shape)
-    temperatures = np.ones((1, len(info.labels)), np.float32)
-    if info.calibration:
-        temperatures[0] = [info.calibration.temperatures.get(label, 1.0) for label in info.labels]
-    constants["temperatures"] = temperatures
+    constants["temperatures"] = manifest.temperatures
     after = [
         h.make_node("Div", ["logits", "temperatures"], ["tempered"]),
         h.make_node("Sigmoid", ["tempered"], ["probabilities"]),
@@ -110,47 +97,18 @@ def write_graph(core: Any, manifest: Manifest, path: Path) -> None:
     for name in ("logits", "probabilities"):
         graph.output.append(h.make_tensor_value_info(name, types.FLOAT, ["batch", len(info.labels)]))
     graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    h.set_model_props(core, described(manifest))
+    h.set_model_props(core, manifest.described())
     core.producer_name, core.producer_version = "mxa", manifest.provenance.get("mxa", "")
     onnx.checker.check_model(core)
     onnx.save(core, path)
 
 
-def described(manifest: Manifest) -> dict[str, str]:
-    """What a graph says of itself, as text by name."""
-    info = manifest.info
-    return {
-        "labels": to_json(list(info.labels)),
-        "input_size": to_json(list(info.input_size)),
-        "preprocessing": manifest.preprocessing,
-        "interpolation": info.interpolation,
-        "mean": to_json(list(manifest.mean)),
-        "std": to_json(list(manifest.std)),
-        "calibrated": to_json(info.calibration is not None),
-        "weights_sha256": info.weights_sha256,
-        "name": info.name,
-    }
-
-
-def resize_filter(manifest: Manifest, filters: dict[str, str]) -> str:
-    """Returns a runtime's name for the filter of the resize.
-
-    Raises:
-        InputError: it has none.
-    """
-    name = manifest.info.interpolation
-    if name not in filters:
-        raise InputError(f"a graph cannot resize by {name}: give --preprocessing outside")
-    return filters[name]
-
-
 def _preprocessing(manifest: Manifest) -> tuple[Sequence[Any], dict[str, np.ndarray]]:
     """Nodes from ``images`` to ``x``. Pillow resizes the rows, rounds, then resizes the columns; so does this."""
     h = require("onnx", "onnx").helper
-    mode = resize_filter(manifest, _FILTERS)
+    mode = manifest.resize_filter(_FILTERS)
     height, width = manifest.info.input_size
-    std = np.array(manifest.std, np.float32).reshape(1, -1, 1, 1)
-    mean = np.array(manifest.mean, np.float32).reshape(1, -1, 1, 1)
+    mean, std = manifest.mean_and_std
     constants = {
         "gray_low": np.float32(0),
         "gray_high": np.float32(255),

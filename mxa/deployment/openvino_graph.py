@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import nn
 
 from ..utils.errors import require
+from ..utils.quiet import quiet
 from .manifest import Manifest
-from .onnx_graph import described, resize_filter
 
 __all__ = ["core_graph", "write_graph"]
 
@@ -30,7 +29,7 @@ def core_graph(model: nn.Module, input_size: tuple[int, ...]) -> Any:
         An ``openvino.Model``.
     """
     openvino = require("openvino", "openvino")
-    with warnings.catch_warnings(action="ignore"):
+    with quiet():
         return openvino.convert_model(
             model, example_input=torch.zeros(2, *input_size), input=[openvino.PartialShape([-1, *input_size])]
         )
@@ -55,25 +54,21 @@ def write_graph(core: Any, manifest: Manifest, path: Path) -> None:
     for taker in old.output(0).get_target_inputs():
         taker.replace_source_output(x.output(0))
     logits = core.get_results()[0].input_value(0)
-    temperatures = np.ones((1, len(info.labels)), np.float32)
-    if info.calibration:
-        temperatures[0] = [info.calibration.temperatures.get(label, 1.0) for label in info.labels]
-    probabilities = ops.sigmoid(ops.divide(logits, ops.constant(temperatures)))
+    probabilities = ops.sigmoid(ops.divide(logits, ops.constant(manifest.temperatures)))
     results = [ops.result(logits), ops.result(probabilities)]
     for result, name in zip(results, ("logits", "probabilities"), strict=True):
         result.output(0).set_names({name})
     graph = openvino.Model(results, [images], info.name)
-    for name, text in described(manifest).items():
+    for name, text in manifest.described().items():
         graph.set_rt_info(text, ["mxa", name])
     openvino.save_model(graph, path, compress_to_fp16=manifest.precision == "fp16")
 
 
 def _preprocessing(ops: Any, images: Any, manifest: Manifest) -> Any:
     """From ``images`` to ``x``. Pillow resizes the rows, rounds, then resizes the columns; so does this."""
-    mode = resize_filter(manifest, _FILTERS)
+    mode = manifest.resize_filter(_FILTERS)
     height, width = manifest.info.input_size
-    std = np.array(manifest.std, np.float32).reshape(1, -1, 1, 1)
-    mean = np.array(manifest.mean, np.float32).reshape(1, -1, 1, 1)
+    mean, std = manifest.mean_and_std
     x = ops.convert(images, "f32")
     for axis, size in ((3, width), (2, height)):
         sizes, axes = np.array([size], np.int64), np.array([axis], np.int64)

@@ -13,8 +13,8 @@ from PIL import Image
 from ..data.gray import input_gray
 from ..data.image_io import read_checked
 from ..evaluation.calibration import Calibration
+from ..evaluation.inference import check_finite
 from ..metrics.operating import sigmoid
-from ..utils.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +111,7 @@ class Predictor:
             InputError: a logit is not finite; the message names its label, and its image where ``files`` are given.
         """
         logits = self._run(np.stack(planes))
-        bad = np.argwhere(~np.isfinite(logits))
-        if len(bad):
-            what = self.labels[bad[0, 1]] + (f" of {files[bad[0, 0]]}" if files else "")
-            raise InputError(f"{self.info.name}: {what} is not a finite number: its weights are damaged")
+        check_finite(logits, self.labels, files, self.info.name)
         return logits
 
     def probabilities(self, logits: np.ndarray, calibrated: bool = True) -> np.ndarray:

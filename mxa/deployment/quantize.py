@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..metrics.bootstrap import interval, patient_weights
 from ..metrics.functional import auroc
 from ..metrics.operating import LEAST
 from ..utils.errors import InputError, require
+from ..utils.quiet import quiet
 from .runtimes import check_processor
 
 __all__ = ["auc_change", "check_precision", "quantize_onnx", "quantize_openvino"]
@@ -85,8 +85,7 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
 def quantize_openvino(core: Any, inputs: Sequence[np.ndarray]) -> Any:
     """Quantises a graph with NNCF; arguments as ``quantize_onnx``."""
     nncf = require("nncf", "openvino")
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):
+    with quiet("nncf"):
         return nncf.quantize(core, nncf.Dataset(list(inputs)), subset_size=len(inputs))
 
 

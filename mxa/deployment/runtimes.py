@@ -73,8 +73,7 @@ def _with_input(manifest: Manifest, run: Callable[[np.ndarray], np.ndarray]) -> 
     """Makes of planes what the graph takes."""
     if manifest.preprocessing == "inside":
         return lambda planes: run(np.round(planes).clip(0, 255).astype(np.uint8)[:, None])
-    mean, std = (np.array(v, np.float32)[None, :, None, None] for v in (manifest.mean, manifest.std))
-    return lambda planes: run((planes[:, None].astype(np.float32).clip(0, 255) / 255 - mean) / std)
+    return lambda planes: run(manifest.normalize(planes))
 
 
 def _open_onnx(path: Path, manifest: Manifest, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
@@ -98,7 +97,7 @@ def _open_openvino(path: Path, manifest: Manifest, threads: int | None) -> Calla
     check_processor(manifest.precision)
     try:
         graph = core.read_model(path)
-        said = {name: str(graph.get_rt_info(["mxa", name]).value) for name in ("labels",)}
+        said = {"labels": str(graph.get_rt_info(["mxa", "labels"]).value)}
         compiled = core.compile_model(graph, "CPU", config)
     except RuntimeError as error:
         raise _unreadable(path, "OpenVINO", error) from None
@@ -132,8 +131,10 @@ def check_processor(precision: str) -> None:
     Raises:
         InputError: bf16 where the processor has neither AVX512-BF16 nor AMX.
     """
+    if precision != "bf16":
+        return
     core = require("openvino", "openvino").Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError("this processor has no bf16 (AVX512-BF16 or AMX): export with --precision fp32 or int8")
 
 
@@ -149,17 +150,25 @@ def _check_outputs(path: Path, manifest: Manifest, count: Any, said: dict[str, A
 
 def torch_predictor(model: str | Path | nn.Module, device: str | None = None) -> Predictor:
     """Opens a model that PyTorch runs, as ``open_predictor`` does."""
-    import torch
     from torch import nn
+
+    from ..models.load import load_model
+    from ..utils.distributed import pick_device
+
+    if isinstance(model, nn.Module):
+        return predictor_of(copy.deepcopy(model), type(model).__name__)
+    return predictor_of(load_model(model).to(pick_device(device)), str(model))
+
+
+def predictor_of(network: nn.Module, name: str) -> Predictor:
+    """Makes the predictor of a module, which it keeps and sets to eval mode, under the name that it was loaded by."""
+    import torch
 
     from ..data import create_transform, data_config
     from ..evaluation.calibrate import NAME, read_calibration
     from ..evaluation.evaluate import weights_sha256
-    from ..models.load import load_model, named_outputs
-    from ..utils.distributed import pick_device
+    from ..models.load import named_outputs
 
-    name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
-    network = copy.deepcopy(model) if isinstance(model, nn.Module) else load_model(model).to(pick_device(device))
     network.eval()
     where = next(network.parameters()).device
     normalize = create_transform(network).to_tensor.normalizer(where)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -11,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..utils.json_files import to_json
+from ..utils.quiet import quiet
 from .manifest import Manifest
-from .onnx_graph import described, resize_filter
 
 __all__ = ["write_graph"]
 
@@ -24,13 +22,12 @@ class _FromGray(nn.Module):
 
     def __init__(self, network: nn.Module, manifest: Manifest):
         super().__init__()
-        info, calibration = manifest.info, manifest.info.calibration
-        self.network, self.size, self.inside = network, info.input_size, manifest.preprocessing == "inside"
-        self.filter = resize_filter(manifest, _FILTERS) if self.inside else ""
-        temperatures = [calibration.temperatures.get(label, 1.0) if calibration else 1.0 for label in info.labels]
-        self.register_buffer("temperatures", torch.tensor(temperatures))
-        self.register_buffer("mean", torch.tensor(manifest.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(manifest.std).view(1, -1, 1, 1))
+        self.network, self.size, self.inside = network, manifest.info.input_size, manifest.preprocessing == "inside"
+        self.filter = manifest.resize_filter(_FILTERS) if self.inside else ""
+        for name, value in zip(
+            ("mean", "std", "temperatures"), (*manifest.mean_and_std, manifest.temperatures), strict=True
+        ):
+            self.register_buffer(name, torch.from_numpy(value))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = images
@@ -60,9 +57,8 @@ def write_graph(model: nn.Module, input_size: tuple[int, ...], manifest: Manifes
     if manifest.preprocessing == "inside":
         sizes |= {2: dim("height", min=8, max=16384), 3: dim("width", min=8, max=16384)}
         images = torch.zeros(2, 1, 301, 287, dtype=torch.uint8)
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+    with quiet("torch.export"), torch.no_grad():
         program = torch.export.export(
             _FromGray(model, manifest).eval(), (images,), dynamic_shapes=(sizes,), strict=False
         )
-        torch.export.save(program, path, extra_files={"mxa.json": to_json(described(manifest))})
+        torch.export.save(program, path, extra_files={"mxa.json": to_json(manifest.described())})

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 from ..utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
 
 __all__ = ["check_finite", "predict_logits"]
 
 
-@torch.inference_mode()
 def predict_logits(model: nn.Module, loader: DataLoader, amp: torch.dtype | None = None) -> np.ndarray:
     """Runs a model, in eval mode and on its own device, over every image in order.
 
@@ -29,12 +31,15 @@ def predict_logits(model: nn.Module, loader: DataLoader, amp: torch.dtype | None
     Raises:
         InputError: an image does not read, unless the dataset masks such images.
     """
+    import torch
+
     device = next(model.parameters()).device
     model.eval()
     logits = []
-    for images, _ in loader:
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits.append(model(images.to(device)).float().cpu())
+    with torch.inference_mode():
+        for images, _ in loader:
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits.append(model(images.to(device)).float().cpu())
     return torch.cat(logits).numpy()
 
 
@@ -44,7 +49,7 @@ def check_finite(logits: np.ndarray, labels: Sequence[str], files: Sequence[str]
     Args:
         logits: ``(N, L)``.
         labels: Names of the L outputs.
-        files: Names of the N images.
+        files: Names of the N images; ``()`` where they have none.
         model: Name of the model.
 
     Raises:
@@ -53,4 +58,5 @@ def check_finite(logits: np.ndarray, labels: Sequence[str], files: Sequence[str]
     bad = np.argwhere(~np.isfinite(logits))
     if len(bad):
         row, label = bad[0]
-        raise InputError(f"{model}: {labels[label]} of {files[row]} is not a finite number: its weights are damaged")
+        what = f"{labels[label]} of {files[row]}" if len(files) else labels[label]
+        raise InputError(f"{model}: {what} is not a finite number: its weights are damaged")

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
-from mxa.deployment import dicom_report
+from mxa.deployment import dicom_codes
 from mxa.deployment.dicom_report import (
     Finding,
     ModelIdentity,
@@ -151,21 +151,21 @@ def test_there_is_no_call_without_a_calibration_and_no_comment_without_a_warning
 def test_codes_are_those_of_the_standard_or_private(source):
     """Those that pydicom's copy of PS3.16 has are compared with it."""
     names = {canonical(label) for space in LABEL_SPACES.values() for label in space}
-    assert set(dicom_report._CODES) <= names
+    assert set(dicom_codes._CODES) <= names
     for keyword, value in {
         "PulmonaryEdema": "edema", "PleuralEffusion": "pleural effusion", "Pneumothorax": "pneumothorax",
         "Nodule": "nodule", "Mass": "mass",
     }.items():  # fmt: skip
-        assert getattr(codes.SCT, keyword).value == dicom_report._CODES[value][0]
-    assert codes.DCM.Infiltrate.value == dicom_report._CODES["infiltration"][0]
-    assert codes.DCM.Opacity.value == dicom_report._CODES["lung opacity"][0]
+        assert getattr(codes.SCT, keyword).value == dicom_codes._CODES[value][0]
+    assert codes.DCM.Infiltrate.value == dicom_codes._CODES["infiltration"][0]
+    assert codes.DCM.Opacity.value == dicom_codes._CODES["lung opacity"][0]
     calls = [getattr(codes.SCT, name).value for name in ("Positive", "Negative", "Indeterminate")]
-    assert calls == [code for code, _, _ in dicom_report._CALLS.values()]
-    private = {name: dicom_report._concept(name) for name in names | set(ODD) if name not in dicom_report._CODES}
+    assert calls == [code for code, _, _ in dicom_codes.CALLS.values()]
+    private = {name: dicom_codes.concept(name) for name in names | set(ODD) if name not in dicom_codes._CODES}
     assert {code.scheme_designator for code in private.values()} == {"99MXA"}
     assert len({code.value for code in private.values()}) == len(private)
     assert all(len(code.value) <= 16 and 0 < len(code.meaning) <= 64 for code in private.values())
-    assert dicom_report._concept("Effusion") == dicom_report._concept("Pleural Effusion")
+    assert dicom_codes.concept("Effusion") == dicom_codes.concept("Pleural Effusion")
 
 
 def test_a_picture_of_an_array_or_a_file(source, tmp_path):

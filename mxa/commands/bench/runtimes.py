@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from ...data import create_transform
-from ...deployment import deploy, load_exported, onnx_graph, openvino_graph
-from ...deployment.manifest import GRAPHS, Manifest
+from ...deployment import deploy, load_exported
+from ...deployment.graphs import write_graph
+from ...deployment.manifest import Manifest
 from ...deployment.predictor import ModelInfo
-from ...deployment.quantize import check_precision, quantize_onnx, quantize_openvino
+from ...deployment.quantize import check_precision
 from ...models.load import create
 from ...utils.errors import InputError
-from ...utils.files import digest
 from .timing import alternate, threads, timed, write_record
 
 __all__ = ["BenchRuntimesConfig", "bench_runtimes"]
@@ -111,14 +111,7 @@ def _opened(
     mean, std = (tuple(v.ravel().tolist()) for v in (transform.to_tensor.mean, transform.to_tensor.std))
     info = ModelInfo("bench", labels, shape[1:], "bicubic", "")
     manifest = Manifest(info, kind, precision or "fp32", "inside", mean, std)
-    graphs = {"onnx": onnx_graph, "openvino": openvino_graph}[kind]
-    core = graphs.core_graph(deploy(model), shape)
-    if precision == "int8":
-        inputs = list(np.random.default_rng(0).standard_normal((_RANGES, 1, *shape), np.float32))
-        core = (quantize_onnx if kind == "onnx" else quantize_openvino)(core, inputs)
-    if precision == "fp16" and kind == "onnx":
-        core = onnx_graph.with_half_weights(core)
-    graphs.write_graph(core, manifest, folder / GRAPHS[kind])
-    manifest.files.update({path.name: digest(path) for path in folder.iterdir()})
-    manifest.write(folder)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((1, *shape), np.float32) for _ in range(_RANGES if precision == "int8" else 0)]
+    write_graph(model, shape, manifest, folder, inputs)
     return load_exported(folder, config.threads).logits
