@@ -15,6 +15,7 @@ from typing import Any
 
 from . import __version__
 from .commands import output
+from .utils.allocator import keep_memory
 from .utils.command_line import parse
 from .utils.errors import InputError
 from .utils.interrupt import raise_interrupts
@@ -168,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = parse(kind, rest, f"mxa {name}", command.help, command.positional, recipes)
             function = getattr(_module(command), command.function)
             raise_interrupts()
+            keep_memory()
             result = function(config)
             getattr(output, command.show or command.function)(config, result)
             sys.stdout.flush()

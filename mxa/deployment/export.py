@@ -78,8 +78,6 @@ def export(config: ExportConfig) -> dict[str, Any]:
     check_precision(config.format, config.precision)
     if not is_empty(config.output) and not config.overwrite:
         raise InputError(f"{config.output} exists: add --overwrite, or give another --output")
-    if not config.output.absolute().parent.is_dir():
-        raise InputError(f"{config.output.absolute().parent} is not a folder: make it, or give another --output")
     network = load_model(config.model)
     wanted = predictor_of(network, config.model)
     normalized = create_transform(network).to_tensor
@@ -122,6 +120,7 @@ def _provenance(config: ExportConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """Gives a folder to fill, which takes the place of ``output`` when the block ends well."""
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".mxa-", dir=output.absolute().parent) as parent:
         folder = Path(parent) / "export"
         folder.mkdir()

@@ -49,7 +49,10 @@ def has_vnni() -> bool:
 
 
 def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
-    """Quantises the convolutions and linear layers of a graph; attention and boxes stay fp32.
+    """Quantises the dense convolutions, and the linear layers over tokens.
+
+    Depthwise convolutions, attention, and layers of one vector an image, such as those that place MXA's boxes, stay
+    fp32: they cost little time and much accuracy.
 
     Args:
         core: What ``onnx_graph.core_graph`` made.
@@ -70,12 +73,21 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
         onnx.save(core, before)
         prepared = require("onnxruntime.quantization.shape_inference", "onnx")
         prepared.quant_pre_process(str(before), str(before), skip_symbolic_shape=True)
+        graph = onnx.load(before).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        exact = [
+            node.name
+            for node in graph.node
+            if (node.op_type == "MatMul" and not weights & set(node.input))
+            or any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+        ]
         tools.quantize_static(
             str(before),
             str(after),
             Reader(),
             quant_format=tools.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm"],
+            op_types_to_quantize=["Conv", "MatMul"],
+            nodes_to_exclude=exact,
             per_channel=True,
             reduce_range=not has_vnni(),  # without VNNI, sums of two products of 8 bits overflow
         )
@@ -83,10 +95,35 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
 
 
 def quantize_openvino(core: Any, inputs: Sequence[np.ndarray]) -> Any:
-    """Quantises a graph with NNCF; arguments as ``quantize_onnx``."""
+    """Quantises a graph with NNCF; arguments, and which layers, as ``quantize_onnx``.
+
+    The ranges of activations are those that lose least, not the whole ranges: EfficientViT has rare large values.
+    """
     nncf = require("nncf", "openvino")
+    ranges = require("nncf.quantization.range_estimator", "openvino").RangeEstimatorParametersSet
+    exact = [op.get_friendly_name() for op in core.get_ops() if not (_is_dense(op) or _is_data(op))]
     with quiet("nncf"):
-        return nncf.quantize(core, nncf.Dataset(list(inputs)), subset_size=len(inputs))
+        return nncf.quantize(
+            core,
+            nncf.Dataset(list(inputs)),
+            subset_size=len(inputs),
+            ignored_scope=nncf.IgnoredScope(names=exact, validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=ranges.HISTOGRAM
+            ),
+        )
+
+
+def _is_data(op: Any) -> bool:
+    return op.get_type_name() in ("Constant", "Parameter", "Result")
+
+
+def _is_dense(op: Any) -> bool:
+    """Says whether an OpenVINO operation is a dense convolution, or a product of tokens ``(B, N, C)`` with weights."""
+    if op.get_type_name() != "MatMul":
+        return op.get_type_name() == "Convolution"
+    constant = any(value.get_source_output().get_node().get_type_name() == "Constant" for value in op.inputs())
+    return constant and op.get_output_partial_shape(0).rank.get_length() > 2
 
 
 def auc_change(

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from ..data import CXRDataset, Records
 from ..data.boxes import BoxedDataset
 from ..data.shards import ShardDataset
+from ..metrics.operating import ENOUGH
 from ..utils.distributed import any_process, world_size
 from ..utils.errors import InputError
 
-__all__ = ["check_bad", "check_files", "check_labels", "check_losses", "fingerprint", "stack_losses"]
+__all__ = ["check_bad", "check_files", "check_labels", "check_losses", "few_positives", "fingerprint", "stack_losses"]
 
 
 def check_labels(dataset: CXRDataset) -> None:
@@ -40,6 +41,17 @@ def check_files(dataset: CXRDataset) -> None:
         for path in map(dataset.records.path, range(len(dataset))):
             if not Path(path).is_file():
                 raise InputError(f"no image {path} (a validation image)")
+
+
+def few_positives(dataset: CXRDataset) -> str:
+    """Names the labels that decide a validation score with fewer than ``ENOUGH`` positives; "" where there are none."""
+    counts = [(int((column > 0.5).sum()), int((column <= 0.5).sum())) for column in dataset.records.targets.T]
+    few = [
+        f"{name} ({positives})"
+        for name, (positives, negatives) in zip(dataset.labels, counts, strict=True)
+        if 0 < positives < ENOUGH and negatives
+    ]
+    return ", ".join(few)
 
 
 def fingerprint(

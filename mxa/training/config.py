@@ -38,6 +38,7 @@ __all__ = [
     "local_config",
     "model_arguments",
     "plain_config",
+    "read_mapping",
     "without_folders",
 ]
 
@@ -73,6 +74,9 @@ class LossConfig:
 
     loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
     """The labels' loss, by timm's names; masked labels count in none."""
+    pos_weight: str | dict | None = None
+    """Weights of positives in the loss bce: balanced, negatives by positives of the training split; or by label, as
+    "Hernia: 10, Mass: 2", all others 1."""
     teacher: str | None = None
     """Distil from it: xrv:NAME or xrv:FILE (TorchXRayVision), a timm name, a run folder, or what mxa teach wrote."""
     teacher_sha256: str | None = None
@@ -251,6 +255,8 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.freeze and not config.init:
         raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
+    if config.pos_weight is not None and config.loss != "bce":
+        raise InputError(f"--pos-weight goes with --loss bce, not with {config.loss}")
     _check_boxes(config)
     if config.opt not in list_optimizers():
         raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
@@ -293,17 +299,27 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
     Raises:
         InputError: they are not a YAML mapping, or ``mxa.models.config_file.check_arguments`` refuses one.
     """
-    found = config.model_args or {}
+    found = read_mapping(config.model_args or {}, "--model-args")
+    if taken := set(_NOT_ARGUMENTS) & set(found):
+        raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
+    check_arguments(found, "--model-args")
+    return found
+
+
+def read_mapping(given: str | dict, what: str) -> dict[str, Any]:
+    """Values by name, given as a dict or as YAML in one line.
+
+    Raises:
+        InputError: they are neither; the message names ``what``.
+    """
+    found = given
     if isinstance(found, str):
         try:
             found = read_yaml(found if found.strip().startswith("{") else f"{{{found}}}")
         except yaml.YAMLError:
             found = None
     if not isinstance(found, dict) or not all(isinstance(k, str) and v is not None for k, v in found.items()):
-        raise InputError(f'--model-args must be like "name: value, other: value", got {config.model_args!r}')
-    if taken := set(_NOT_ARGUMENTS) & set(found):
-        raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")
-    check_arguments(found, "--model-args")
+        raise InputError(f'{what} must be like "name: value, other: value", got {given!r}')
     return found
 
 

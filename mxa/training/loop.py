@@ -37,7 +37,7 @@ from ..utils.errors import InputError, require
 from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
 from .checkpoint import check_state, load_checkpoint, save_checkpoint
-from .checks import check_bad, check_files, check_labels, check_losses, fingerprint, stack_losses
+from .checks import check_bad, check_files, check_labels, check_losses, few_positives, fingerprint, stack_losses
 from .config import (
     AMP_TYPES,
     AugmentConfig,
@@ -109,6 +109,8 @@ def _fit(
     check_labels(train_set)
     if val_set is not None:
         check_files(val_set)
+        if few := few_positives(val_set):
+            _logger.warning("the validation score that keeps an epoch counts labels with few positives: %s", few)
     run, labels = Path(config.output), train_set.labels
     torch.manual_seed(config.seed)
     model = build_model(config, labels)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..models.weights import set_label_names
 from ..task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
 from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
-from .config import ModelConfig, TrainConfig, model_arguments, without_folders
+from .config import ModelConfig, TrainConfig, model_arguments, read_mapping, without_folders
 
 __all__ = ["build_model", "create_task", "open_boxes", "start_weights"]
 
@@ -127,8 +128,10 @@ def create_task(
     """
     device = next(model.parameters()).device
     criterion = _criterion(config.loss, dataset.records.targets).to(device)
+    pos_weight = positive_weights(config.pos_weight, dataset.labels, dataset.records.targets)
+    shared = {"pos_weight": pos_weight, "device": device, "criterion": criterion, "box_weight": config.box_weight}
     if config.teacher is None:
-        return MultiLabelTask(model, device=device, criterion=criterion, box_weight=config.box_weight), dataset, {}
+        return MultiLabelTask(model, **shared), dataset, {}
     metadata = {
         **without_folders({"teacher": config.teacher}),
         "alpha": config.alpha,
@@ -153,16 +156,40 @@ def create_task(
     else:
         teacher = Teacher(config.teacher, dataset.labels, preprocessing, sha256=config.teacher_sha256, device=device)
         metadata["sha256"] = teacher.sha256
-    task = MultiLabelDistillationTask(
-        model,
-        teacher,
-        config.alpha,
-        config.temperature,
-        device=device,
-        criterion=criterion,
-        box_weight=config.box_weight,
-    )
+    task = MultiLabelDistillationTask(model, teacher, config.alpha, config.temperature, **shared)
     return task, dataset, metadata
+
+
+def positive_weights(
+    wanted: str | Mapping[str, float] | None, labels: Sequence[str], targets: np.ndarray
+) -> torch.Tensor | None:
+    """Weights of the positive term of each label, ``(L,)``.
+
+    Args:
+        wanted: ``"balanced"``, the negatives divided by the positives among the labels that are present (1 where either
+            is missing); weights by label, 1 for all others; or None.
+        labels: Names of the L labels.
+        targets: ``(N, L)`` of the training split: 1, 0, NaN where masked.
+
+    Raises:
+        InputError: an unknown label, or a weight that is not a number above 0.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        positives, negatives = (targets > 0.5).sum(0), (targets <= 0.5).sum(0)
+        both = (positives > 0) & (negatives > 0)
+        return torch.from_numpy(np.where(both, negatives / np.maximum(positives, 1), 1.0)).float()
+    given = read_mapping(wanted, "--pos-weight, unless it is balanced,")
+    columns = align(labels, given)
+    if unknown := [name for name, column in zip(given, columns, strict=True) if column is None]:
+        raise InputError(f"--pos-weight: the run has no label {', '.join(unknown)}, only {', '.join(labels)}")
+    weights = torch.ones(len(labels))
+    for column, (name, value) in zip(columns, given.items(), strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise InputError(f"--pos-weight: {name} must be a number above 0, got {value!r}")
+        weights[column] = value
+    return weights
 
 
 def _criterion(name: str, targets: np.ndarray) -> MaskedLoss:
