@@ -45,7 +45,7 @@ _COMMANDS = {
         "commands.summary", "summarize", "SummaryConfig", "Count what a collection's tables hold.", show="data_summary"
     ),
     "teach": _Command(
-        "commands.teach", "teach", "TeachConfig", "Compute a teacher's logits once, for train --teacher.", "teacher"
+        "commands.teach", "teach", "TeachConfig", "Compute teachers' logits once, for train --teacher.", "teacher"
     ),
     "train": _Command("training.loop", "train", "TrainConfig", "Train or fine-tune a model.", recipes=True),
     "ablate": _Command(

@@ -1,4 +1,4 @@
-"""Computes a teacher's logits of a collection once, for all later training."""
+"""Computes the logits of one or more teachers on a collection once, for all later training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..data import DataConfig, create_transform, make_loader
+from ..data import CXRDataset, DataConfig, create_transform, make_loader
 from ..evaluation.inference import check_finite, predict_logits
 from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
@@ -30,18 +30,19 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class TeachConfig(DataConfig):
-    """Which teacher scores which images."""
+    """Which teachers score which images."""
 
     unused = ("uncertain", "blank", "boxes")
 
-    teacher: str
-    """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder."""
+    teacher: tuple[str, ...]
+    """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder; the logits of several are
+    averaged."""
     output: Path
     """Parquet file to write, for mxa train --teacher."""
     split: Literal["all", "train", "val", "valid", "test"] = "train"
     """Split of the collection."""
     teacher_sha256: str | None = None
-    """SHA-256 that the teacher's file must have."""
+    """SHA-256 that the file of a single teacher must have."""
     batch_size: int = 64
     """Images at a time."""
     workers: int = 2
@@ -79,38 +80,44 @@ class _Logits(nn.Module):
 
 
 def teach(config: TeachConfig) -> Predictions:
-    """Writes a teacher's raw logits of whole images, resized to the teacher's own size, to a Parquet file.
+    """Writes the teachers' raw logits of whole images, resized to each teacher's own size, to a Parquet file.
 
     The file has one row for each image (column ``image``), and a column ``logit:LABEL`` for each of the student's
-    labels that the teacher knows. Its metadata name the teacher. An image that does not read has blank cells.
+    labels that a teacher knows: the mean over those that know it. Its metadata name the teachers. An image that does
+    not read has blank cells.
 
     Raises:
         InputError: bad input, as of ``Teacher`` and ``create_dataset``.
     """
     require("pyarrow", "train")
     path = Path(config.output)
+    names = (config.teacher,) if isinstance(config.teacher, str) else tuple(config.teacher)
     if path.suffix != ".parquet":
         raise InputError(f"--output {path} must end in .parquet")
     if config.batch_size < 1 or config.workers < 0:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
-    dataset = config.resolved(config.teacher).open(config.split)
-    teacher = gray_teacher(config.teacher, dataset.labels, config.teacher_sha256)
+    if config.teacher_sha256 and len(names) > 1:
+        raise InputError(f"--teacher-sha256 is that of one file, and there are {len(names)} teachers: leave it out")
+    dataset = config.resolved(*names).open(config.split)
     dataset.on_bad = "mask"
-    transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})
-    device = pick_device(config.device)
-    loader = make_loader(dataset, transform, config.batch_size, config.workers, device=device)
+    teachers = [gray_teacher(name, dataset.labels, config.teacher_sha256) for name in names]
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = _Logits(teacher).to(device)
-    logits = predict_logits(model, loader, torch.bfloat16 if config.amp else None)
-    logits[dataset.bad.numpy()] = np.nan
+    given = np.stack([_logits(config, name, teacher, dataset) for name, teacher in zip(names, teachers, strict=True)])
+    knows = ~np.isnan(given)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where none knows
+        logits = np.where(knows, given, 0).sum(0) / knows.sum(0)
     bad = dataset.bad_paths()
-    if len(bad) == len(dataset):
-        raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
-    known, good = teacher.adapter.mask.cpu().numpy(), ~dataset.bad.numpy()
-    check_finite(logits[good], dataset.labels, dataset.records.paths[good], config.teacher)
-    metadata = {"teacher": Path(config.teacher).name, "sha256": teacher.sha256, "input_size": list(teacher.input_size)}
-    if collection := trained_on(Path(config.teacher)):
-        metadata["teacher_trained_on"] = collection
+    known = np.any([teacher.adapter.mask.cpu().numpy() for teacher in teachers], axis=0)
+    digests = [teacher.sha256 for teacher in teachers]
+    sizes = [list(teacher.input_size) for teacher in teachers]
+    single = len(names) == 1
+    metadata = {
+        "teacher": ", ".join(Path(name).name for name in names),
+        "sha256": digests[0] if single else digests,
+        "input_size": sizes[0] if single else sizes,
+    }
+    if len(collections := {trained_on(Path(name)) for name in names}) == 1 and None not in collections:
+        metadata["teacher_trained_on"] = collections.pop()
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
     cases = pd.DataFrame({"image": dataset.records.paths.astype(object)})
     found = Predictions(labels, logits[:, known], dataset.records.targets[:, known], cases, metadata)
@@ -118,3 +125,21 @@ def teach(config: TeachConfig) -> Predictions:
     if bad:
         _logger.warning("images that do not read were left blank: %s", name_some(bad))
     return found
+
+
+def _logits(config: TeachConfig, name: str, teacher: Teacher, dataset: CXRDataset) -> np.ndarray:
+    """A teacher's logits ``(N, L)``; NaN for a label that it does not know, and for an image that does not read.
+
+    Raises:
+        InputError: no image reads, or a logit is not finite.
+    """
+    transform = create_transform({**_GRAY, "input_size": (1, *teacher.input_size[1:])})
+    device = pick_device(config.device)
+    loader = make_loader(dataset, transform, config.batch_size, config.workers, device=device)
+    logits = predict_logits(_Logits(teacher).to(device), loader, torch.bfloat16 if config.amp else None)
+    logits[dataset.bad.numpy()] = np.nan
+    if len(bad := dataset.bad_paths()) == len(dataset):
+        raise InputError(f"none of the {len(bad)} images reads, such as {bad[0]}")
+    known, good = teacher.adapter.mask.cpu().numpy(), ~dataset.bad.numpy()
+    check_finite(logits[np.ix_(good, known)], np.array(dataset.labels)[known], dataset.records.paths[good], name)
+    return logits

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -204,7 +205,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     """Prepares a checkpoint for timm's loader and checks every key, which the loader does not.
 
     Position biases are resized to the model's windows. Two things may differ: the head is replaced where the number of
-    outputs differs, and the stem's first convolution is adapted where the number of channels differs.
+    outputs differs, and the stem's first convolution is adapted where the number of channels differs. One channel takes
+    the normalisation of each of the three into its weights: a gray image has the same features, but for the border.
 
     Raises:
         RuntimeError: anything else does not fit (see ``check_keys``).
@@ -221,6 +223,8 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
         adapted |= {k for k in own if k.startswith(replaced)}
     if model.in_chans != cfg["input_size"][0]:
         adapted.add(cfg["first_conv"] + ".weight")
+        if model.in_chans == 1:
+            state_dict = _for_gray(state_dict, cfg)
     check_keys(state_dict, model, adapted)
     fresh = {k: v for k, v in own.items() if ".mxa." in k and k not in state_dict}  # the loader may be strict
     acts = any(v.any() for k, v in fresh.items() if k.endswith("mxa.ls.gamma"))
@@ -230,3 +234,18 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
             "instead, or give mxa_init_values=0.0 (it adds nothing until it is trained), or another num_classes"
         )
     return {**state_dict, **fresh}
+
+
+def _for_gray(state_dict: dict[str, torch.Tensor], cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Scales the channels of the first convolution, which timm's loader then sums, and shifts its norm.
+
+    With the means m and deviations s of the channels c, ``sum_c W_c (x - m_c) / s_c`` of a gray x is
+    ``sum_c (s / s_c) W_c (x - m) / s`` and a constant, where m and s are timm's for one channel: the averages.
+    """
+    weight, norm = cfg["first_conv"] + ".weight", cfg["first_conv"].removesuffix(".conv") + ".bn.running_mean"
+    if weight not in state_dict or norm not in state_dict or state_dict[weight].shape[1:2] != (len(cfg["mean"]),):
+        return state_dict  # check_keys says what is wrong
+    mean, std = (torch.tensor(cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    old = state_dict[weight].float()
+    constant = (old * (mean.mean() - mean) / std).sum((1, 2, 3))
+    return {**state_dict, weight: old * std.mean() / std, norm: state_dict[norm].float() - constant}

@@ -117,6 +117,31 @@ def test_the_teachers_digest_is_held(config, run, tmp_path):
         train(config(**STUDENT, teacher=str(run), teacher_sha256="0" * 64, output=tmp_path / "other"))
 
 
+def test_several_teachers_are_averaged_by_label(table, run, tmp_path, config):
+    """Each label's mean is over the teachers that know it; one that nobody knows has no column."""
+    other = tmp_path / "run"
+    train(config(model="test_vit", labels="Edema,Bright", epochs=1, seed=3))
+    options = {"data": "table", "root": table, "labels": "Bright,Mass,Edema,Hernia", "workers": 0}
+    one, two, both = (tmp_path / f"{name}.parquet" for name in ("one", "two", "both"))
+    teach(TeachConfig(str(run), one, **options))
+    teach(TeachConfig((str(other),), two, **options))
+    found = teach(TeachConfig((str(run), str(other)), both, **options))
+    one, two, both = map(pd.read_parquet, (one, two, both))
+    assert list(one) == list(both) == ["image", "logit:Bright", "logit:Mass", "logit:Edema"]
+    assert list(two) == ["image", "logit:Bright", "logit:Edema"]
+    for label in ("Bright", "Edema"):
+        np.testing.assert_allclose(
+            both[f"logit:{label}"], (one[f"logit:{label}"] + two[f"logit:{label}"]) / 2, rtol=1e-5
+        )
+    np.testing.assert_allclose(both["logit:Mass"], one["logit:Mass"], rtol=1e-5)
+    assert found.metadata["sha256"] == [weights_sha256(str(path), None) for path in (run, other)]
+    train(config(**STUDENT, teacher=str(tmp_path / "both.parquet"), epochs=1, output=tmp_path / "student"))
+    said = json.loads((tmp_path / "student" / "teacher.json").read_text())
+    assert said["sha256"] == found.metadata["sha256"]
+    with pytest.raises(InputError, match="--teacher-sha256 is that of one file, and there are 2 teachers"):
+        teach(TeachConfig((str(run), str(other)), tmp_path / "x.parquet", teacher_sha256="0" * 64, **options))
+
+
 def test_teach_wants_parquet(run, tmp_path):
     with pytest.raises(InputError, match=r"must end in \.parquet"):
         teach(TeachConfig(str(run), tmp_path / "x.csv"))

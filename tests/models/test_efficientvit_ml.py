@@ -203,11 +203,14 @@ def test_three_channel_weights_into_one_channel(name, stock_file):
         timm.create_model(f"{name}.r224_in1k", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=n, **kwargs)
         for n, kwargs in ((3, {}), (1, {}))
     )
-    torch.testing.assert_close(one.patch_embed.conv1.conv.weight, three.patch_embed.conv1.conv.weight.sum(1, True))
-    one.load_state_dict({k: v for k, v in three.state_dict().items() if ".mxa." in k}, strict=False)
+    one.load_state_dict({k: v for k, v in three.state_dict().items() if ".mxa." in k or "head." in k}, strict=False)
+    mean, std = (torch.tensor(three.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     gray = images(channels=1)
+    wide = (gray * std.mean() + mean.mean() - mean) / std
     with torch.no_grad():
-        torch.testing.assert_close(one.eval()(gray), three.eval()(gray.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+        found, wanted, summed = one.eval()(gray), three.eval()(wide), three(gray.expand(-1, 3, -1, -1))
+    error = (found - wanted).abs().max()
+    assert error < 0.1 * (summed - wanted).abs().max() and error < 0.02, error
 
 
 def test_drop_rate():
