@@ -107,7 +107,7 @@ def teach(config: TeachConfig) -> Predictions:
     with np.errstate(invalid="ignore"):  # 0 / 0 where none knows
         logits = np.where(knows, given, 0).sum(0) / knows.sum(0)
     bad = dataset.bad_paths()
-    known = np.any([teacher.adapter.mask.cpu().numpy() for teacher in teachers], axis=0)
+    known = knows.any((0, 1))
     digests = [teacher.sha256 for teacher in teachers]
     sizes = [list(teacher.input_size) for teacher in teachers]
     single = len(names) == 1

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..data import CXRDataset, Records
 from ..data.boxes import BoxedDataset
 from ..data.shards import ShardDataset
-from ..metrics.operating import ENOUGH
+from ..metrics.operating import ENOUGH, count_cases
 from ..utils.distributed import any_process, world_size
 from ..utils.errors import InputError
 
@@ -45,13 +45,9 @@ def check_files(dataset: CXRDataset) -> None:
 
 def few_positives(dataset: CXRDataset) -> str:
     """Names the labels that decide a validation score with fewer than ``ENOUGH`` positives; "" where there are none."""
-    counts = [(int((column > 0.5).sum()), int((column <= 0.5).sum())) for column in dataset.records.targets.T]
-    few = [
-        f"{name} ({positives})"
-        for name, (positives, negatives) in zip(dataset.labels, counts, strict=True)
-        if 0 < positives < ENOUGH and negatives
-    ]
-    return ", ".join(few)
+    positives, negatives, _ = count_cases(dataset.records.targets)
+    counts = zip(dataset.labels, positives.tolist(), negatives.tolist(), strict=True)
+    return ", ".join(f"{name} ({p})" for name, p, n in counts if 0 < p < ENOUGH and n)
 
 
 def fingerprint(

@@ -123,7 +123,7 @@ def test_no_pytorch_is_imported(exported, name, tmp_path, films):
 
 def test_the_graph_is_small(exported, run):
     """Nodes without the tracer's notes: a few hundred kilobytes beside the weights."""
-    weights = sum(p.numel() * 4 for p in mxa.deploy(mxa.models.load.load_model(run)).parameters())
+    weights = sum(p.numel() * 4 for p in mxa.deploy(load_model(run)).parameters())
     assert (exported["onnx"] / "model.onnx").stat().st_size - weights < 500_000
     assert (exported["openvino"] / "model.bin").stat().st_size - weights < 500_000
 

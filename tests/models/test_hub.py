@@ -365,7 +365,6 @@ def test_two_processes_share_a_cache(hub, published, python):
     code = f"""
 import logging, sys, mxa, timm, torch
 from huggingface_hub import constants
-from PIL import Image
 overlay = {published!r}
 model = timm.create_model({NAME!r}, pretrained=True, pretrained_cfg_overlay=overlay).eval()
 print(constants.HF_HUB_CACHE, model(torch.ones(1, 3, 224, 224)).sum().item())
