@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,15 +32,15 @@ _logger = logging.getLogger(__name__)
 class TeachConfig(DataConfig):
     """Which teachers score which images."""
 
-    unused = ("uncertain", "blank", "boxes")
+    unused = ("uncertain", "blank", "boxes", "labels_from")
 
     teacher: tuple[str, ...]
     """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder; the logits of several are
     averaged."""
     output: Path
     """Parquet file to write, for mxa train --teacher."""
-    split: Literal["all", "train", "val", "valid", "test"] = "train"
-    """Split of the collection."""
+    split: Literal["all", "train", "val", "valid", "test"] | None = None
+    """Split of the collection; train by default, and all of images without labels."""
     teacher_sha256: str | None = None
     """SHA-256 that the file of a single teacher must have."""
     batch_size: int = 64
@@ -53,7 +53,7 @@ class TeachConfig(DataConfig):
     """bfloat16 autocast."""
 
 
-def gray_teacher(teacher: str, labels: Sequence[str], sha256: str | None) -> Teacher:
+def gray_teacher(teacher: str, labels: Sequence[str] | None, sha256: str | None) -> Teacher:
     """Makes a teacher for gray images in [0, 1] of any size."""
     return Teacher(teacher, labels, _GRAY, sha256=sha256)
 
@@ -98,9 +98,12 @@ def teach(config: TeachConfig) -> Predictions:
         raise InputError("--batch-size must be at least 1 and --workers at least 0")
     if config.teacher_sha256 and len(names) > 1:
         raise InputError(f"--teacher-sha256 is that of one file, and there are {len(names)} teachers: leave it out")
-    dataset = config.resolved(*names).open(config.split)
+    resolved = config.resolved(*names)
+    dataset = resolved.open(config.split or ("all" if resolved.data == "images" else "train"))
+    teachers = [gray_teacher(name, dataset.labels or None, config.teacher_sha256) for name in names]
+    if not dataset.labels:
+        dataset, teachers = _of_teachers(dataset, names, teachers)
     dataset.on_bad = "mask"
-    teachers = [gray_teacher(name, dataset.labels, config.teacher_sha256) for name in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     given = np.stack([_logits(config, name, teacher, dataset) for name, teacher in zip(names, teachers, strict=True)])
     knows = ~np.isnan(given)
@@ -116,6 +119,8 @@ def teach(config: TeachConfig) -> Predictions:
         "sha256": digests[0] if single else digests,
         "input_size": sizes[0] if single else sizes,
     }
+    if single and teachers[0].thresholds:
+        metadata["thresholds"] = teachers[0].thresholds
     if len(collections := {trained_on(Path(name)) for name in names}) == 1 and None not in collections:
         metadata["teacher_trained_on"] = collections.pop()
     labels = tuple(name for name, is_known in zip(dataset.labels, known, strict=True) if is_known)
@@ -125,6 +130,19 @@ def teach(config: TeachConfig) -> Predictions:
     if bad:
         _logger.warning("images that do not read were left blank: %s", name_some(bad))
     return found
+
+
+def _of_teachers(
+    dataset: CXRDataset, names: Sequence[str], teachers: Sequence[Teacher]
+) -> tuple[CXRDataset, list[Teacher]]:
+    """Gives images without labels those of the teachers, masked, and every teacher the labels of all."""
+    labels = tuple(dict.fromkeys(label for teacher in teachers for label in teacher.labels))
+    targets = np.full((len(dataset), len(labels)), np.nan, dtype=np.float32)
+    of_all = [
+        teacher if teacher.labels == labels else gray_teacher(name, labels, None)
+        for name, teacher in zip(names, teachers, strict=True)
+    ]
+    return CXRDataset(replace(dataset.records, labels=labels, targets=targets)), of_all
 
 
 def _logits(config: TeachConfig, name: str, teacher: Teacher, dataset: CXRDataset) -> np.ndarray:

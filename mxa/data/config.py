@@ -23,7 +23,7 @@ __all__ = ["DataConfig", "absolute_root"]
 _logger = logging.getLogger(__name__)
 _DEFAULTS = {"data": "phantom", "merge": False, "views": "frontal", "uncertain": "U-Ones"}
 #: Not taken from a run on another collection.
-_OF_ONE_COLLECTION = ("data", "root", "columns", "blank", "test_fraction", "boxes")
+_OF_ONE_COLLECTION = ("data", "root", "columns", "blank", "test_fraction", "boxes", "labels_from")
 
 
 @dataclass(kw_only=True)
@@ -39,6 +39,8 @@ class DataConfig:
     labels: str | tuple[str, ...] | None = None
     """"chexpert", "nih", "padchest", "vindr", "xrv" or names separated by commas (a name with a comma in
     double quotes); the collection's own by default."""
+    labels_from: str | None = None
+    """File of mxa teach, whose probabilities are the labels of --data images."""
     merge: bool | None = None
     """Make labels that the collection lacks from others, such as Lung Lesion from Nodule and Mass (docs/data.md)."""
     views: str | None = None
@@ -101,7 +103,7 @@ class DataConfig:
         if found["data"] is None or self.data not in (None, found["data"]):
             return False
         roots = [root for root in (self.root, found["root"]) if root is not None]
-        named = found["data"] not in ("table", "folder", "shards")
+        named = found["data"] not in ("table", "folder", "images", "shards")
         return named or len({Path(root).name for root in roots}) < 2
 
     def check_cut(self, run: str | Path, dataset: CXRDataset) -> None:

@@ -12,10 +12,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..labels import align, apply_policies, check_known, resolve_labels
+from ..metrics.operating import sigmoid
 from ..utils.errors import InputError
 from .collections.chexpert import CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert
 from .collections.folder import Folder
 from .collections.generic_table import Table, parse_columns
+from .collections.images import Images
 from .collections.mimic import Mimic, MimicNegBio
 from .collections.nih import NIHChestXray14, NIHGoogle
 from .collections.padchest import PadChest
@@ -27,6 +29,7 @@ from .dataset import CXRDataset
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, check_url, is_url
 from .splits import check_disjoint, check_unique, divide, fold_splits, splits_sha256
+from .tables import read_header
 
 __all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
 
@@ -44,10 +47,11 @@ Collection = Literal[
     "vindr",
     "table",
     "folder",
+    "images",
     "shards",
 ]
 _READERS = (Phantom, NIHChestXray14, NIHGoogle, CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert, Mimic, MimicNegBio)
-_READERS += (PadChest, VinDr, Table, Folder, Shards)
+_READERS += (PadChest, VinDr, Table, Folder, Images, Shards)
 COLLECTIONS: dict[str, type[CollectionReader]] = dict(zip(get_args(Collection), _READERS, strict=True))
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +73,7 @@ def create_dataset(
     fold: tuple[int, int] | None = None,
     test_fraction: float | None = None,
     allow_pipe: bool = False,
+    labels_from: str | Path | None = None,
 ) -> CXRDataset:
     """Creates the dataset of a collection.
 
@@ -96,12 +101,17 @@ def create_dataset(
             label, as validation is.
         allow_pipe: For shards, run the command of a ``root`` such as ``"pipe:cat /data"``. Never set it for a root that
             comes from a file.
+        labels_from: For ``"images"``, a file of ``mxa teach``: its probabilities are the labels of the training split.
+            In every other split the positives are what the teacher calls: above its operating point where the file has
+            one, else above 0.5.
 
     Raises:
         InputError: unknown collection, split, label, policy or view, a missing file or column, an image named twice, a
             patient in two splits, or an empty split.
     """
     wanted = None if labels is None else resolve_labels(labels)
+    if labels_from is not None and collection != "images":
+        raise InputError(f"--labels-from is for --data images; {collection} has labels of its own")
     if merge and wanted is None:
         raise InputError("--merge needs --labels: say which labels are to be made")
     records = read_collection(collection, root, split, wanted, columns, fold, test_fraction, allow_pipe)
@@ -125,6 +135,8 @@ def create_dataset(
     for column in map(records.labels.index, partial):
         targets[np.isnan(records.targets[:, column]), column] = np.nan
     records = replace(records, targets=targets)
+    if labels_from is not None:
+        records = _with_scores(records, labels_from, split)
     if isinstance(labels, str):
         check_known(wanted, records.labels)
     if wanted is not None:
@@ -230,6 +242,24 @@ def _check_fraction(
         )
     if np.isin(records.splits, ("test", "valid")).any():
         raise InputError(f"{where} has a test split of its own: leave --test-fraction out")
+
+
+def _with_scores(records: Records, path: str | Path, split: str) -> Records:
+    """Takes the labels from a file of scores."""
+    from ..evaluation.predictions import read_predictions
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}; mxa teach writes it")
+    labels = tuple(c.partition(":")[2] for c in read_header(path) if c.startswith(("logit:", "probability:")))
+    masked = np.full((len(records), len(labels)), np.nan, dtype=np.float32)
+    scores = read_predictions(path, replace(records, labels=labels, targets=masked))
+    probabilities = sigmoid(scores.logits)
+    points = scores.metadata.get("thresholds", {})
+    above = [0.5 if i is None else list(points.values())[i] for i in align(tuple(points), scores.labels)]
+    called = np.where(np.isnan(probabilities), np.nan, probabilities > np.array(above))
+    targets = (probabilities if split == "train" else called).astype(np.float32)
+    return replace(records, labels=scores.labels, targets=targets)
 
 
 def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records:

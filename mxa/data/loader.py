@@ -20,7 +20,27 @@ from .dataset import CXRDataset
 from .shards import ShardDataset
 from .transforms import XrayTransform
 
-__all__ = ["TrainSampler", "make_loader"]
+__all__ = ["TrainSampler", "balanced_shares", "make_loader"]
+
+
+def balanced_shares(targets: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Probability of each image, ``(N,)``, where a label is drawn, then a patient who has it, then an image of theirs.
+
+    Each is drawn with equal chances. Images without a positive label are drawn as if they had one more label.
+
+    Args:
+        targets: ``(N, L)``; above 0.5 is positive.
+        patients: Identifier of each row, ``(N,)``.
+    """
+    positive = targets > 0.5
+    groups = np.column_stack([positive, ~positive.any(1)])
+    groups = groups[:, groups.any(0)]
+    _, patient = np.unique(patients, return_inverse=True)
+    shares = np.zeros(len(targets))
+    for group in groups.T:
+        _, of, counts = np.unique(patient[group], return_inverse=True, return_counts=True)
+        shares[group] += 1 / (len(counts) * counts[of])
+    return shares / groups.shape[1]
 
 
 class TrainSampler(Sampler[int]):
@@ -32,10 +52,12 @@ class TrainSampler(Sampler[int]):
     Args:
         dataset: Where several processes train, its seed must be set.
         batch_size: Images of one batch of one process.
+        shares: Probability of each row, ``(N,)``, for rows drawn with replacement; None for every row once an epoch.
     """
 
-    def __init__(self, dataset: CXRDataset, batch_size: int):
+    def __init__(self, dataset: CXRDataset, batch_size: int, shares: np.ndarray | None = None):
         self.dataset, self.batch_size = dataset, batch_size
+        self.shares = None if shares is None else torch.from_numpy(shares)
         self.start = 0  # batches to leave out: a resumed run has seen them
         if dataset.seed is None and world_size() > 1:
             raise InputError("set dataset.seed: several processes need one order")
@@ -55,8 +77,11 @@ class TrainSampler(Sampler[int]):
         generator = None
         if self.dataset.seed is not None:
             generator = torch.Generator().manual_seed(self.dataset.derived_seed())
-        order = torch.randperm(len(self.dataset), generator=generator).numpy()
-        whole = order[: len(self) * world_size()]
+        count = len(self) * world_size()
+        if self.shares is None:
+            whole = torch.randperm(len(self.dataset), generator=generator)[:count].numpy()
+        else:
+            whole = torch.multinomial(self.shares, count, replacement=True, generator=generator).numpy()
         return whole.reshape(-1, self.batch_size, world_size())[:, :, rank()]
 
 
@@ -138,6 +163,7 @@ def make_loader(
     workers: int = 0,
     is_training: bool = False,
     device: torch.device | str = "cpu",
+    shares: np.ndarray | None = None,
 ) -> DataLoader:
     """Creates a loader that gives a dataset's samples through a transform.
 
@@ -154,12 +180,13 @@ def make_loader(
         workers: Worker processes; 0, this process reads the images.
         is_training: See above.
         device: Where the batches go. Those of a ``create_transform`` go there as gray planes and are normalised there.
+        shares: In training, the probability of each row, such as ``balanced_shares``; rows are drawn with replacement.
 
     Returns:
         A loader of ``(images, targets)`` on the device: ``(B, C, H, W)`` and ``(B, L)``, float32.
 
     Raises:
-        InputError: fewer shards than nodes.
+        InputError: fewer shards than nodes, or ``shares`` for shards, which are read in their order.
     """
     device = torch.device(device)
     planes = isinstance(transform, XrayTransform)
@@ -167,9 +194,11 @@ def make_loader(
     own.transform = transform.to_planes() if planes else transform
     sampler = None
     if isinstance(own, ShardDataset):
+        if shares is not None:
+            raise InputError("--sampler needs images as files: shards are read in their order")
         workers = own.plan(batch_size, workers, is_training)
     elif is_training:
-        sampler = TrainSampler(own, batch_size)
+        sampler = TrainSampler(own, batch_size, shares)
     loader = DataLoader(
         own,
         batch_size,

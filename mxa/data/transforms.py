@@ -23,12 +23,12 @@ from .gray import input_gray
 __all__ = ["ToXrayTensor", "XrayTransform", "create_transform", "data_config"]
 
 
-def data_config(model: nn.Module, img_size: int | None = None) -> dict:
+def data_config(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> dict:
     """Returns a model's preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation`` (timm's names).
 
     Args:
         model: Any timm model.
-        img_size: Side of the input for a model that takes any; its own by default.
+        img_size: Side of the input, or its height and width, for a model that takes any; its own by default.
     """
     return resolve_input_data_config(model, {"img_size": img_size})
 

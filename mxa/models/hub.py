@@ -132,8 +132,13 @@ def _unpublished(variant: str, cfg: PretrainedCfg) -> str:
     name = f"{variant}.{cfg.tag or 'chexpert'}"
     recipe = "paper_mxa_kd" if variant.endswith("_mxa") else "paper_baseline"
     problem = f"weights are not loaded from a URL, {cfg.url}" if cfg.url else f"no weights are published for {name} yet"
+    size = variant.removesuffix("_mxa")
+    packed = [
+        known for known, entry in manifest().items() if known.startswith((f"{size}.", f"{size}_")) and packaged(entry)
+    ]
+    small = f"Of this size {' and '.join(packed)} come with mxa, for trying things out. " if packed else ""
     return (
-        f"{problem}. (1) Train them: mxa train --recipe {recipe} --model {variant} --data chexpert --root ROOT "
+        f"{problem}. {small}(1) Train them: mxa train --recipe {recipe} --model {variant} --data chexpert --root ROOT "
         '--output RUN. (2) Load your own: timm.create_model("local-dir:RUN", pretrained=True), or '
         "pretrained_cfg_overlay=dict(file='model.safetensors', num_classes=..., label_names=...). (3) Load an "
         f"organisation's copy from the Hub: MXA_HUB_ORG=name reads name/{name}. ImageNet weights to start from: "

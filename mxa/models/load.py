@@ -26,12 +26,13 @@ __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_output
 _logger = logging.getLogger(__name__)
 
 
-def create(name: str, img_size: int | None = None, **kwargs) -> nn.Module:
+def create(name: str, img_size: int | tuple[int, int] | None = None, **kwargs) -> nn.Module:
     """Creates a timm model; whatever goes wrong is one clear error.
 
     Args:
         name: A timm name, ``local-dir:`` or ``hf-hub:``.
-        img_size: Side of the input, given to the models whose input size is fixed when they are built.
+        img_size: Side of the input, or its height and width; given to the models whose input size is fixed when they
+            are built.
         **kwargs: As for timm.
 
     Raises:

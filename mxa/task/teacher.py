@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,15 +36,17 @@ XRV_RANGE = {"mean": (0.5,), "std": (1 / 2048,)}  # [0, 1] to [-1024, 1024], as 
 
 
 class _Found(NamedTuple):
-    """A teacher's model, the names of its outputs, its input configuration, and the SHA-256 of its file.
+    """A teacher's model, the names of its outputs, its input configuration, its file's SHA-256, its operating points.
 
-    Without a configuration the teacher takes the student's input.
+    Without a configuration the teacher takes the student's input. An operating point is the probability of an output
+    above which the teacher calls the finding.
     """
 
     model: nn.Module
     names: tuple[str, ...]
     cfg: Mapping[str, Any] | None
     sha256: str | None = None
+    thresholds: Mapping[str, float] = MappingProxyType({})
 
 
 class Teacher(DistillationTeacher):
@@ -66,7 +68,7 @@ class Teacher(DistillationTeacher):
             - ``"xrv:FILE"``: a file of TorchXRayVision's DenseNet-121 or ResNet-50;
             - a timm name, or a run folder;
             - a module that maps images to raw logits ``(B, T)``.
-        labels: Names of the student's L outputs.
+        labels: Names of the student's L outputs; None for those of the teacher that are trained.
         student_cfg: The student, or a mapping with its ``mean``, ``std`` and ``input_size``.
         checkpoint: File of weights for a timm name, with as many outputs as ``names``.
         names: Names of the T outputs where the teacher itself has none, ``""`` for an untrained output.
@@ -76,6 +78,9 @@ class Teacher(DistillationTeacher):
         device: Device of the teacher; a task moves it with itself.
 
     Attributes:
+        labels: Names of the L outputs.
+        thresholds: Probability above which it calls a finding, by its own name of the label; of TorchXRayVision's
+            DenseNets alone.
         sha256: SHA-256 of the file of the weights, or None. TorchXRayVision publishes none to compare with.
 
     Shape: normalised images ``(B, C, H, W)`` to ``(logits (B, L), mask (L,))``. The mask is True where the teacher
@@ -89,7 +94,7 @@ class Teacher(DistillationTeacher):
     def __init__(
         self,
         teacher: str | Path | nn.Module,
-        labels: Sequence[str],
+        labels: Sequence[str] | None,
         student_cfg: Mapping[str, Any] | nn.Module,
         *,
         checkpoint: str | Path | None = None,
@@ -102,14 +107,15 @@ class Teacher(DistillationTeacher):
         found = _find(teacher, checkpoint, None if names is None else tuple(names), sha256)
         super().__init__(found.model)
         cfg = found.cfg or student
-        self.sha256 = found.sha256
+        self.sha256, self.thresholds = found.sha256, dict(found.thresholds)
         self.input_size = tuple(cfg["input_size"])
         self.same = all(tuple(student[k]) == tuple(cfg[k]) for k in ("input_size", "mean", "std"))
         self.mean_kd, self.std_kd = (_column(cfg[k], self.input_size[0]) for k in ("mean", "std"))  # timm's buffers
         self.register_buffer("student_mean", _column(student["mean"]), persistent=False)
         self.register_buffer("student_std", _column(student["std"]), persistent=False)
+        self.labels = tuple(filter(None, found.names)) if labels is None else tuple(labels)
         try:
-            self.adapter = KDAdapter(found.names, labels, no_finding)
+            self.adapter = KDAdapter(found.names, self.labels, no_finding)
         except ValueError as error:
             raise InputError(str(error)) from None
         self.requires_grad_(False).eval().to(device)
@@ -275,6 +281,7 @@ def _found_xrv(
 ) -> _Found:
     """Builds TorchXRayVision's DenseNet-121 or ResNet-50 from a state dict; its ``forward`` returns raw logits."""
     models = _xrv_models()
+    points = state.get("op_threshs", entry.get("op_threshs"))
     state = _xrv_state(state, origin)
     dense = "classifier.weight" in state
     try:
@@ -290,7 +297,11 @@ def _found_xrv(
         raise InputError(f"{origin} holds neither TorchXRayVision's DenseNet-121 nor its ResNet-50: {error}") from None
     size = entry.get("input_resolution") or (224 if dense else 512)
     names = _checked(names or entry.get("labels"), outputs, origin)
-    return _Found(model, names, {"input_size": (1, size, size)} | XRV_RANGE)
+    thresholds = {}
+    if dense and points is not None:  # the ResNet's are of another scale
+        pairs = zip(names, torch.as_tensor(points).flatten().tolist(), strict=False)
+        thresholds = {name: point for name, point in pairs if name and 0 < point < 1}
+    return _Found(model, names, {"input_size": (1, size, size)} | XRV_RANGE, thresholds=thresholds)
 
 
 def _checked(names: Any, outputs: int, origin: str) -> tuple[str, ...]:

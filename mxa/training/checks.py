@@ -22,12 +22,12 @@ __all__ = ["check_bad", "check_files", "check_labels", "check_losses", "few_posi
 
 
 def check_labels(dataset: CXRDataset) -> None:
-    """Refuses targets that are all masked, and warns of labels that cannot be learnt."""
+    """Refuses targets that are all masked, and warns of labels that cannot be learnt: all alike, but for shares."""
     targets = dataset.records.targets
     lacking = [
         name
         for name, column in zip(dataset.labels, targets.T, strict=True)
-        if not (column > 0.5).any() or not (column <= 0.5).any()
+        if not ((column > 0) & (column < 1)).any() and not ((column > 0.5).any() and (column <= 0.5).any())
     ]
     if np.isnan(targets).all():
         raise InputError("every label of the training split is masked: there is nothing to learn")

@@ -53,8 +53,8 @@ class ModelConfig:
     """Any timm model name."""
     model_args: str | dict | None = None
     """Arguments of the model, as YAML: "mxa_roi_head: mean, mxa_init_values: 0.0"."""
-    img_size: int | None = None
-    """Side of the input, in pixels; the model's own by default."""
+    img_size: int | tuple[int, int] | None = None
+    """Side of the input in pixels, or its height and width; the model's own by default."""
     init: str | None = None
     """Start from these weights: a timm name with weights, a run folder, a file, or, for --model densenet121 (or
     resnet50), TorchXRayVision's as xrv:NAME or xrv:FILE."""
@@ -113,6 +113,11 @@ class OptimConfig:
     """Stop when the validation score has not risen for so many epochs."""
     batch_size: int = 32
     """Images of one step, over all its micro-batches and processes."""
+    sampler: Literal["balanced"] | None = None
+    """balanced: draw a label, a patient who has it, and an image of theirs, with replacement; by default every image
+    comes once an epoch."""
+    mixup: float = 0.0
+    """Mix each image and its labels with those of another, by a share from Beta(mixup, mixup); 0 for never."""
     grad_accum: int = 1
     """Micro-batches of a step, one after the other, where its images do not fit into memory at once."""
     opt: str = "adamw"
@@ -204,6 +209,7 @@ _OF_FILES = (
     "teacher",
     "boxes",
     "boxes_root",
+    "labels_from",
 )  # settings that may name a file or a folder
 _BOUNDS = {
     "epochs": (1, 100_000),
@@ -217,6 +223,7 @@ _BOUNDS = {
     "cooldown_epochs": (0, 100_000),
     "agc": (1e-6, 100),
     "ema": (0, 1),
+    "mixup": (0, 100),
     "weight_decay": (0, 1000),
     "layer_decay": (0.01, 1),
     "alpha": (0, 1),
@@ -257,6 +264,10 @@ def check_config(config: TrainConfig) -> None:
         raise InputError("--freeze backbone needs --init: random weights are not worth keeping")
     if config.pos_weight is not None and config.loss != "bce":
         raise InputError(f"--pos-weight goes with --loss bce, not with {config.loss}")
+    if config.mixup and (config.teacher or "").endswith(".parquet"):
+        raise InputError(
+            f"--mixup makes images that the teacher of {config.teacher} has not seen: give a live one, or leave it out"
+        )
     _check_boxes(config)
     if config.opt not in list_optimizers():
         raise InputError(f"unknown optimizer {config.opt!r}: see timm.optim.list_optimizers()")
@@ -265,7 +276,7 @@ def check_config(config: TrainConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
-        if isinstance(value, tuple) and value[0] > value[1]:
+        if isinstance(value, tuple) and value[0] > value[1] and name != "img_size":
             raise InputError(f"--{name} must be a range, the lower end first, got {value}")
     if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
         raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")
@@ -336,7 +347,7 @@ def local_config(config: TrainConfig) -> dict[str, Any]:
     """What ``plain_config`` leaves out; its root means the same from every folder. A ``pipe:`` is never written."""
     plain = plain_config(config)
     values = _plain({"root": absolute_root(config.root), **{k: getattr(config, k) for k in _OF_FILES}})
-    for name in ("boxes", "boxes_root"):
+    for name in ("boxes", "boxes_root", "labels_from"):
         values[name] = values[name] if values[name] in (None, OWN) else absolute_root(values[name])
     return {k: v for k, v in values.items() if v != plain[k] and not str(v).startswith("pipe:")}
 

@@ -22,7 +22,7 @@ from ..utils.distributed import world_size
 from ..utils.errors import InputError
 from .config import AMP_TYPES, OptimConfig
 
-__all__ = ["Engine", "deterministic", "prepare_model"]
+__all__ = ["Engine", "deterministic", "mixup", "prepare_model"]
 
 
 @contextlib.contextmanager
@@ -58,6 +58,18 @@ def prepare_model(config: OptimConfig, model: nn.Module, device: torch.device) -
     if config.sync_bn:
         model = convert_sync_batchnorm(model)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+
+
+def mixup(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes a batch with itself in reverse order (Zhang et al., "mixup", ICLR 2018), as timm does.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        targets: ``(B, L)``. A label that is masked (NaN) in either of two images is masked in their mixture.
+        alpha: The first image's share is drawn from Beta(alpha, alpha), once for the batch.
+    """
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    return share * images + (1 - share) * images.flip(0), share * targets + (1 - share) * targets.flip(0)
 
 
 class Engine:
@@ -116,6 +128,8 @@ class Engine:
         losses = []
         last = len(boxed) + self.config.grad_accum - 1
         for i, (images, targets) in enumerate(itertools.chain(boxed, micro_batches)):
+            if self.config.mixup and i >= len(boxed):
+                images, targets = mixup(images, targets, self.config.mixup)
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             wait = self.task.no_sync() if i < last else contextlib.nullcontext()  # the last, of labels, uses every part

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from .. import __version__
 from ..data import CXRDataset, create_transform, data_config, make_loader
 from ..data.dataset import derive_seed
+from ..data.loader import balanced_shares
 from ..evaluation.inference import predict_logits
 from ..metrics import macro_auroc, micro_auroc
 from ..models.hub import WEIGHTS_FILE
@@ -50,7 +51,7 @@ from .config import (
 )
 from .engine import Engine, deterministic, prepare_model
 from .progress import TrainProgress
-from .start import build_model, create_task, open_boxes, start_weights
+from .start import build_model, create_task, open_boxes, start_weights, suggest_start, with_labels
 
 __all__ = ["TrainConfig", "build_model", "fit", "train"]
 
@@ -70,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     with processes(config.device):
         check_config(config)
-        config = config.resolved()
+        config = with_labels(config.resolved())
         return fit(config, config.open("train"), config.open("val"))
 
 
@@ -115,6 +116,7 @@ def _fit(
     torch.manual_seed(config.seed)
     model = build_model(config, labels)
     filled = start_weights(config, model)
+    suggest_start(config, len(train_set))
     frozen = _freeze(model, filled) if config.freeze else []
     preprocessing = data_config(model, config.img_size)
     model = prepare_model(config, model, device)
@@ -124,7 +126,9 @@ def _fit(
     train_set = copy.copy(train_set)  # so that the caller's keeps its own settings
     train_set.seed, train_set.on_bad = config.seed, "replace"
     transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
-    loader = make_loader(train_set, transform, micro_batch, config.workers, is_training=True, device=device)
+    records = train_set.records
+    shares = balanced_shares(records.targets[:, : len(labels)], records.patients) if config.sampler else None
+    loader = make_loader(train_set, transform, micro_batch, config.workers, True, device, shares)
     box_loader = None
     if boxed is not None:
         size = max(min(micro_batch, len(boxed) // world_size()), 1)

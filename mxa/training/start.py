@@ -20,6 +20,7 @@ from ..evaluation.predictions import read_predictions
 from ..labels import align
 from ..layers import MeanROIHead, ROIHead, attach_finding_head
 from ..layers.attach import finding_rows
+from ..models.hub import SHIPPED
 from ..models.load import create, fill_weights, init_weights
 from ..models.weights import set_label_names
 from ..task import MaskedLoss, MultiLabelDistillationTask, MultiLabelTask, Teacher
@@ -27,9 +28,24 @@ from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
 from .config import ModelConfig, TrainConfig, model_arguments, read_mapping, without_folders
 
-__all__ = ["build_model", "create_task", "open_boxes", "start_weights"]
+__all__ = ["build_model", "create_task", "open_boxes", "start_weights", "suggest_start", "with_labels"]
+
+_FEW = 5000  # images, of which random weights learn little
 
 _logger = logging.getLogger(__name__)
+
+
+def with_labels(config: TrainConfig) -> TrainConfig:
+    """Gives images without labels those of the teacher's file.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if config.data != "images" or config.labels_from:
+        return config
+    if not (config.teacher or "").endswith(".parquet"):
+        raise InputError("--data images has no labels: run mxa teach on it, and give its file with --teacher")
+    return replace(config, labels_from=config.teacher)
 
 
 def build_model(config: ModelConfig, labels: tuple[str, ...]) -> nn.Module:
@@ -102,6 +118,15 @@ def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
         return init_weights(model, config.init)
     state, names = read_xrv_weights(config.init.removeprefix("xrv:"))
     return fill_weights(model, state, names, config.init)
+
+
+def suggest_start(config: TrainConfig, count: int) -> None:
+    """Says that there are weights to start from, where few images would train random ones."""
+    if config.init is not None or count >= _FEW or config.data == "phantom":
+        return
+    shipped = config.model == SHIPPED.partition(".")[0]
+    start = f"--init {SHIPPED} comes with mxa" if shipped else "--init takes trained weights"
+    _logger.info("%d images are few for random weights: %s (docs/weights.md)", count, start)
 
 
 def _without_held_out(records: Records, config: TrainConfig, train_set: CXRDataset) -> Records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from argparse import SUPPRESS, Action, ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ def parse(
 ) -> T:
     """Makes a dataclass of command-line options, over the values of ``--config FILE`` or ``--recipe NAME``.
 
-    A field ``batch_size`` is the option ``--batch-size``, a bool is a flag, a tuple takes several values.
+    A field ``batch_size`` is the option ``--batch-size``, a bool is a flag, a tuple takes several values, and
+    ``int | tuple[int, int]`` takes one or two.
 
     Args:
         kind: The dataclass; the text under a field is its help.
@@ -66,6 +67,13 @@ class _Parser(ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         names = [name for action in self._actions for name in action.option_strings]
         raise InputError(message + (perhaps(unknown[1], names) if unknown else ""))
+
+
+class _OneOrMore(Action):
+    """Keeps one value as it is, and several as a list."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Any, values: list[str], option: str | None = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
 def _parser(
@@ -112,6 +120,8 @@ def _add(block: Any, field: Field, hint: Any, text: str | None, positional: bool
         kinds = get_args(inner[0])
         how |= {"nargs": "+" if kinds[-1] is Ellipsis else len(kinds)}
         inner = list(kinds_of(kinds[0]))
+    elif any(get_origin(one) is tuple for one in inner):
+        how |= {"nargs": "+", "action": _OneOrMore}
     if len(inner) == 1 and get_origin(inner[0]) is Literal:
         how["metavar"] = "{" + ",".join(map(str, get_args(inner[0]))) + "}"
     else:

@@ -101,9 +101,13 @@ def test_precisions_that_a_format_lacks():
 def test_an_output_that_exists(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(InputError, match="exists: add --overwrite"):
-        export(ExportConfig(model="efficientvit_ml_m0_mxa.r160_nih8k", output=tmp_path))
+        export(ExportConfig(model="efficientvit_ml_m0_mxa.r160_nih8k", output=tmp_path, format="torch-export"))
     with pytest.raises(OSError, match="file"):
-        export(ExportConfig(model="efficientvit_ml_m0_mxa.r160_nih8k", output=tmp_path / "file" / "b"))
+        export(
+            ExportConfig(
+                model="efficientvit_ml_m0_mxa.r160_nih8k", output=tmp_path / "file" / "b", format="torch-export"
+            )
+        )
     assert (tmp_path / "file").read_text() == "precious"
 
 

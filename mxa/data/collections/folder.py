@@ -48,7 +48,10 @@ class Folder(CollectionReader):
                 f"{root}: {len(stray)} images in no folder are left out, such as {stray[0].name}", stacklevel=2
             )
         if not rows:
-            raise InputError(f"{root} holds no image in a folder named for a finding, such as {root}/Edema/1.png")
+            raise InputError(
+                f"{root} holds no image in a folder named for a finding, such as {root}/Edema/1.png; images "
+                "without labels are --data images"
+            )
         said = {Path(path).parts[1] for path, _, _ in rows} if splits else set()
         others = [f for f in root.iterdir() if f.is_dir() and f not in splits and any((f / n).is_dir() for n in said)]
         if others:
