@@ -1,4 +1,4 @@
-"""Puts a run's weights, in half precision, into the package, and writes their entry of the manifest and their card.
+"""Puts a run's weights, in half precision, into the package, with their calibration, entry of the manifest and card.
 
 The card's section "Use" is to be completed by hand: what the weights are for, and how they were made.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,12 @@ import mxa
 from mxa.commands.publish import TERMS, describe, headline
 from mxa.data import data_config
 from mxa.evaluate import EvaluateConfig, evaluate
+from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 from mxa.evaluation.report.model_card import model_card
 from mxa.labels import LABEL_SPACES
 from mxa.models.load import load_model
 from mxa.utils.files import digest
+from mxa.utils.json_files import to_json
 
 MODELS = Path(mxa.__file__).parent / "models"
 
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("plain", type=Path)
     parser.add_argument("--root", required=True)
     parser.add_argument("--tag", required=True)
+    parser.add_argument("--recipe", required=True, help="the recipe of the package that made the run")
     parser.add_argument("--note", required=True, help="what must be said beside the scores")
     args = parser.parse_args()
     model = load_model(args.run)
@@ -54,7 +58,10 @@ def main() -> None:
         models = (str(shipped), str(args.plain))
         where = {"data": "nih", "root": args.root, "note": args.note, "workers": 0}
         result = evaluate(EvaluateConfig(models, Path(folder) / "out", **where))
+        found = calibrate(CalibrateConfig(model=str(shipped), data="nih", root=args.root, workers=0))
     save_file(half, file)
+    provenance = {**found.provenance, "model": name, "weights_sha256": digest(file)}
+    file.with_suffix(".calibration.json").write_text(to_json(vars(replace(found, provenance=provenance)), 1) + "\n")
     result["models"][0]["metadata"][0]["weights_sha256"] = digest(file)  # what was scored, before it is float32 again
     labels = next(space for space, names in LABEL_SPACES.items() if names == mxa.label_names(model))
     _, recipe = describe(args.run)
@@ -67,9 +74,9 @@ def main() -> None:
         "size": file.stat().st_size,
         "labels": labels,
         "preprocessing": {"input_size": list(data_config(model)["input_size"])},
-        "data": "NIH ChestX-ray14, a part of it (docs/weights-r160_nih8k.md)",
+        "data": f"NIH ChestX-ray14, a part of it (docs/weights-{args.tag}.md)",
         "terms": terms,
-        "recipe": "nih8k_m0_mxa",
+        "recipe": args.recipe,
         "metrics": headline(result),
         "license": license,
     }

@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..labels import align, apply_policies, check_known, resolve_labels
-from ..metrics.operating import sigmoid
 from ..utils.errors import InputError
 from .collections.chexpert import CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert
 from .collections.folder import Folder
 from .collections.generic_table import Table, parse_columns
-from .collections.images import Images
+from .collections.images import Images, read_teacher
 from .collections.mimic import Mimic, MimicNegBio
 from .collections.nih import NIHChestXray14, NIHGoogle
 from .collections.padchest import PadChest
@@ -29,7 +28,6 @@ from .dataset import CXRDataset
 from .records import Records
 from .shards import ShardDataset, ShardRecords, Shards, check_url, is_url
 from .splits import check_disjoint, check_unique, divide, fold_splits, splits_sha256
-from .tables import read_header
 
 __all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
 
@@ -136,7 +134,7 @@ def create_dataset(
         targets[np.isnan(records.targets[:, column]), column] = np.nan
     records = replace(records, targets=targets)
     if labels_from is not None:
-        records = _with_scores(records, labels_from, split)
+        records = _of_teacher(records, labels_from, split)
     if isinstance(labels, str):
         check_known(wanted, records.labels)
     if wanted is not None:
@@ -244,22 +242,12 @@ def _check_fraction(
         raise InputError(f"{where} has a test split of its own: leave --test-fraction out")
 
 
-def _with_scores(records: Records, path: str | Path, split: str) -> Records:
-    """Takes the labels from a file of scores."""
-    from ..evaluation.predictions import read_predictions
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such file: {path}; mxa teach writes it")
-    labels = tuple(c.partition(":")[2] for c in read_header(path) if c.startswith(("logit:", "probability:")))
-    masked = np.full((len(records), len(labels)), np.nan, dtype=np.float32)
-    scores = read_predictions(path, replace(records, labels=labels, targets=masked))
-    probabilities = sigmoid(scores.logits)
-    points = scores.metadata.get("thresholds", {})
-    above = [0.5 if i is None else list(points.values())[i] for i in align(tuple(points), scores.labels)]
-    called = np.where(np.isnan(probabilities), np.nan, probabilities > np.array(above))
+def _of_teacher(records: Records, path: str | Path, split: str) -> Records:
+    """Takes the labels from a file of mxa teach."""
+    labels, probabilities, points = read_teacher(Path(path), records)
+    called = np.where(np.isnan(probabilities), np.nan, probabilities > points)
     targets = (probabilities if split == "train" else called).astype(np.float32)
-    return replace(records, labels=scores.labels, targets=targets)
+    return replace(records, labels=labels, targets=targets)
 
 
 def _with_labels(records: Records, wanted: Sequence[str], where: str) -> Records:

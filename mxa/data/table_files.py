@@ -21,8 +21,11 @@ import numpy as np
 import pandas as pd
 
 from ..utils.errors import InputError, name_some, require
+from ..utils.json_files import parse_json
 
-__all__ = ["open_parquet", "read_header", "read_lines", "read_text_columns"]
+__all__ = ["METADATA", "open_parquet", "read_header", "read_lines", "read_metadata", "read_text_columns"]
+
+METADATA = b"mxa"  # key of what a Parquet file of scores says of itself
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NOT_READ = (".xls", ".xlsb", ".ods", ".json", ".jsonl", ".feather", ".arrow", ".sav", ".dta", ".rds", ".pkl", ".zip")
@@ -306,6 +309,19 @@ def open_parquet(path: Path) -> Iterator[Any]:
             yield file
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path} is not a Parquet table: {_first_line(error)}") from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Reads the metadata of a Parquet file of scores; empty where another program wrote it.
+
+    Raises:
+        InputError: it is not a Parquet file, or the metadata are damaged.
+    """
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return {}
+    with open_parquet(path) as file:
+        text = (file.schema_arrow.metadata or {}).get(METADATA, b"{}")
+    return parse_json(text, f"the metadata of {path}")
 
 
 def _read_parquet(path: Path, wanted: Collection[str] | None) -> pd.DataFrame:

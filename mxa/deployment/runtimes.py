@@ -165,7 +165,7 @@ def predictor_of(network: nn.Module, name: str) -> Predictor:
     import torch
 
     from ..data import create_transform, data_config
-    from ..evaluation.calibrate import NAME, read_calibration
+    from ..evaluation.calibrate import find_calibration
     from ..evaluation.evaluate import weights_sha256
     from ..models.load import named_outputs
 
@@ -178,9 +178,8 @@ def predictor_of(network: nn.Module, name: str) -> Predictor:
     def run(planes: np.ndarray) -> np.ndarray:
         return network(normalize(torch.from_numpy(planes).to(where)[:, None])).float().cpu().numpy()
 
-    calibration = read_calibration(name) if (Path(name) / NAME).is_file() else None
     size, sha256 = cfg["input_size"][1:], weights_sha256(name, network)
-    info = ModelInfo(name, named_outputs(network), size, cfg["interpolation"], sha256, calibration)
+    info = ModelInfo(name, named_outputs(network), size, cfg["interpolation"], sha256, find_calibration(name))
     return Predictor(info, run, "torch")
 
 

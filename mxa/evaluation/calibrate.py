@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import DataConfig
+from ..labels import LABEL_SPACES
 from ..metrics.operating import (
     ENOUGH,
     LEAST,
@@ -22,14 +23,14 @@ from ..metrics.operating import (
     fit_temperatures,
     sigmoid,
 )
-from ..models.hub import read_config
+from ..models.hub import manifest, packaged, read_config
 from ..utils.errors import InputError, name_some
 from ..utils.files import alone_in, write_text
 from ..utils.json_files import read_json, to_json
 from .calibration import Calibration
 from .evaluate import EvaluateConfig, score, weights_sha256
 
-__all__ = ["CalibrateConfig", "Calibration", "calibrate", "read_calibration"]
+__all__ = ["CalibrateConfig", "Calibration", "calibrate", "find_calibration", "read_calibration"]
 
 NAME = "calibration.json"
 _logger = logging.getLogger(__name__)
@@ -128,6 +129,20 @@ def _keep_another(path: Path, config: CalibrateConfig, images: str) -> None:
         )
 
 
+def find_calibration(model: str) -> Calibration | None:
+    """Reads the calibration of a run folder, or of weights that come with the package; None where there is none.
+
+    Raises:
+        InputError: as ``read_calibration``.
+    """
+    if (Path(model) / NAME).is_file():
+        return read_calibration(model)
+    entry = manifest().get(model)
+    path = packaged(entry) if entry else None
+    path = path and path.with_suffix(".calibration.json")
+    return _read(path, model, LABEL_SPACES[entry["labels"]], entry["sha256"]) if path and path.is_file() else None
+
+
 def read_calibration(run: str | Path) -> Calibration:
     """Reads the calibration of a run folder.
 
@@ -137,18 +152,24 @@ def read_calibration(run: str | Path) -> Calibration:
     path = Path(run) / NAME
     if not path.is_file():
         raise InputError(f"{run} has no {NAME}: write it with mxa calibrate {run} --data ... --root ...")
+    config = read_config(path.with_name("config.json"))
+    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names") or ()
+    return _read(path, run, names, weights_sha256(str(run)))
+
+
+def _read(path: Path, of: str | Path, names: Sequence[str], sha256: str) -> Calibration:
+    """Reads a calibration of labels ``names`` and of weights ``sha256``; errors call the model ``of``."""
     try:
         content = read_json(path)
         result = Calibration(content["temperatures"], content["thresholds"], content["provenance"])
         held = result.provenance["weights_sha256"]
-        config = read_config(path.with_name("config.json"))
-        _check_labels(result, config.get("label_names") or config["pretrained_cfg"].get("label_names") or ())
+        _check_labels(result, names)
     except KeyError as error:
         raise InputError(f"{path} is not a calibration (no {error}): write it again with mxa calibrate") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a calibration ({error}): write it again with mxa calibrate") from None
-    if held != weights_sha256(str(run)):
-        raise InputError(f"{path} was made for other weights than {run} holds: run mxa calibrate again")
+    if held != sha256:
+        raise InputError(f"{path} was made for other weights than {of} holds: run mxa calibrate again")
     return result
 
 

@@ -16,14 +16,14 @@ from ..data import Records
 from ..data.collections.generic_table import COLUMNS, find_columns, plain_text
 from ..data.collections.image_paths import plain_path
 from ..data.records import SPLIT_NAMES, normal_sex, years
-from ..data.table_files import open_parquet
+from ..data.table_files import METADATA, open_parquet, read_metadata
 from ..data.tables import label_cells, numbers, read_header, read_table_file
 from ..data.views import normal_view
 from ..labels import align, canonical
 from ..metrics.operating import logit, sigmoid
 from ..utils.errors import InputError, require
 from ..utils.files import atomic_write
-from ..utils.json_files import parse_json, to_json
+from ..utils.json_files import to_json
 
 __all__ = [
     "Arm",
@@ -40,7 +40,7 @@ __all__ = [
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".xlsx", ".gz")
 CASE_COLUMNS = ("image", "patient", "study", "view", "sex", "age", "split")
-_KEY, _COLUMNS = b"mxa", b"mxa columns"  # of the Parquet file's metadata
+_COLUMNS = b"mxa columns"  # of the Parquet file's metadata
 
 
 class MissingScores(InputError):
@@ -105,7 +105,7 @@ def write_scores(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any]) -
     pyarrow = require("pyarrow", "train")
     require("pyarrow.parquet", "train")
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    own = {_KEY: to_json(metadata), _COLUMNS: to_json(table.column_names)}
+    own = {METADATA: to_json(metadata), _COLUMNS: to_json(table.column_names)}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **own})
     scores = [name for name in table.column_names if name.startswith("logit:")]
     others = [name for name in table.column_names if name not in scores]
@@ -232,19 +232,6 @@ def _logits(column: pd.Series, name: str, path: Path) -> np.ndarray:
             f"{path}: column {name!r} holds values outside 0 to 1: call it logit:{label} if they are logits"
         )
     return logit(scores)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Reads the metadata of a Parquet file of scores; empty where another program wrote it.
-
-    Raises:
-        InputError: it is not a Parquet file, or the metadata are damaged.
-    """
-    if path.suffix.lower() not in (".parquet", ".pq"):
-        return {}
-    with open_parquet(path) as file:
-        text = (file.schema_arrow.metadata or {}).get(_KEY, b"{}")
-    return parse_json(text, f"the metadata of {path}")
 
 
 def _complete(cases: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from torch import nn
 from ..labels import align
 from ..utils.errors import InputError
 from .hub import WeightsError, checked_tensors, config_of, read_config, read_weights, weights_of
-from .weights import check_filled, check_keys, label_names, resize_attention_biases
+from .weights import check_filled, check_keys, for_gray, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs", "read_checkpoint"]
 
@@ -201,6 +201,8 @@ def fill_weights(
             if row is not None and key in state and state[key].shape[1:] == fresh.shape[1:]:
                 fresh[i] = state[key][row]
         state[key] = fresh
+    if len(stems) == 1 and own[f"{stems[0]}.weight"].shape[1] == 1:
+        state = for_gray(state, {**cfg, "first_conv": stems[0]})
     for stem in (f"{name}.weight" for name in stems):
         if stem in state and state[stem].shape[1] != own[stem].shape[1]:
             state[stem] = timm.models.adapt_input_conv(own[stem].shape[1], state[stem])

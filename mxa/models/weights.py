@@ -21,6 +21,7 @@ __all__ = [
     "check_filled",
     "check_keys",
     "checkpoint_filter_fn",
+    "for_gray",
     "label_names",
     "load_labels",
     "save_pretrained",
@@ -224,7 +225,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     if model.in_chans != cfg["input_size"][0]:
         adapted.add(cfg["first_conv"] + ".weight")
         if model.in_chans == 1:
-            state_dict = _for_gray(state_dict, cfg)
+            state_dict = for_gray(state_dict, cfg)
     check_keys(state_dict, model, adapted)
     fresh = {k: v for k, v in own.items() if ".mxa." in k and k not in state_dict}  # the loader may be strict
     acts = any(v.any() for k, v in fresh.items() if k.endswith("mxa.ls.gamma"))
@@ -236,7 +237,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) 
     return {**state_dict, **fresh}
 
 
-def _for_gray(state_dict: dict[str, torch.Tensor], cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def for_gray(state_dict: dict[str, torch.Tensor], cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Scales the channels of the first convolution, which timm's loader then sums, and shifts its norm.
 
     With the means m and deviations s of the channels c, ``sum_c W_c (x - m_c) / s_c`` of a gray x is
