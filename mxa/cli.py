@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import __version__
 from .commands import output
 from .utils.allocator import keep_memory
 from .utils.command_line import parse
@@ -81,6 +81,7 @@ _COMMANDS = {
     "publish": _Command(
         "commands.publish", "publish", "PublishConfig", "Publish a run on the Hugging Face Hub.", "run"
     ),
+    "doctor": _Command("commands.doctor", "doctor", "DoctorConfig", "Say what this machine lacks for mxa."),
     "bench models": _Command(
         "commands.bench.models",
         "bench_models",
@@ -116,8 +117,15 @@ _COMMANDS = {
 
 
 def _usage() -> str:
-    lines = [f"  mxa {name:13} {command.help}" for name, command in _COMMANDS.items()]
+    lines = [f"  mxa {name:14} {command.help}" for name, command in _COMMANDS.items()]
     return "usage: mxa COMMAND --help\n" + "\n".join(lines)
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    """Says which command is not known, and which was perhaps meant."""
+    close = [difflib.get_close_matches(" ".join(arguments[:n]), _COMMANDS, n=1, cutoff=0.7) for n in (2, 1)]
+    meant = next((f": perhaps mxa {found[0]}" for found in close if found), "")
+    return f"no command {printable(arguments[0])}{meant}"
 
 
 def _module(command: _Command) -> ModuleType:
@@ -147,11 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; bad input ends it with one line on stderr and a status that is not 0."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
-        print(f"mxa {__version__}")
+        from .commands.doctor import version_line
+
+        print(version_line())
         return
     name = next((n for n in _COMMANDS if arguments[: len(n.split())] == n.split()), None)
     if name is None:
         wanted = arguments in (["--help"], ["-h"])
+        if arguments and not wanted:
+            print(f"mxa: {_unknown(arguments)}", file=sys.stderr)
         print(_usage(), file=sys.stdout if wanted else sys.stderr)
         sys.exit(0 if wanted else 2)
     command = _COMMANDS[name]

@@ -18,6 +18,7 @@ __all__ = [
     "calibrate",
     "convert",
     "data_summary",
+    "doctor",
     "evaluate",
     "explain",
     "export",
@@ -47,6 +48,14 @@ def data_summary(config: Any, summary: Any) -> None:
     _say(*lines)
     if config.output is not None:
         _say(f"written: {Path(config.output) / 'summary.json'}, summary.png{', boxes.png' if config.boxes else ''}")
+
+
+def doctor(config: Any, checks: Any) -> None:
+    """Shows a line for each check, and its remedy; the status is 1 where there is a fault."""
+    for check in checks:
+        _say(f"{check.state:6}{check.what}: {check.found}", *([f"      -> {check.remedy}"] if check.remedy else []))
+    if any(check.state == "fault" for check in checks):
+        sys.exit(1)
 
 
 def teach(config: Any, found: Any) -> None:

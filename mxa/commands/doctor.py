@@ -1,0 +1,194 @@
+"""What this machine lacks for mxa, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+__all__ = ["Check", "DoctorConfig", "doctor", "version_line"]
+
+State = Literal["ok", "note", "fault"]
+_HUB_SECONDS = 5.0
+
+
+@dataclass
+class DoctorConfig:
+    """What is looked at."""
+
+    offline: bool = False
+    """Do not ask the Hugging Face Hub."""
+
+
+class Check(NamedTuple):
+    """What was found of one thing: ok, a note (something that you may not need), or a fault."""
+
+    state: State
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def doctor(config: DoctorConfig) -> list[Check]:
+    """Looks at packages, device, processor, folders, the Hub and the teacher's weights, in this order.
+
+    Returns:
+        A check for each thing. Every note and every fault has its remedy.
+    """
+    parts: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _extras, _device, _memory, _folders, _teacher)
+    checks = [check for part in parts for check in part()]
+    return [*checks, _hub(config.offline)]
+
+
+def version_line() -> str:
+    """Versions of mxa, Python, torch and timm, and the device; nothing of them is imported."""
+    named = ", ".join(f"{name} {_version(name) or 'is missing'}" for name in ("torch", "timm"))
+    has_driver = Path("/proc/driver/nvidia/version").exists()
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    device = "NVIDIA driver" if has_driver else "Apple GPU" if apple else "CPU"
+    return f"mxa {_version('mxa')} (Python {platform.python_version()}, {named}, {device})"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Check]:
+    yield Check("ok", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    try:
+        import torch
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        found = f"torch {torch.__version__}, torchvision {_version('torchvision')}: they match"
+        yield Check("ok", "PyTorch", found)
+    except Exception as error:  # an import of another build raises one of many classes
+        remedy = "install both from one place: pip install --force-reinstall torch torchvision"
+        yield Check("fault", "PyTorch", f"torch and torchvision do not match: {_line(error)}", remedy)
+        return
+    for name in ("timm", "torchxrayvision", "safetensors", "huggingface-hub"):
+        version = _version(name)
+        yield Check("ok" if version else "fault", name, version or "missing", "" if version else f"pip install {name}")
+
+
+def _extras() -> Iterator[Check]:
+    """The extras of this package, and what each of them lacks."""
+    from packaging.requirements import Requirement
+
+    wanted: dict[str, list[str]] = {}
+    for text in importlib.metadata.requires("mxa") or ():
+        requirement = Requirement(text)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
+        if extra and requirement.name != "mxa":
+            wanted.setdefault(extra[1], []).append(requirement.name)
+    lacking = {
+        extra: missing
+        for extra, names in wanted.items()
+        if extra not in ("dev", "clients", "all") and (missing := [name for name in names if not _version(name)])
+    }
+    there = [extra for extra in wanted if extra not in lacking and extra not in ("dev", "clients", "all")]
+    yield Check("ok", "extras", ", ".join(there) or "none")
+    for extra, missing in lacking.items():
+        yield Check("note", f"extra {extra}", f"lacks {', '.join(missing)}", f'pip install "mxa[{extra}]"')
+
+
+def _device() -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Check("ok", "device", f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all")
+    elif Path("/proc/driver/nvidia/version").exists():
+        found = f"an NVIDIA driver, but torch {torch.__version__} sees no GPU"
+        yield Check("fault", "device", found, "install the CUDA build of torch that goes with the driver")
+    else:
+        yield Check("ok", "device", "no GPU: the CPU")
+    flags = _flags()
+    has = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("ok", "processor", f"{cores} cores, {torch.get_num_threads()} threads; {', '.join(has) or 'unknown'}")
+    if flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags:
+        yield Check("note", "8 bits", "no VNNI: --precision int8 is slow here", "export in fp32")
+    if flags and not {"avx512_bf16", "amx_bf16"} & flags:
+        yield Check("note", "bf16", "no AVX512-BF16 or AMX: --precision bf16 is slow here", "export in fp32")
+
+
+def _flags() -> set[str]:
+    """Abilities of the processor, as Linux lists them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def _memory() -> Iterator[Check]:
+    from ..utils.allocator import keep_memory
+
+    if keep_memory():
+        yield Check("ok", "allocator", "glibc keeps the memory of freed tensors in every command")
+        return
+    set_by_hand = [name for name in os.environ if name.startswith("MALLOC_")]
+    found = f"{', '.join(set_by_hand)} of the environment has the last word" if set_by_hand else "not glibc"
+    remedy = "leave it out, unless it is wanted" if set_by_hand else "training may be slower (docs/training.md)"
+    yield Check("note", "allocator", found, remedy)
+
+
+def _folders() -> Iterator[Check]:
+    from huggingface_hub import constants
+
+    folders = (
+        ("this folder", Path.cwd(), "work in another, or give --output"),
+        ("the Hub's cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder of yours"),
+    )
+    for what, folder, remedy in folders:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+            yield Check("ok", what, f"{folder} can be written")
+        except OSError as error:
+            yield Check("fault", what, f"{folder} cannot be written: {error.strerror}", remedy)
+
+
+def _teacher() -> Iterator[Check]:
+    from ..task.teacher import XRV_CACHE
+
+    folder = Path(XRV_CACHE).expanduser()
+    held = sorted(path.name for path in folder.glob("*.pt")) if folder.is_dir() else []
+    if held:
+        yield Check("ok", "teacher", f"{folder} holds {', '.join(held)}")
+    else:
+        remedy = "--teacher xrv:NAME names the file to download and where it goes; needed only to distil from it"
+        yield Check("note", "teacher", f"no weights of TorchXRayVision in {folder}", remedy)
+
+
+def _hub(offline: bool) -> Check:
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        why = "--offline" if offline else "HF_HUB_OFFLINE is set"
+        return Check("note", "Hub", f"not asked: {why}", "leave it out to download weights")
+    started = time.monotonic()
+    try:
+        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_HUB_SECONDS):
+            return Check("ok", "Hub", f"{constants.ENDPOINT} answers in {time.monotonic() - started:.1f} s")
+    except (OSError, ValueError) as error:
+        remedy = "set HF_ENDPOINT to a mirror, HTTPS_PROXY to a proxy, or copy files by hand (docs/weights.md)"
+        return Check("note", "Hub", f"{constants.ENDPOINT} cannot be reached: {_line(error)}", remedy)
+
+
+def _line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
