@@ -136,7 +136,7 @@ def _publish(config: PublishConfig) -> dict[str, Any]:
     }
     model_config = read_config(run / "config.json")
     model_config["pretrained_cfg"] |= {"tag": name.partition(".")[2], "license": license}
-    model_config |= {"problem_type": "multi_label_classification", "library": f"mxa {__version__}"}
+    model_config |= {"library": f"mxa {__version__}"}
     model_config |= {k: entry[k] for k in ("sha256", "data", "terms", "recipe", "metrics")}
 
     texts = [model_config, result["notes"], terms]

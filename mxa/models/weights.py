@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,22 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     tensors = model.state_dict().values()
     if not all(tensor.is_contiguous() for tensor in tensors):  # channels-last, which safetensors refuses
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    config = {"pretrained_cfg": {"tag": None}, **({"label_names": list(names)} if names else {})}
+    config = {"pretrained_cfg": {"tag": None}, "problem_type": "multi_label_classification"}
+    if names:
+        config["label_names"] = list(names)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with whole_or_not_at_all(directory / "model.safetensors"):
         atomic_write(directory / "model.safetensors", lambda path: save_file(model.state_dict(), path))
-        atomic_write(directory / "config.json", lambda path: save_config_for_hf(model, path, config))
+        atomic_write(directory / "config.json", lambda path: _write_config(model, path, config))
+
+
+def _write_config(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
+    """Writes timm's ``config.json``. ``num_classes`` stands at its root alone: transformers takes no second one."""
+    save_config_for_hf(model, path, config)
+    content = json.loads(path.read_text())
+    content.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(content, indent=2))
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
