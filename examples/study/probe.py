@@ -179,7 +179,11 @@ def main() -> None:
     logits = platt(mine, targets.numpy(), scores)
     if args.components:
         write_components(args.output, records, logits, components(K, train, args.components))
-    metadata = {"teacher": "probe of " + ", ".join(args.starts), "sha256": None, "ridge": best["ridge"]}
+    metadata = {
+        "teacher": "probe of " + " and ".join(Path(start).name for start in args.starts),
+        "sha256": None,
+        "ridge": best["ridge"],
+    }
     predictions = of_records(records, logits, {**metadata, "model": "probe", "data": "nih"})
     predictions.save(args.output / "teacher.parquet")
     predictions.rows(records.splits == "test").save(args.output / "test.parquet")

@@ -247,16 +247,31 @@ def publish(config: Any, result: Any) -> None:
 
 
 def bench(config: Any, rows: Any) -> None:
-    """Shows the rows; below a value stand its ratio to the first peer and the ratio's quartiles."""
+    """Shows the rows; below a value stand its ratio to the first peer and the ratio's quartiles.
+
+    A ratio whose quartiles are further apart than it is from 1 has a question mark: nothing follows from it.
+    """
+    unclear = any(_is_unclear(row, key) for row in rows for key in row)
     keys = [key for key in rows[0] if not key.endswith(("_ratio", "_ratio_iqr"))]
     rows = [[_measured(row, key).split("\n") for key in keys] for row in rows]
     _print_table([key.split("_") for key in keys], rows)
+    if unclear:
+        _say(
+            "?: the quartiles are further apart than the ratio is from 1, so no difference was seen: measure again "
+            "with more --repeats, or when the machine is quiet"
+        )
+
+
+def _is_unclear(row: dict[str, Any], key: str) -> bool:
+    """Says whether the noise of a ratio is larger than what it says; the reference's own ratio has no noise."""
+    low, high = row.get(f"{key}_ratio_iqr", (1, 1))
+    return high - low > abs(row.get(f"{key}_ratio", 1) - 1)
 
 
 def _measured(row: dict[str, Any], key: str) -> str:
     text = f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key])
     if f"{key}_ratio" in row:
-        text += f"\n{row[f'{key}_ratio']:.2f}x"
+        text += f"\n{row[f'{key}_ratio']:.2f}x{' ?' if _is_unclear(row, key) else ''}"
     if f"{key}_ratio_iqr" in row:
         text += "\n" + "-".join(f"{ratio:.2f}" for ratio in row[f"{key}_ratio_iqr"])
     return text
