@@ -16,7 +16,7 @@ from mxa.data.collections.xrv import shipped_table
 from mxa.utils.errors import InputError
 
 
-@pytest.fixture(params=[20_000, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.fixture(params=[2_000, pytest.param(None, marks=pytest.mark.slow)])
 def real_table(request, tmp_path, monkeypatch):
     """CheXpert's table: its first rows, or all."""
     if request.param is not None:
