@@ -76,29 +76,45 @@ def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = 
     if scores.ndim != 1 or not len(scores):
         raise InputError(f"give one score and one target for each case, and at least one case, got {scores.shape}")
     order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
-    values, positive = scores[order], (target[order] == 1).astype(np.float64)
-    first = np.flatnonzero(np.r_[len(values) > 0, values[1:] != values[:-1]])  # where each group of ties starts
+    ties = _Ties(scores[order], target[order] == 1)
     weight = _floating(weight, len(scores))
     rows = weight.reshape(-1, len(scores))
     # One row of weights at a time: it stays in the cache.
-    pairs = [_ranked(row[order].astype(np.float64), positive, first) for row in rows]
+    pairs = [ties.ranked(row[order]) for row in rows]
     area, mean = np.array(pairs).reshape(*weight.shape[:-1], 2).T
     return area.T, mean.T
 
 
-def _ranked(weight: np.ndarray, positive: np.ndarray, first: np.ndarray) -> tuple[float, float]:
-    """AUROC and average precision of cases in the order of their scores, equal scores in groups."""
-    pos = weight * positive
-    if len(first) < len(weight):
-        weight, pos = np.add.reduceat(weight, first), np.add.reduceat(pos, first)
-    neg = weight - pos
-    positives, negatives = pos.sum(), neg.sum()
-    if not (positives > 0 and negatives > 0):
-        return float("nan"), float("nan")
-    found, above = np.cumsum(pos[::-1])[::-1], np.cumsum(neg[::-1])[::-1]  # at this score and higher
-    area = (pos * (negatives - above + neg / 2)).sum() / (positives * negatives)
-    precision = np.divide(found, found + above, out=np.zeros_like(found), where=found > 0)
-    return float(area), float((pos * precision).sum() / positives)
+class _Ties:
+    """Where each positive and the cases of its score lie, so that one running sum of the weights does for all of them.
+
+    Args:
+        values: ``(N,)`` scores in rising order.
+        positive: ``(N,)`` bool.
+    """
+
+    def __init__(self, values: np.ndarray, positive: np.ndarray):
+        self.places = np.flatnonzero(positive)
+        self.low, self.high = (np.searchsorted(values, values[self.places], side) for side in ("left", "right"))
+        before = np.concatenate([[0], np.cumsum(positive)])
+        self.first, self.last = before[self.low], before[self.high]  # the same among the positives
+        self.total = np.zeros(len(values) + 1)  # one buffer: new memory would cost more than the sum
+
+    def ranked(self, weight: np.ndarray) -> tuple[float, float]:
+        """AUROC and average precision, of weights ``(N,)`` in the order of the scores."""
+        total = self.total
+        np.cumsum(weight, out=total[1:])
+        own = weight[self.places].astype(np.float64)
+        held = np.concatenate([[0.0], np.cumsum(own)])
+        positives, negatives = held[-1], total[-1] - held[-1]
+        if not (positives > 0 and negatives > 0):
+            return float("nan"), float("nan")
+        below = total[self.low] - held[self.first]  # negatives of a lower score
+        tied = total[self.high] - held[self.last] - below
+        area = own @ (below + tied / 2) / (positives * negatives)
+        found, above = positives - held[self.first], total[-1] - total[self.low]  # of this score and higher
+        precision = np.divide(found, above, out=np.zeros_like(found), where=found > 0)
+        return float(area), float(own @ precision / positives)
 
 
 def auroc(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

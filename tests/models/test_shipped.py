@@ -12,10 +12,12 @@ import torch
 import mxa
 from mxa.cli import main
 from mxa.commands.predict import PredictConfig, predict
+from mxa.evaluation.calibrate import find_calibration
 from mxa.labels import NIH
 from mxa.models import hub as weights
 from mxa.models.hub import SHIPPED, WeightsError, manifest, packaged
 from mxa.models.load import create, init_weights
+from mxa.utils.errors import InputError
 
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
 
@@ -46,6 +48,20 @@ def test_predict_uses_them_by_default(capsys):
     assert found["00001369_000.jpg"]["Cardiomegaly"] > found["00001340_000.jpg"]["Cardiomegaly"]
     main(["predict", str(files[0]), "--format", "json"])
     assert json.loads(capsys.readouterr().out)[0]["probabilities"] == pytest.approx(found[files[0].name], abs=1e-5)
+
+
+def test_they_come_with_a_calibration(capsys, monkeypatch):
+    image = str(min(IMAGES.glob("*.jpg")))
+    main(["predict", image, "--calibrated", "youden", "--format", "json"])
+    found = json.loads(capsys.readouterr().out)[0]
+    calibration = find_calibration(SHIPPED)
+    assert set(calibration.thresholds["youden"]) <= set(NIH) and len(calibration.thresholds["youden"]) >= 8
+    for label, threshold in calibration.thresholds["youden"].items():
+        assert found["called"][label] == (found["probabilities"][label] >= threshold)
+    assert calibration.provenance["split"] == "val" and calibration.provenance["images"] == 532
+    monkeypatch.setitem(manifest()[SHIPPED], "sha256", "0" * 64)
+    with pytest.raises(InputError, match="was made for other weights"):
+        find_calibration(SHIPPED)
 
 
 def test_they_are_a_start_for_other_labels():
