@@ -52,8 +52,8 @@ def main() -> None:
     lite0 = {"model": "tf_efficientnet_lite0", "init": args.lite0}
     starts = {
         "random": {"model": SHIPPED.partition(".")[0]},
-        "mxa": {"init": SHIPPED},
-        "mxa frozen": {"init": SHIPPED, "freeze": "backbone"},
+        "mxa weights": {"init": SHIPPED},
+        "mxa weights frozen": {"init": SHIPPED, "freeze": "backbone"},
         "ImageNet Lite0": lite0,
         "ImageNet Lite0 frozen": {**lite0, "freeze": "backbone"},
     }
