@@ -26,7 +26,7 @@ from ..models.hub import WEIGHTS_FILE
 from ..models.load import load_model, named_outputs
 from ..training.config import TrainConfig, check_config, plain_config, without_folders
 from ..training.loop import fit
-from ..training.start import build_model, start_weights
+from ..training.start import build_model, start_weights, with_labels
 from ..utils.config import group, read_yaml_file, write_yaml
 from ..utils.distributed import barrier, processes, rank
 from ..utils.errors import InputError, require
@@ -89,7 +89,7 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
         InputError: bad input, or another table's folder.
     """
     with processes(config.device) as device:
-        config = config.resolved()
+        config = with_labels(config.resolved())
         arms = read_arms(config.arms)
         _check(config, arms)
         folder, writes = Path(config.output), rank() == 0

@@ -144,6 +144,8 @@ class Records:
             InputError: the collection has none of the labels.
         """
         index = align(self.labels, labels)
+        if not self.labels:
+            raise InputError("the images have no labels: give a table, or --labels-from with a file of mxa teach")
         if all(i is None for i in index):
             raise InputError(f"none of the labels {', '.join(labels)}; the collection has {', '.join(self.labels)}")
         targets = np.full((len(self), len(labels)), np.nan, dtype=np.float32)

@@ -121,12 +121,12 @@ def start_weights(config: ModelConfig, model: nn.Module) -> set[str]:
 
 
 def suggest_start(config: TrainConfig, count: int) -> None:
-    """Says that there are weights to start from, where few images would train random ones."""
+    """Says that there are weights to start from, where few images train random ones."""
     if config.init is not None or count >= _FEW or config.data == "phantom":
         return
     shipped = config.model == SHIPPED.partition(".")[0]
-    start = f"--init {SHIPPED} comes with mxa" if shipped else "--init takes trained weights"
-    _logger.info("%d images are few for random weights: %s (docs/weights.md)", count, start)
+    start = SHIPPED if shipped else "WEIGHTS"
+    _logger.info("%d images train random weights; --init %s starts from trained ones (docs/weights.md)", count, start)
 
 
 def _without_held_out(records: Records, config: TrainConfig, train_set: CXRDataset) -> Records:

@@ -54,8 +54,8 @@ def test_films_that_are_not_square(config, tmp_path, capsys):
 def test_few_images_and_random_weights(config, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "mxa"):
         train(config(output=tmp_path / "a", epochs=1))
-    assert "images are few for random weights: --init efficientvit_ml_m0_mxa.r160_nih8k comes with mxa" in caplog.text
+    assert "images train random weights; --init efficientvit_ml_m0_mxa.r160_nih8k starts from trained" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "mxa"):
         train(config(output=tmp_path / "b", epochs=1, init=str(tmp_path / "a")))
-    assert "images are few" not in caplog.text
+    assert "random weights" not in caplog.text

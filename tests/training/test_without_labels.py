@@ -17,6 +17,7 @@ from mxa.commands.teach import TeachConfig, teach
 from mxa.data import create_dataset
 from mxa.data.collections.phantom import draw
 from mxa.evaluation.predictions import read_predictions
+from mxa.models.hub import SHIPPED
 from mxa.models.load import load_model
 from mxa.training.config import TrainConfig
 from mxa.training.loop import train
@@ -119,6 +120,11 @@ def test_later_commands_take_the_labels_from_the_run(run, films, tmp_path, capsy
     image = next(films.rglob("*.png"))
     main(["predict", str(image), "--model", str(run), "--calibrated", "youden"])
     assert "Lung Opacity" in capsys.readouterr().out
+
+
+def test_a_model_is_not_scored_on_images_without_labels(films, tmp_path):
+    with pytest.raises(SystemExit, match="the images have no labels: give a table, or --labels-from"):
+        main(["evaluate", SHIPPED, "--data", "images", "--root", str(films), "--output", str(tmp_path)])
 
 
 def test_several_teachers_bring_the_labels_of_all(films, own, run, tmp_path):
