@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from ..labels import align, label_names
 from ..layers.added import recipe_of
 from ..utils.files import atomic_write, whole_or_not_at_all
+from ..utils.json_files import read_json, to_json
 
 __all__ = [
     "check_filled",
@@ -134,9 +134,9 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
 def _write_config(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
     """Writes timm's ``config.json``. ``num_classes`` stands at its root alone: transformers takes no second one."""
     save_config_for_hf(model, path, config)
-    content = json.loads(path.read_text())
+    content = read_json(path)
     content.get("model_args", {}).pop("num_classes", None)
-    path.write_text(json.dumps(content, indent=2))
+    path.write_text(to_json(content, 2))
 
 
 def resize_attention_biases(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

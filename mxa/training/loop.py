@@ -128,7 +128,9 @@ def _fit(
     transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
     records = train_set.records
     shares = balanced_shares(records.targets[:, : len(labels)], records.patients) if config.sampler else None
-    loader = make_loader(train_set, transform, micro_batch, config.workers, True, device, shares)
+    loader = make_loader(
+        train_set, transform, micro_batch, config.workers, is_training=True, device=device, shares=shares
+    )
     box_loader = None
     if boxed is not None:
         size = max(min(micro_batch, len(boxed) // world_size()), 1)

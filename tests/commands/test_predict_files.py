@@ -249,8 +249,8 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 import mxa
 from mxa import cli
 image, output = sys.argv[1:]
-cli.main(["predict", image])
-cli.main(["predict", image, "--output", output])
+cli.main(["predict", image, "--calibrated", "youden"])
+cli.main(["predict", image, "--calibrated", "youden", "--output", output])
 print(mxa.predict(image))
 """
 
