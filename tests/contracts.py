@@ -40,6 +40,16 @@ def holds(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
     return bool(state) and all(torch.equal(own[k], v) for k, v in state.items())
 
 
+@torch.no_grad()
+def check_gray_stem(three: nn.Module, one: nn.Module, size: int) -> None:
+    """One channel gives the first maps that three equal ones give, but for the border."""
+    mean, std = (torch.tensor(three.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    x = torch.rand(2, 1, size, size)
+    wanted = three.patch_embed.conv1((x - mean) / std)
+    found = one.patch_embed.conv1((x - mean.mean()) / std.mean())
+    torch.testing.assert_close(found[..., 1:, 1:], wanted[..., 1:, 1:], atol=1e-5, rtol=1e-4)
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 

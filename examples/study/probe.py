@@ -81,7 +81,7 @@ def ridge(K: torch.Tensor, targets: torch.Tensor, fitted: torch.Tensor, value: f
         targets: ``(M, L)``.
     """
     mean = targets[fitted].mean(0)
-    system = K[fitted][:, fitted].clone()
+    system = K[fitted][:, fitted]
     system.diagonal().add_(value)
     weights = torch.cholesky_solve(targets[fitted] - mean, torch.linalg.cholesky(system))
     return K[:, fitted] @ weights
@@ -160,11 +160,11 @@ def main() -> None:
         kernels["all"] = torch.stack(list(kernels.values())).mean(0)
 
     counted = (targets.sum(0) >= ENOUGH).numpy()
-    found = []
+    found, held_out = [], {}
     for name, K in kernels.items():
         for value in RIDGES:
-            scores = out_of_fold(K, targets, folds, value).numpy()
-            auc = macro_auroc(scores[:, counted], targets[:, counted].numpy())
+            held_out[name, value] = out_of_fold(K, targets, folds, value).numpy()
+            auc = macro_auroc(held_out[name, value][:, counted], targets[:, counted].numpy())
             found.append({"kernel": name, "ridge": value, "macro_auc": round(auc, 4)})
             logger.info("%s, ridge %g: %.4f", name, value, auc)
     with open(args.output / "folds.csv", "w", newline="") as file:
@@ -172,8 +172,9 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(found)
 
+    name, K = list(kernels.items())[-1]  # all together, where there are several
     best = max((row for row in found if row["kernel"] == name), key=lambda row: row["macro_auc"])
-    mine = out_of_fold(K, targets, folds, best["ridge"]).numpy()
+    mine = held_out[name, best["ridge"]]
     scores = ridge(K, targets, train, best["ridge"]).numpy()
     scores[: len(train)] = mine
     logits = platt(mine, targets.numpy(), scores)

@@ -15,10 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from .. import __version__
+from ..utils import processor
+
 __all__ = ["Check", "DoctorConfig", "doctor", "version_line"]
 
 State = Literal["ok", "note", "fault"]
 _HUB_SECONDS = 5.0
+_DRIVER = Path("/proc/driver/nvidia/version")
+_NOT_FOR_USERS = ("dev", "clients", "all")  # extras
 
 
 @dataclass
@@ -52,10 +57,9 @@ def doctor(config: DoctorConfig) -> list[Check]:
 def version_line() -> str:
     """Versions of mxa, Python, torch and timm, and the device; nothing of them is imported."""
     named = ", ".join(f"{name} {_version(name) or 'is missing'}" for name in ("torch", "timm"))
-    has_driver = Path("/proc/driver/nvidia/version").exists()
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    device = "NVIDIA driver" if has_driver else "Apple GPU" if apple else "CPU"
-    return f"mxa {_version('mxa')} (Python {platform.python_version()}, {named}, {device})"
+    device = "NVIDIA driver" if _DRIVER.exists() else "Apple GPU" if apple else "CPU"
+    return f"mxa {__version__} (Python {platform.python_version()}, {named}, {device})"
 
 
 def _version(name: str) -> str | None:
@@ -91,17 +95,13 @@ def _extras() -> Iterator[Check]:
     for text in importlib.metadata.requires("mxa") or ():
         requirement = Requirement(text)
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
-        if extra and requirement.name != "mxa":
+        if extra and extra[1] not in _NOT_FOR_USERS and requirement.name != "mxa":
             wanted.setdefault(extra[1], []).append(requirement.name)
-    lacking = {
-        extra: missing
-        for extra, names in wanted.items()
-        if extra not in ("dev", "clients", "all") and (missing := [name for name in names if not _version(name)])
-    }
-    there = [extra for extra in wanted if extra not in lacking and extra not in ("dev", "clients", "all")]
-    yield Check("ok", "extras", ", ".join(there) or "none")
+    lacking = {extra: [name for name in names if not _version(name)] for extra, names in wanted.items()}
+    yield Check("ok", "extras", ", ".join(extra for extra, missing in lacking.items() if not missing) or "none")
     for extra, missing in lacking.items():
-        yield Check("note", f"extra {extra}", f"lacks {', '.join(missing)}", f'pip install "mxa[{extra}]"')
+        if missing:
+            yield Check("note", f"extra {extra}", f"lacks {', '.join(missing)}", f'pip install "mxa[{extra}]"')
 
 
 def _device() -> Iterator[Check]:
@@ -109,29 +109,19 @@ def _device() -> Iterator[Check]:
 
     if torch.cuda.is_available():
         yield Check("ok", "device", f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all")
-    elif Path("/proc/driver/nvidia/version").exists():
+    elif _DRIVER.exists():
         found = f"an NVIDIA driver, but torch {torch.__version__} sees no GPU"
         yield Check("fault", "device", found, "install the CUDA build of torch that goes with the driver")
     else:
         yield Check("ok", "device", "no GPU: the CPU")
-    flags = _flags()
-    has = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("ok", "processor", f"{cores} cores, {torch.get_num_threads()} threads; {', '.join(has) or 'unknown'}")
-    if flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags:
+    known = processor.flags()
+    has = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in known]
+    found = f"{processor.core_count()} cores, {torch.get_num_threads()} threads; {', '.join(has) or 'unknown'}"
+    yield Check("ok", "processor", found)
+    if not processor.has_vnni():
         yield Check("note", "8 bits", "no VNNI: --precision int8 is slow here", "export in fp32")
-    if flags and not {"avx512_bf16", "amx_bf16"} & flags:
-        yield Check("note", "bf16", "no AVX512-BF16 or AMX: --precision bf16 is slow here", "export in fp32")
-
-
-def _flags() -> set[str]:
-    """Abilities of the processor, as Linux lists them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return set(found[1].split()) if found else set()
+    if known and not {"avx512_bf16", "amx_bf16"} & known:
+        yield Check("note", "bf16", "no AVX512-BF16 or AMX: --precision bf16 is refused here", "export in fp32")
 
 
 def _memory() -> Iterator[Check]:

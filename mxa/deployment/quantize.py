@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..metrics.bootstrap import interval, patient_weights
 from ..metrics.functional import auroc
 from ..metrics.operating import LEAST
 from ..utils.errors import InputError, require
+from ..utils.processor import has_vnni
 from ..utils.quiet import quiet
 from .runtimes import check_processor
 
@@ -37,15 +37,6 @@ def check_precision(kind: str, precision: str) -> None:
         check_processor(precision)
     if precision == "int8" and not has_vnni():
         _logger.warning("this processor has no VNNI: int8 runs here, but may be slower than fp32")
-
-
-def has_vnni() -> bool:
-    """Says whether this processor multiplies 8-bit integers natively; True where that cannot be known."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return "vnni" in flags or "amx_int8" in flags or platform.machine() not in ("x86_64", "AMD64")
 
 
 def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:

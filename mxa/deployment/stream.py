@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.interrupt import follow_parent
+from ..utils.processor import core_count
 from .predictor import Predictor
 
 __all__ = ["default_workers", "read_planes", "score_planes"]
@@ -31,8 +31,7 @@ _MOST_WORKERS = 16
 
 def default_workers(images: int) -> int:
     """Returns how many processes read so many images: one a core, and none where starting them takes longer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS, images // 32)
+    return min(core_count(), _MOST_WORKERS, images // 32)
 
 
 def read_planes(

@@ -27,7 +27,7 @@ def check_labels(dataset: CXRDataset) -> None:
     lacking = [
         name
         for name, column in zip(dataset.labels, targets.T, strict=True)
-        if not ((column > 0) & (column < 1)).any() and not ((column > 0.5).any() and (column <= 0.5).any())
+        if not (((column > 0) & (column < 1)).any() or ((column > 0.5).any() and (column <= 0.5).any()))
     ]
     if np.isnan(targets).all():
         raise InputError("every label of the training split is masked: there is nothing to learn")

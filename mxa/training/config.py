@@ -241,6 +241,7 @@ _BOUNDS = {
     "rotation": (0, 180),
     "hflip": (0, 1),
 }
+_RANGES = ("scale", "ratio")
 
 
 def check_config(config: TrainConfig) -> None:
@@ -276,7 +277,7 @@ def check_config(config: TrainConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise InputError(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
-        if isinstance(value, tuple) and value[0] > value[1] and name != "img_size":
+        if name in _RANGES and value[0] > value[1]:
             raise InputError(f"--{name} must be a range, the lower end first, got {value}")
     if config.teacher_sha256 and (config.teacher is None or config.teacher.endswith(".parquet")):
         raise InputError("--teacher-sha256 is that of a file of weights: give it with --teacher")

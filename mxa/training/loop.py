@@ -121,13 +121,12 @@ def _fit(
     preprocessing = data_config(model, config.img_size)
     model = prepare_model(config, model, device)
     boxed = open_boxes(config, model, train_set)
+    shares = balanced_shares(train_set.records.targets, train_set.records.patients) if config.sampler else None
     task, train_set, teacher_metadata = create_task(config, model, train_set, preprocessing)
 
     train_set = copy.copy(train_set)  # so that the caller's keeps its own settings
     train_set.seed, train_set.on_bad = config.seed, "replace"
     transform = create_transform(preprocessing, is_training=True, **group(config, AugmentConfig))
-    records = train_set.records
-    shares = balanced_shares(records.targets[:, : len(labels)], records.patients) if config.sampler else None
     loader = make_loader(
         train_set, transform, micro_batch, config.workers, is_training=True, device=device, shares=shares
     )

@@ -51,10 +51,10 @@ def test_an_extra_that_is_missing(monkeypatch):
 
 
 def test_the_processor(monkeypatch):
-    monkeypatch.setattr(module, "_flags", lambda: {"avx2"})
+    monkeypatch.setattr("mxa.utils.processor.flags", lambda: {"avx2"})
     checks = doctor(DoctorConfig(offline=True))
     assert found(checks, "8 bits").state == found(checks, "bf16").state == "note"
-    monkeypatch.setattr(module, "_flags", lambda: {"avx512_vnni", "avx512_bf16"})
+    monkeypatch.setattr("mxa.utils.processor.flags", lambda: {"avx512_vnni", "avx512_bf16"})
     checks = doctor(DoctorConfig(offline=True))
     assert not {"8 bits", "bf16"} & {check.what for check in checks}
 
