@@ -7,15 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
 import torch
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from timm.models.efficientvit_msra import CascadedGroupAttention
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
-
-from ..layers.cbam import ChannelAttention
-from ..layers.roi import ROIHead, ROIPool, roi_resize
 
 __all__ = ["deploy"]
 
@@ -45,10 +41,6 @@ def deploy(model: nn.Module) -> nn.Module:
     for module in fused.modules():
         if isinstance(module, CascadedGroupAttention):
             _materialise(module)
-        elif type(module) is ROIPool and type(module.head) is ROIHead:
-            module.__class__ = _Pool
-        elif type(module) is ChannelAttention:
-            module.__class__ = _Channels
     return fused.to(memory_format=torch.channels_last)
 
 
@@ -131,57 +123,3 @@ def _materialise(attention: CascadedGroupAttention) -> None:
         last.bias.data *= attention.scale
     del attention.attention_biases, attention.attention_bias_idxs
     attention.__class__ = _Attention
-
-
-_FEW = 64  # cells of a map up to which one product with a larger matrix is faster than two
-
-
-class _Pool(ROIPool):
-    """``ROIPool`` for inference, in few operations: no gradient has to pass the edges of a box."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2:]
-        boxes = self._boxes(x)
-        if height * width > _FEW:
-            return roi_resize(x, boxes)
-        at = boxes @ self._points(x)  # (B, W' + H'), in cells
-        cols, rows = (_hats(part - 0.5) for part in at.split([width, height], dim=1))  # (B, W', W), (B, H', H)
-        both = (rows[:, :, None, :, None] * cols[:, None, :, None, :]).reshape(-1, height * width, height * width)
-        return torch.matmul(x.flatten(2), both.transpose(1, 2)).unflatten(2, (height, width))
-
-    def _boxes(self, x: torch.Tensor) -> torch.Tensor:
-        head, sizes = self.head, (x.shape[3], x.shape[2])
-        heat = head.score(x).flatten(1).softmax(1)  # (B, H W)
-        axes = [(torch.arange(n, device=x.device, dtype=heat.dtype) + 0.5) / n - 0.5 for n in sizes]
-        at = torch.stack([axes[0].repeat(sizes[1]), axes[1].repeat_interleave(sizes[0])], dim=1)  # (H W, 2)
-        mean, square = (heat @ torch.cat([at, at.square()], dim=1)).chunk(2, dim=1)
-        cell = torch.tensor([1 / (12 * n * n) for n in sizes], device=x.device, dtype=heat.dtype)
-        scale = head.log_scale.clamp(-20.0, 20.0).exp()
-        half = ((square - mean.square() + cell).sqrt() * (3**0.5 * scale)).clamp(head.min_size / 2, 1.0)
-        centre = (mean + 0.5).clamp(head.min_size / 2, 1 - head.min_size / 2)
-        return torch.cat([centre - half, centre + half], dim=1).clamp(0.0, 1.0)
-
-    @staticmethod
-    def _points(x: torch.Tensor) -> torch.Tensor:
-        """Where each cell of the output lies, in cells of the map from its edge, as weights of the corners."""
-        height, width = x.shape[2:]
-        share = [(np.arange(n) + 0.5) / n for n in (width, height)]
-        start, stop = ((width * x, height * y) for x, y in ([1 - s for s in share], share))
-        weights = [np.concatenate(row) for a, b in (start, stop) for row in ((a, 0 * b), (0 * a, b))]
-        return torch.tensor(np.stack(weights).tolist(), device=x.device, dtype=x.dtype)  # (4, W' + H')
-
-
-def _hats(at: torch.Tensor) -> torch.Tensor:
-    """Weights of the N cells of an axis at N points of it, ``(B, N)`` to ``(B, N, N)``."""
-    size = at.shape[1]
-    cells = torch.arange(size, device=at.device, dtype=at.dtype)
-    return (1 - (at.clamp(0, size - 1)[:, :, None] - cells).abs()).relu()
-
-
-class _Channels(ChannelAttention):
-    """``ChannelAttention`` whose two pooled vectors go through the MLP as one batch."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)], dim=3)  # (B, C, 1, 2)
-        hidden = self.fc2(self.act(self.fc1(pooled)))
-        return x * self.gate(hidden.sum(3, keepdim=True))

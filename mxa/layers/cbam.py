@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from timm.layers.cbam import ChannelAttn
 from torch import nn
+from torch.nn import functional as F
 
 __all__ = ["CBAM", "CBAM3d", "ChannelAttention", "SpatialAttention", "SpatialAttention3d"]
 
@@ -23,6 +24,14 @@ class ChannelAttention(ChannelAttn):
 
     def __init__(self, dim: int, reduction: int = 16, device=None, dtype=None):
         super().__init__(dim, rd_channels=max(dim // reduction, 1), device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad and x.device.type == "cpu":
+            largest = F.adaptive_max_pool2d(x, 1)  # its backward pass is that of one cell; that of amax looks for ties
+        else:
+            largest = x.amax((2, 3), keepdim=True)
+        pooled = torch.cat([x.mean((2, 3), keepdim=True), largest], dim=3)  # (B, C, 1, 2), one batch for the MLP
+        return x * self.gate(self.fc2(self.act(self.fc1(pooled))).sum(3, keepdim=True))
 
 
 class SpatialAttention(nn.Module):
@@ -48,7 +57,8 @@ class SpatialAttention(nn.Module):
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the attention map in (0, 1): ``(B, C, H, W)`` to ``(B, 1, H, W)``."""
-        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
+        largest = x.max(1, keepdim=True).values if x.requires_grad else x.amax(1, keepdim=True)
+        pooled = torch.cat([largest, x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
         return self.conv(pooled).sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

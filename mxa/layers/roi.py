@@ -20,34 +20,28 @@ def _interpolation(start: torch.Tensor, stop: torch.Tensor, size: int, out: int)
         out: Cells of the output.
 
     Returns:
-        ``(B, out, size)``; each row sums to 1.
+        ``(B, out, size)``; each row sums to 1. Where ``out`` is smaller than ``size``, a row is the mean of several
+        points, so many that an interval of the whole axis leaves out no cell.
     """
+    share = -(-size // out)  # points of each cell of the output
     cells = torch.arange(size, device=start.device, dtype=start.dtype)
-    points = torch.arange(out, device=start.device, dtype=start.dtype)
-    at = start[:, None] + (stop - start)[:, None] * ((points + 0.5) / out)  # (B, out) in [0, 1]
-    at = (at * size - 0.5).clamp(0, size - 1)[:, :, None]  # (B, out, 1) in cells, border clamped
+    points = (torch.arange(out * share, device=start.device, dtype=start.dtype) + 0.5) / (out * share)
+    at = torch.lerp(start[:, None], stop[:, None], points)  # (B, points) in [0, 1]
+    at = (at * size - 0.5).clamp(0, size - 1)[:, :, None]  # (B, points, 1) in cells, border clamped
     low = at.detach().floor()
     high = at - low
-    return (cells == low) * (1 - high) + (cells == low + 1) * high  # (B, out, in)
-
-
-def _reduction(start: torch.Tensor, stop: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """Like ``_interpolation``, but each output cell is the mean of several points.
-
-    There are enough points that an interval of the whole axis leaves out no cell.
-    """
-    share = -(-size // out)
-    return _interpolation(start, stop, size, out * share).view(-1, out, share, size).mean(2)
+    weights = (cells == low) * (1 - high) + (cells == low + 1) * high  # (B, points, size)
+    return weights if share == 1 else weights.view(-1, out, share, size).mean(2)
 
 
 def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
     """Crops boxes from each map and resizes them bilinearly to the size of the map (paper, appendix D).
 
     Samples exactly as ``affine_grid`` and ``grid_sample`` with ``align_corners=False``, ``padding_mode="border"`` and
-    no antialiasing. A box is axis-aligned, so each axis is sampled by a product with a small matrix. The products are
-    deterministic in the backward pass, need no loop and no host sync, and export everywhere. Coordinates are computed
-    in float32 at least. ``grid_sample`` is faster on a CPU (``mxa bench layers``), by 2 % of M5's inference and less of
-    its training step, but its backward pass is not deterministic on CUDA.
+    no antialiasing. A box is axis-aligned, so each axis is sampled by a product with a small matrix, rows first. The
+    products run over channels-last maps, where no transposed copy is needed. They are deterministic in the backward
+    pass, need no loop and no host sync, and export everywhere. ``mxa bench layers`` measures them beside
+    ``grid_sample``, whose backward pass is not deterministic on CUDA. Coordinates are computed in float32 at least.
 
     Args:
         x: Maps ``(B, C, H, W)``.
@@ -57,8 +51,8 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | Non
             mean of several points, so that no cell of the map is skipped.
 
     Returns:
-        ``(B, C, H', W')``, or ``(B, N, C, H', W')`` for N boxes, in the dtype of ``x``; differentiable in both
-        arguments.
+        ``(B, C, H', W')``, or ``(B, N, C, H', W')`` for N boxes, in the dtype of ``x``, each map channels-last in
+        memory; differentiable in both arguments.
     """
     batch, channels, height, width = x.shape
     if boxes.dtype != torch.float64:
@@ -66,18 +60,12 @@ def roi_resize(x: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | Non
     out_height, out_width = (height, width) if size is None else size
     count = 1 if boxes.dim() == 2 else boxes.shape[1]
     x1, y1, x2, y2 = boxes.reshape(-1, 4).unbind(1)  # (B N,) each
-    if size is None:
-        rows = _interpolation(y1, y2, height, height)  # (B N, H', H)
-        cols = _interpolation(x1, x2, width, width)  # (B N, W', W)
-    else:
-        rows = _reduction(y1, y2, height, out_height)
-        cols = _reduction(x1, x2, width, out_width)
-    rows = rows.to(x.dtype).view(batch, count * out_height, height)
-    cols = cols.to(x.dtype)
-    x = x.transpose(2, 3).reshape(batch, channels * width, height)  # (B, CW, H)
-    x = torch.bmm(x, rows.transpose(1, 2)).view(batch, channels, width, count, out_height)
-    x = x.permute(0, 3, 1, 4, 2).reshape(batch * count, channels * out_height, width)  # (B N, C H', W)
-    x = torch.bmm(x, cols.transpose(1, 2)).view(batch, count, channels, out_height, out_width)
+    cols = _interpolation(x1, x2, width, out_width).to(x.dtype)  # (B N, W', W)
+    rows = _interpolation(y1, y2, height, out_height).to(x.dtype).view(batch, count * out_height, height)
+    cols = cols[:, None].expand(-1, out_height, -1, -1).reshape(-1, out_width, width)  # (B N H', W', W)
+    x = torch.bmm(rows, x.permute(0, 2, 3, 1).reshape(batch, height, width * channels))  # (B, N H', W C)
+    x = torch.bmm(cols, x.view(-1, width, channels))  # (B N H', W', C)
+    x = x.view(batch, count, out_height, out_width, channels).permute(0, 1, 4, 2, 3)
     return x.squeeze(1) if boxes.dim() == 2 else x
 
 
@@ -95,16 +83,17 @@ def roi_resize3d(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     if boxes.dtype != torch.float64:
         boxes = boxes.float()
     maps = x.transpose(1, 2).reshape(batch * depth, channels, height, width)
-    slices = torch.cat([boxes[:, :2], boxes[:, 3:5]], dim=1).repeat_interleave(
-        depth, dim=0
-    )  # the same box in every slice
-    maps = roi_resize(maps, slices).view(batch, depth, channels * height * width)
+    slices = torch.cat([boxes[:, :2], boxes[:, 3:5]], dim=1)
+    maps = roi_resize(maps, slices.repeat_interleave(depth, dim=0))  # the same box in every slice
+    maps = maps.permute(0, 2, 3, 1).reshape(batch, depth, height * width * channels)
     planes = _interpolation(boxes[:, 2], boxes[:, 5], depth, depth).to(x.dtype)  # (B, D', D)
-    return torch.bmm(planes, maps).view(batch, depth, channels, height, width).transpose(1, 2)
+    return torch.bmm(planes, maps).view(batch, depth, height, width, channels).permute(0, 4, 1, 2, 3)
 
 
 def _clamp_value(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Clamps the value but not its gradient, so that a box at the border can move away from it."""
+    if not x.requires_grad:
+        return x.clamp(low, high)
     return x.clamp(low, high).detach() + (x - x.detach())
 
 
@@ -182,24 +171,14 @@ def heat_box(
     Returns:
         ``(B, 2 N)``: the lower corner, then the upper one, x first.
     """
-    means, variances = [], []
-    for axis in range(heat.ndim - 1, 0, -1):  # x is the last
-        mean, variance = _moments(heat.transpose(1, axis).flatten(2).sum(2))
-        means.append(mean)
-        variances.append(variance)
-    mean, variance = torch.stack(means, dim=1), torch.stack(variances, dim=1)  # (B, N)
+    axes = [(torch.arange(n, device=heat.device, dtype=heat.dtype) + 0.5) / n for n in heat.shape[1:]]
+    cells = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1).flip(0)  # (N, cells), x first, in [0, 1]
+    heat = heat.flatten(1)[:, None]  # (B, 1, cells)
+    mean = (heat * cells).sum(2)  # (B, N); products, which autocast would round, are not used here
+    variance = (heat * (cells - mean[:, :, None]).square()).sum(2) + cells[:, 0].square() / 3  # and that of a cell
     scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
     half = (3 * variance).sqrt() * scale
     return _box(mean if shift is None else mean + shift * half, half, min_size)
-
-
-def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance, in [0, 1], of weights ``(B, N)`` that sum to 1 over N equal cells."""
-    n = weight.shape[1]
-    at = (torch.arange(n, device=weight.device, dtype=weight.dtype) + 0.5) / n
-    mean = (weight * at).sum(1)
-    variance = (weight * (at - mean[:, None]).square()).sum(1) + 1 / (12 * n * n)
-    return mean, variance
 
 
 class ROIHead3d(ROIHead):
@@ -267,6 +246,7 @@ class ROIPool(nn.Module):
         self.head = heads[roi_head](dim, min_size=min_size, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # for the head, as for the crop
         return roi_resize(x, self.head(x))
 
 

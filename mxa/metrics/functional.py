@@ -14,6 +14,7 @@ import numpy as np
 from ..utils.errors import InputError
 
 __all__ = [
+    "Ranking",
     "auroc",
     "average_precision",
     "brier",
@@ -72,37 +73,45 @@ def ranking(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = 
         InputError: a target is not 0, 1 or NaN, a case with a known target has a score of NaN, the shapes do not fit,
             or there is no case.
     """
-    scores, target, known = checked(scores, target)
-    if scores.ndim != 1 or not len(scores):
-        raise InputError(f"give one score and one target for each case, and at least one case, got {scores.shape}")
-    order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
-    ties = _Ties(scores[order], target[order] == 1)
-    weight = _floating(weight, len(scores))
-    rows = weight.reshape(-1, len(scores))
-    # One row of weights at a time: it stays in the cache.
-    pairs = [ties.ranked(row[order]) for row in rows]
-    area, mean = np.array(pairs).reshape(*weight.shape[:-1], 2).T
-    return area.T, mean.T
+    return Ranking(scores, target)(weight)
 
 
-class _Ties:
-    """Where each positive and the cases of its score lie, so that one running sum of the weights does for all of them.
+class Ranking:
+    """``ranking`` of one label for set after set of weights: the scores are sorted once.
 
     Args:
-        values: ``(N,)`` scores in rising order.
-        positive: ``(N,)`` bool.
+        scores: ``(N,)``.
+        target: ``(N,)``: 1, 0, or NaN where masked.
+        case: Which case each score is of, ``(N,)``, where a case has several; by default each is a case of its own.
+
+    Raises:
+        InputError: as ``ranking``.
     """
 
-    def __init__(self, values: np.ndarray, positive: np.ndarray):
+    def __init__(self, scores: np.ndarray, target: np.ndarray, case: np.ndarray | None = None):
+        scores, target, known = checked(scores, target)
+        if scores.ndim != 1 or not len(scores):
+            raise InputError(f"give one score and one target for each case, and at least one case, got {scores.shape}")
+        order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
+        values, positive = scores[order], target[order] == 1
+        self.cases = len(scores) if case is None else int(case.max()) + 1
+        self.order = order if case is None else case[order]  # the case of each score, in rising order
         self.places = np.flatnonzero(positive)
         self.low, self.high = (np.searchsorted(values, values[self.places], side) for side in ("left", "right"))
         before = np.concatenate([[0], np.cumsum(positive)])
         self.first, self.last = before[self.low], before[self.high]  # the same among the positives
-        self.total = np.zeros(len(values) + 1)  # one buffer: new memory would cost more than the sum
 
-    def ranked(self, weight: np.ndarray) -> tuple[float, float]:
-        """AUROC and average precision, of weights ``(N,)`` in the order of the scores."""
-        total = self.total
+    def __call__(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC and average precision ``(...)`` of weights of the cases, ``(..., cases)``; all 1 by default."""
+        weight = _floating(weight, self.cases)
+        total = np.zeros(len(self.order) + 1)  # one buffer: new memory would cost more than the sum
+        # One row of weights at a time: it stays in the cache.
+        pairs = [self._ranked(row[self.order], total) for row in weight.reshape(-1, self.cases)]
+        area, mean = np.array(pairs).reshape(*weight.shape[:-1], 2).T
+        return area.T, mean.T
+
+    def _ranked(self, weight: np.ndarray, total: np.ndarray) -> tuple[float, float]:
+        """One running sum of the weights tells what lies below each positive, and at its score."""
         np.cumsum(weight, out=total[1:])
         own = weight[self.places].astype(np.float64)
         held = np.concatenate([[0.0], np.cumsum(own)])

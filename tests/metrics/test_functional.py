@@ -25,6 +25,7 @@ from mxa.metrics import (
     ranking,
     rates,
 )
+from mxa.metrics.functional import Ranking
 from mxa.utils.errors import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -104,6 +105,17 @@ def test_equal_infinities_are_a_tie(end):
     assert np.isinf(far).sum() > 1
     for found, expected in zip(ranking(far, target), ranking(scores, target), strict=True):
         assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_ranking_is_sorted_once_for_many_weights_and_takes_several_scores_of_a_case():
+    rng = np.random.default_rng(0)
+    scores, targets = rng.integers(6, size=(40, 3)) / 5, rng.integers(2, size=(40, 3)).astype(float)
+    targets[rng.random((40, 3)) < 0.2] = np.nan
+    one = Ranking(scores.T.ravel(), targets.T.ravel(), np.tile(np.arange(40), 3))
+    for weight in (rng.multinomial(40, [1 / 40] * 40, size=5).astype(np.float32), None):
+        tiled = None if weight is None else np.tile(weight, 3)
+        for found, expected in zip(one(weight), ranking(scores.T.ravel(), targets.T.ravel(), tiled), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 ALL = {

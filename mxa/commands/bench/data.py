@@ -1,4 +1,4 @@
-"""Measures loading from files and from shards, and the cost of a large table, beside TorchXRayVision."""
+"""Measures loading from files and from shards, and a large table, beside TorchXRayVision and libjpeg-turbo."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from ...data import create_dataset, create_transform, make_loader
 from ...data.collections.phantom import LABELS, draw
@@ -51,7 +53,8 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
     """Measures how fast one worker process loads the same frontal images in batches of 32.
 
     TorchXRayVision's dataset resizes with its ``XRayResizer``; ours does what evaluation does. Shards are prepared
-    first, with a shorter side of 256. Every contender's worker is started before its first round.
+    first, with a shorter side of 256. Every contender's worker is started before its first round. The limit is a bare
+    loop in this process: libjpeg-turbo (torchvision's) decodes the files to gray, at full size, and nothing else.
 
     ``startup_s`` and ``startup_mb`` are the cost of creating the dataset of CheXpert's real training table (223,414
     rows, shipped by TorchXRayVision) in a fresh process: seconds, and the growth of peak resident memory after the
@@ -75,19 +78,18 @@ def bench_data(config: BenchDataConfig) -> list[dict]:
             "mxa, files": _our_loader("chexpert", root, config.img_size),
             "mxa, shards": _our_loader("shards", Path(scratch) / "shards", config.img_size),
         }
-        counts = {name: _exhaust(loader) for name, loader in loaders.items()}
+        files = sorted((root / "train").rglob("*.jpg"))
+        counts = {name: _exhaust(loader) for name, loader in loaders.items()} | {"libjpeg-turbo": len(files)}
         if len(set(counts.values())) != 1:
             raise InputError(f"the loaders do not give the same number of images: {counts}")
-        rounds = alternate([lambda x=x: _exhaust(x) for x in loaders.values()], config.repeats, torch.device("cpu"))
+        contenders = [*(partial(_exhaust, loader) for loader in loaders.values()), partial(_decode, files)]
+        rounds = alternate(contenders, config.repeats, torch.device("cpu"))
     count = next(iter(counts.values()))
     speeds = [[count / ms * 1e3 for ms in times] for times in rounds]
-    costs = [
-        _table_cost("xrv"),
-        _table_cost("mxa"),
-        dict.fromkeys(("startup_s", "startup_mb", "worker_growth_mb"), "-"),
-    ]
+    none = dict.fromkeys(("startup_s", "startup_mb", "worker_growth_mb"), "-")
+    costs = [_table_cost("xrv"), _table_cost("mxa"), none, none]
     rows: list[dict[str, Any]] = [
-        {"loader": name} | timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(loaders)
+        {"loader": name} | timed("images_per_s", speeds, i) | costs[i] for i, name in enumerate(counts)
     ]
     write_record(config, rows, torch.device("cpu"))
     return rows
@@ -135,6 +137,11 @@ def _import_xrv() -> Any:
 
 def _exhaust(loader: DataLoader) -> int:
     return sum(len(batch["img"] if isinstance(batch, dict) else batch[0]) for batch in loader)
+
+
+def _decode(files: list[Path]) -> None:
+    for file in files:
+        decode_jpeg(read_file(str(file)), ImageReadMode.GRAY)
 
 
 def _table_cost(package: str) -> dict[str, float]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,11 @@ from ...metrics import (
     sigmoid,
 )
 from ...metrics.bootstrap import seed_weights
+from ...metrics.functional import Ranking
 from ...metrics.operating import ENOUGH, count_cases
 from ...task import masked_bce_with_logits
 from ...utils.errors import InputError
+from ...utils.processor import core_count
 from ..predictions import Arm, Predictions
 from .groups import group_numbers
 
@@ -127,14 +132,24 @@ def _choose(val: Predictions | None) -> _Chosen:
     )
 
 
+def _rankings(logits: np.ndarray, targets: np.ndarray) -> list[Ranking]:
+    """One for each label, and one of all labels pooled."""
+    count, labels = targets.shape
+    each = [Ranking(logits[:, i], targets[:, i]) for i in range(labels)]
+    return [*each, Ranking(logits.T.ravel(), targets.T.ravel(), np.tile(np.arange(count), labels))]
+
+
 def _measure(
-    logits: np.ndarray, targets: np.ndarray, chosen: _Chosen, weight: np.ndarray | None = None
+    logits: np.ndarray,
+    targets: np.ndarray,
+    chosen: _Chosen,
+    rankings: Sequence[Ranking],
+    weight: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every metric of one seed: ``(..., L)`` by label, and ``(...,)`` of all labels pooled."""
-    ranked = [ranking(logits[:, i], targets[:, i], weight) for i in range(targets.shape[1])]
+    *ranked, micro = (one(weight) for one in rankings)
     values = {name: np.stack([r[k] for r in ranked], axis=-1) for k, name in enumerate(("auc", "ap"))}
-    pooled = None if weight is None else np.tile(weight, targets.shape[1])
-    values["micro_auc"], values["micro_ap"] = ranking(logits.T.ravel(), targets.T.ravel(), pooled)
+    values["micro_auc"], values["micro_ap"] = micro
     probabilities = sigmoid(logits)
     at_half = rates(confusion(logits >= 0, targets, weight))
     values |= {"accuracy": at_half["accuracy"], "f1": at_half["f1"]}
@@ -151,23 +166,28 @@ def _measure(
     return values
 
 
+def _stacked(seeds: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics ``(R, ...)`` of each seed, ``(R, S, ...)``."""
+    return {name: np.stack([one[name] for one in seeds], axis=1) for name in seeds[0]}
+
+
 def _measured(
     arm: Arm, chosen: Sequence[_Chosen], shares: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The mean of every metric over the seeds: the point ``(L,)`` or ``()``, the replicates ``(R, L)`` or ``(R,)``."""
-    seeds = [(one.logits, c) for one, c in zip(arm.scored, chosen, strict=True)]
-    whole = [_measure(logits, arm.targets, c) for logits, c in seeds]
+    seeds = [
+        partial(_measure, one.logits, arm.targets, c, _rankings(one.logits, arm.targets))
+        for one, c in zip(arm.scored, chosen, strict=True)
+    ]
+    whole = [measure() for measure in seeds]
     point = {name: np.mean([w[name] for w in whole], axis=0) for name in whole[0]}
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in point}
-    at = 0
-    for weight in patient_weights(arm.scored[0].cases["patient"].to_numpy(object), len(shares)):
-        each = [_measure(logits, arm.targets, c, weight) for logits, c in seeds]
-        share = shares[at : at + len(weight)]
-        at += len(weight)
-        for name, piece in pieces.items():
-            stacked = np.stack([e[name] for e in each], axis=1)  # (R, S, ...)
-            piece.append(np.einsum("rs,rs...->r...", share, stacked))
-    drawn = {name: np.concatenate(piece) for name, piece in pieces.items()}
+    pieces: list[dict[str, np.ndarray]] = []
+    weights = patient_weights(arm.scored[0].cases["patient"].to_numpy(object), len(shares))
+    with ThreadPoolExecutor(core_count()) as pool:  # numpy computes without Python's lock
+        while some := list(islice(weights, core_count())):
+            pieces += pool.map(lambda weight: _stacked([measure(weight) for measure in seeds]), some)
+    drawn = {name: np.concatenate([piece[name] for piece in pieces]) for name in point}  # (R, S, ...)
+    drawn = {name: np.einsum("rs,rs...->r...", shares, values) for name, values in drawn.items()}
     for name, labels in _means(arm, point["auc"]).items():
         metric = name.rpartition("_")[2] if name.endswith("_ap") else "auc"
         point[name], drawn[name] = (
