@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from .commands import output
+from .commands.registry import COMMANDS, named
 from .utils.allocator import keep_memory
 from .utils.command_line import parse
 from .utils.errors import InputError
@@ -24,112 +21,16 @@ from .utils.text import printable
 __all__ = ["main"]
 
 
-@dataclass(frozen=True)
-class _Command:
-    """A subcommand. Its function and dataclass are given by name, so that they are imported only when it runs."""
-
-    module: str
-    function: str
-    config: str
-    help: str
-    positional: str | None = None
-    recipes: bool = False
-    show: str | None = None
-
-
-_COMMANDS = {
-    "prepare": _Command(
-        "commands.prepare", "prepare", "PrepareConfig", "Write a collection as shards of small images."
-    ),
-    "data summary": _Command(
-        "commands.summary", "summarize", "SummaryConfig", "Count what a collection's tables hold.", show="data_summary"
-    ),
-    "teach": _Command(
-        "commands.teach", "teach", "TeachConfig", "Compute teachers' logits once, for train --teacher.", "teacher"
-    ),
-    "train": _Command("training.loop", "train", "TrainConfig", "Train or fine-tune a model.", recipes=True),
-    "ablate": _Command(
-        "commands.ablate", "ablate", "AblateConfig", "Compare training with and without MXA or a teacher.", recipes=True
-    ),
-    "evaluate": _Command(
-        "evaluation.evaluate", "evaluate", "EvaluateConfig", "Score models and write a report.", "models"
-    ),
-    "calibrate": _Command(
-        "evaluation.calibrate",
-        "calibrate",
-        "CalibrateConfig",
-        "Fit temperatures and thresholds, saved beside the weights.",
-        "model",
-    ),
-    "predict": _Command("commands.predict", "predict", "PredictConfig", "Predict the findings of images.", "files"),
-    "explain": _Command(
-        "commands.explain", "explain", "ExplainConfig", "Draw a model's boxes, attention and maps on images.", "files"
-    ),
-    "localize": _Command(
-        "commands.localize",
-        "localize",
-        "LocalizeConfig",
-        "Score a model's maps against boxes around findings.",
-        "models",
-    ),
-    "export": _Command(
-        "deployment.export", "export", "ExportConfig", "Export a model as ONNX, OpenVINO or torch.export.", "model"
-    ),
-    "convert": _Command(
-        "commands.convert", "convert", "ConvertConfig", "Convert checkpoints of other programs.", "checkpoint"
-    ),
-    "publish": _Command(
-        "commands.publish", "publish", "PublishConfig", "Publish a run on the Hugging Face Hub.", "run"
-    ),
-    "doctor": _Command("commands.doctor", "doctor", "DoctorConfig", "Say what this machine lacks for mxa."),
-    "bench models": _Command(
-        "commands.bench.models",
-        "bench_models",
-        "BenchModelsConfig",
-        "Measure speed, memory and size beside peers.",
-        show="bench",
-    ),
-    "bench runtimes": _Command(
-        "commands.bench.runtimes",
-        "bench_runtimes",
-        "BenchRuntimesConfig",
-        "Measure PyTorch, ONNX Runtime and OpenVINO on a CPU.",
-        show="bench",
-    ),
-    "bench data": _Command(
-        "commands.bench.data", "bench_data", "BenchDataConfig", "Measure loading beside TorchXRayVision.", show="bench"
-    ),
-    "bench task": _Command(
-        "commands.bench.task",
-        "bench_task",
-        "BenchTaskConfig",
-        "Measure what a teacher costs a training step.",
-        show="bench",
-    ),
-    "bench layers": _Command(
-        "commands.bench.layers",
-        "bench_layers",
-        "BenchLayersConfig",
-        "Measure the ROI crop beside grid_sample.",
-        show="bench",
-    ),
-}
-
-
 def _usage() -> str:
-    lines = [f"  mxa {name:14} {command.help}" for name, command in _COMMANDS.items()]
+    lines = [f"  mxa {name:14} {command.help}" for name, command in COMMANDS.items()]
     return "usage: mxa COMMAND --help\n" + "\n".join(lines)
 
 
 def _unknown(arguments: Sequence[str]) -> str:
     """Says which command is not known, and which was perhaps meant."""
-    close = [difflib.get_close_matches(" ".join(arguments[:n]), _COMMANDS, n=1, cutoff=0.7) for n in (2, 1)]
+    close = [difflib.get_close_matches(" ".join(arguments[:n]), COMMANDS, n=1, cutoff=0.7) for n in (2, 1)]
     meant = next((f": perhaps mxa {found[0]}" for found in close if found), "")
     return f"no command {printable(arguments[0])}{meant}"
-
-
-def _module(command: _Command) -> ModuleType:
-    return importlib.import_module(f".{command.module}", __package__)
 
 
 def _plain_warnings() -> Callable[..., None]:
@@ -159,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(version_line())
         return
-    name = next((n for n in _COMMANDS if arguments[: len(n.split())] == n.split()), None)
+    name = next((n for n in COMMANDS if arguments[: len(n.split())] == n.split()), None)
     if name is None:
         wanted = arguments in (["--help"], ["-h"])
         if arguments and not wanted:
             print(f"mxa: {_unknown(arguments)}", file=sys.stderr)
         print(_usage(), file=sys.stdout if wanted else sys.stderr)
         sys.exit(0 if wanted else 2)
-    command = _COMMANDS[name]
+    command = COMMANDS[name]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines("%(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -175,15 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _plain_warnings()
-            kind = getattr(_module(command), command.config)
-            recipes = Path(__file__).parent / "recipes" if command.recipes else None
             rest = arguments[len(name.split()) :]
-            config = parse(kind, rest, f"mxa {name}", command.help, command.positional, recipes)
-            function = getattr(_module(command), command.function)
+            kind = named(command.config)
+            config = parse(kind, rest, f"mxa {name}", command.help, command.positional, command.recipes)
+            function = named(command.function)
             raise_interrupts()
             keep_memory()
             result = function(config)
-            getattr(output, command.show or command.function)(config, result)
+            getattr(output, command.shown_by)(config, result)
             sys.stdout.flush()
     except BrokenPipeError:  # such as `mxa predict | head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes as it ends

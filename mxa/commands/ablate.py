@@ -6,10 +6,10 @@ import csv
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,37 +34,12 @@ from ..utils.files import alone_in, atomic_write, digest, is_empty, write_text
 from ..utils.json_files import read_json, to_json
 from ..utils.text import for_markdown, without_formulas
 from .arms import TABLE_2, arm_fields, read_arms, same_arm
+from .config import AblateConfig
 from .teach import gray_teacher, trained_on
 
 __all__ = ["AblateConfig", "ablate"]
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class AblateConfig(TrainConfig):
-    """What is compared, on the same patients: a training recipe with and without MXA and a teacher, and other arms."""
-
-    output: Path
-    """Folder for table.md, report.html, learning.png, boxes.png, scores.parquet of all runs, and their run folders."""
-    _: KW_ONLY
-    model: str = "efficientvit_ml_m0_mxa"
-    """The model with MXA; the baseline is that without."""
-    augment: Literal["crop", "paper", "better"] = "better"
-    """As for mxa train; better is the paper's for this table."""
-    arms: tuple[str | dict, ...] = ("baseline", "mxa", "mxa+kd")
-    """What to train now: baseline, mxa, kd, mxa+kd, or one of your own as "NAME: {field: value}", the fields of the
-    recipe that it changes; rows of other arms stay as they are."""
-    split: Literal["test", "val"] = "test"
-    """What is scored; val to choose on the validation patients without a look at the test split."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of every arm for each."""
-    folds: int | None = None
-    """Cross-validation by patient instead of the collection's own test split."""
-    replicates: int = 1000
-    """Bootstrap replicates (of patients and seeds) for the intervals."""
-    note: str | None = None
-    """What must be said beside the scores; it stands at the top of the table."""
 
 
 #: Beside ablation.yaml: the scores of every run that is finished.

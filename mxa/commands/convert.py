@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -17,28 +16,12 @@ from ..models.weights import check_keys, save_pretrained, set_label_names
 from ..task.teacher import XRV_RANGE
 from ..utils.errors import InputError
 from ..utils.files import alone_in, is_empty
+from .config import ConvertConfig
 
 __all__ = ["ConvertConfig", "convert"]
 
 #: An architecture's name, the arguments in which a checkpoint differs from it, and its state in timm's names.
 _Found = tuple[str, dict[str, object], dict[str, torch.Tensor]]
-
-
-@dataclass
-class ConvertConfig:
-    """Which checkpoint is converted, and where the result goes."""
-
-    checkpoint: Path
-    """A .pth, .pt or .safetensors file: an EfficientViT of the paper's published code, Microsoft, timm or mxa, or an
-    EfficientNet-Lite in EfficientNet-PyTorch's names."""
-    output: Path
-    """Folder for model.safetensors and config.json."""
-    labels: str | None = None
-    """Names of the outputs: "chexpert", "nih", ... or names separated by commas. By default those in the file or in the
-    config.json beside it, else CheXpert's for 14 outputs of the published code or Microsoft's."""
-    img_size: int | None = None
-    """Side of the input that an EfficientViT was trained at, in pixels; 224 by default. An EfficientNet-Lite takes any
-    and needs none."""
 
 
 def convert(config: ConvertConfig) -> list[str]:

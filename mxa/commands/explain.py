@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +26,17 @@ from ..explain.rois import gate_maps, predict_rois
 from ..labels import align, canonical, resolve_labels
 from ..layers import MXABlock
 from ..layers.attach import finding_rows
-from ..models.hub import SHIPPED
 from ..models.load import load_model, named_outputs
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, require
 from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
+from .config import ExplainConfig
 
 __all__ = ["ExplainConfig", "explain"]
 
 _logger = logging.getLogger(__name__)
 _GALLERY = 40  # images in one picture
-
-
-@dataclass
-class ExplainConfig:
-    """What is explained, and where the pictures go."""
-
-    files: tuple[Path, ...]
-    """Images, or folders of images."""
-    output: Path
-    """Folder for NAME.png and NAME.json of each image, and for gallery.png of several (the first 40)."""
-    model: str = SHIPPED
-    """Run folder, or a timm name with weights; the small model that comes with mxa by default."""
-    against: str | None = None
-    """A second model, say without MXA: its attention is shown beside the first one's, and the difference."""
-    labels: str | None = None
-    """Labels to explain, separated by commas; the three most probable findings by default."""
-    skip_bad: bool = False
-    """Leave out images that do not read, instead of stopping."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
 
 
 def explain(config: ExplainConfig) -> list[dict[str, Any]]:

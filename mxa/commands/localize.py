@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data import DataConfig, Records, create_transform, data_config
-from ..data.boxes import OWN, BoxedImage, read_boxed, reduced
+from ..data import Records, create_transform, data_config
+from ..data.boxes import BoxedImage, read_boxed, reduced
+from ..data.names import OWN
 from ..data.transforms import XrayTransform
 from ..evaluation.model_arguments import read_models
 from ..evaluation.report.localization import localization_markdown, write_csv
@@ -38,50 +38,16 @@ from ..utils.distributed import pick_device
 from ..utils.errors import InputError
 from ..utils.files import alone_in, write_text
 from ..utils.json_files import to_json
+from .config import LocalizeConfig
 
 __all__ = ["LocalizeConfig", "baselines", "localize"]
 
 _logger = logging.getLogger(__name__)
 
-Method = Literal["finding", "finding-map", "roi", "roi-map", "gate", "attention", "grad-cam", "integrated-gradients"]
 NO_MODEL = "no model"
 _RIGHT = 0.25  # IoU above which a marked box is right
 # Functions of mxa.explain that give something for each of some modules, the same for every finding.
 _OF_MODULES = {"roi": "predict_rois", "roi-map": "roi_heat_maps", "gate": "gate_maps", "attention": "attention_maps"}
-
-
-@dataclass
-class LocalizeConfig(DataConfig):
-    """Which models look for which boxes."""
-
-    unused = ("columns", "labels", "merge", "views", "uncertain", "blank")
-
-    models: tuple[str, ...]
-    """Run folders, or timm names with weights; A,B,C are the seeds of one model."""
-    output: Path
-    """Folder for localization.json, localization.csv and localization.md."""
-    split: Literal["all", "train", "val", "test"] | None = None
-    """The collection's test list where it has one, else every image, by default."""
-    reduce: int | None = None
-    """Reduce images to this side in pixels first, to what the model was trained on; never enlarges."""
-    methods: tuple[Method, ...] = get_args(Method)
-    """What is scored; what a model does not have is left out, and said."""
-    layers: tuple[str, ...] = ()
-    """Layers that Grad-CAM is taken at, by module name; the last stage by default, whose map may be 3 x 3 cells."""
-    steps: int = 32
-    """Steps of the integrated gradients."""
-    threshold: float = 0.5
-    """A map's box is drawn around its largest part above this share of its maximum."""
-    shuffled: bool = True
-    """Score a copy of each model with shuffled weights too: what a method finds without what was learnt."""
-    seed: int = 0
-    """Seed of the shuffling, of the first of a model's seeds; the next has the next."""
-    replicates: int = 1000
-    """Bootstrap replicates (of patients, and of seeds where there are several) for the intervals."""
-    batch_size: int = 32
-    """Images at a time."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
 
 
 def localize(config: LocalizeConfig) -> dict[str, Any]:

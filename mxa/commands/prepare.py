@@ -13,13 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..data import DataConfig
 from ..data.create import read_collection
 from ..data.records import Records
 from ..data.shards import MANIFEST, ROW_COLUMNS, ROWS, largest_shard
@@ -29,31 +28,11 @@ from ..utils.files import alone_in, atomic_write, digest, write_text
 from ..utils.interrupt import follow_parent
 from ..utils.json_files import read_json, to_json
 from ..utils.on_ray import map_on_ray
+from .config import PrepareConfig
 
 __all__ = ["PrepareConfig", "prepare"]
 
 _PROGRESS = ".prepare"  # folder for the progress: a file for each shard, and the settings
-
-
-@dataclass
-class PrepareConfig(DataConfig):
-    """Which images are written as shards, and how."""
-
-    unused = ("merge", "uncertain", "blank", "boxes")
-
-    output: Path
-    """Folder for the shards, rows.csv.gz and manifest.json; the same command resumes after an interruption, and
-    rewrites what was lost or damaged."""
-    size: int = 256
-    """Shorter side of the images written, in pixels; smaller images stay as they are."""
-    format: Literal["jpg", "png"] = "jpg"
-    """jpg (quality 95) or png (no loss, three times as large); 8 bit."""
-    shard_size: int = 1000
-    """Images in a shard."""
-    workers: int | None = None
-    """Processes; one for each core by default."""
-    ray: str | None = None
-    """Write on Ray: auto for the cluster of this machine, or else this machine alone; or an address."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from PIL import Image
 from torch import nn
 
 from .. import __version__
-from ..data import DataConfig, create_dataset, create_transform, data_config
+from ..data import create_dataset, create_transform, data_config
 from ..data.collections.phantom import draw
 from ..evaluation.calibrate import NAME as CALIBRATION
 from ..evaluation.calibrate import read_calibration
-from ..evaluation.evaluate import EvaluateConfig, evaluate
+from ..evaluation.config import EvaluateConfig
+from ..evaluation.evaluate import evaluate
 from ..evaluation.report.model_card import model_card
 from ..models.hub import WEIGHTS_FILE, fetch, hub_errors, manifest, read_config, read_weights, same_labels
 from ..models.load import load_model, named_outputs
@@ -32,6 +32,7 @@ from ..utils.config import read_settings
 from ..utils.errors import InputError
 from ..utils.files import alone_in, atomic_copy, atomic_write, digest, write_text
 from ..utils.json_files import read_json, to_json
+from .config import PublishConfig
 
 __all__ = ["CHECK_FILE", "TERMS", "PublishConfig", "check", "describe", "headline", "publish"]
 
@@ -50,38 +51,6 @@ TERMS = {
 }  # fmt: skip
 #: Settings of a run that are left out of its recipe: they say where it ran, not what was done.
 _WHERE = {"output", "root", "workers", "device", "tensorboard", "checkpoint_steps"}
-
-
-@dataclass
-class PublishConfig(DataConfig):
-    """What is published where."""
-
-    unused = ("labels", "uncertain", "boxes")
-
-    run: str | None = None
-    """Run folder."""
-    repo: str | None = None
-    """Repository of the Hub, organisation/architecture.tag."""
-    dry_run: bool = False
-    """Write RUN/publish and upload nothing."""
-    check: str | None = None
-    """Instead: a folder or organisation/name whose weights are compared with the stored hash and output."""
-    split: str | None = None
-    """Split that is scored; the test split by default."""
-    note: str | None = None
-    """What must be said beside the scores."""
-    terms: str | None = None
-    """What may be done with the data that the model was trained on; known of the public collections."""
-    license: str | None = None
-    """Licence of the weights, by its name on the Hub; known of some public collections."""
-    private: bool = False
-    """Make a new repository private."""
-    replicates: int = 1000
-    """Bootstrap replicates (of patients) for the intervals."""
-    workers: int = 2
-    """Worker processes that read images."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
 
 
 def publish(config: PublishConfig) -> dict[str, Any]:

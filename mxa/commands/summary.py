@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..data import DataConfig, Records
+from ..data import Records
 from ..data.boxes import BoxedImage, boxed_images
 from ..data.create import read_collection
 from ..labels import align, resolve_labels
@@ -18,6 +18,7 @@ from ..utils.errors import InputError, require
 from ..utils.files import alone_in, atomic_write, write_text
 from ..utils.json_files import to_json
 from ..utils.text import without_formulas
+from .config import SummaryConfig
 
 __all__ = ["SummaryConfig", "draw_summary", "summarize", "summary_lines"]
 
@@ -27,20 +28,6 @@ _BOX = "#e69f00"
 _SEXES = {"F": "#d55e00", "M": "#56b4e9", "unknown": "#b8b8b8"}
 _NUMBERS = 20  # labels up to which the cells of the heat map hold numbers, and whose boxes are drawn
 _SAMPLES, _SIDE = 4, 256  # images of a finding that its boxes are drawn on, and pixels of their shorter side
-
-
-@dataclass
-class SummaryConfig(DataConfig):
-    """Which images are counted."""
-
-    unused = ("merge", "uncertain", "blank")
-
-    split: Literal["all", "train", "val", "valid", "test"] = "all"
-    """Split of the collection; "all" of CheXpert is its train.csv."""
-    views: str = "all"
-    """frontal, lateral, all, AP or PA."""
-    output: Path | None = None
-    """Folder for summary.json and summary.png; with --boxes also boxes.png, the boxes on some of the images."""
 
 
 def summarize(config: SummaryConfig) -> dict[str, Any]:

@@ -4,53 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from ..data import CXRDataset, DataConfig, create_transform, make_loader
+from ..data import CXRDataset, create_transform, make_loader
 from ..evaluation.inference import check_finite, predict_logits
 from ..evaluation.predictions import Predictions, read_metadata
 from ..task import Teacher
 from ..utils.config import read_yaml_file
 from ..utils.distributed import pick_device
 from ..utils.errors import InputError, name_some, require
+from .config import TeachConfig
 
 __all__ = ["TeachConfig", "gray_teacher", "teach", "trained_on"]
 
 _GRAY = {"input_size": (1, 224, 224), "mean": (0.0,), "std": (1.0,)}
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TeachConfig(DataConfig):
-    """Which teachers score which images."""
-
-    unused = ("uncertain", "blank", "boxes", "labels_from")
-
-    teacher: tuple[str, ...]
-    """xrv:NAME or xrv:FILE (TorchXRayVision), a timm name with weights, or a run folder; the logits of several are
-    averaged."""
-    output: Path
-    """Parquet file to write, for mxa train --teacher."""
-    split: Literal["all", "train", "val", "valid", "test"] | None = None
-    """Split of the collection; train by default, and all of images without labels."""
-    teacher_sha256: str | None = None
-    """SHA-256 that the file of a single teacher must have."""
-    batch_size: int = 64
-    """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
-    amp: bool = False
-    """bfloat16 autocast."""
 
 
 def gray_teacher(teacher: str, labels: Sequence[str] | None, sha256: str | None) -> Teacher:

@@ -3,7 +3,7 @@
 from ..utils.lazy import lazy_names
 
 _NAMES = {
-    "Collection": "create",
+    "Collection": "names",
     "CXRDataset": "dataset",
     "DataConfig": "config",
     "Records": "records",

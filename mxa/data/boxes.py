@@ -18,12 +18,10 @@ from .collections.nih import boxes_file
 from .collections.phantom import draw
 from .create import create_dataset
 from .dataset import CXRDataset, seeded
+from .names import OWN
 from .records import Records
 
-__all__ = ["BoxedDataset", "BoxedImage", "OWN", "boxed_images", "read_boxed"]
-
-#: In place of a file: the boxes that a collection has itself.
-OWN = "own"
+__all__ = ["BoxedDataset", "BoxedImage", "boxed_images", "read_boxed"]
 
 
 @dataclass(frozen=True)

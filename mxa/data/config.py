@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..utils.config import checked_fields, group, read_settings
 from ..utils.errors import InputError
 from ..utils.json_files import read_json
-from .create import Collection, create_dataset
-from .dataset import CXRDataset
-from .shards import is_url
+from .names import Collection, is_url
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .dataset import CXRDataset
 
 __all__ = ["DataConfig", "absolute_root"]
 
@@ -141,6 +141,8 @@ class DataConfig:
 
     def open(self, split: str | None, fold: tuple[int, int] | None = None) -> CXRDataset:
         """Opens a split with ``create_dataset``; the fields must be resolved."""
+        from .create import create_dataset
+
         said = {k: v for k, v in self.data_fields().items() if k not in ("data", "root", "boxes") and v is not None}
         return create_dataset(self.data, self.root, split, fold=fold, **said)
 

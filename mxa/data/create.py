@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -25,29 +25,13 @@ from .collections.reader import CollectionReader
 from .collections.vindr import VinDr
 from .collections.xrv import read_xrv
 from .dataset import CXRDataset
+from .names import Collection, is_url
 from .records import Records
-from .shards import ShardDataset, ShardRecords, Shards, check_url, is_url
+from .shards import ShardDataset, ShardRecords, Shards, check_url
 from .splits import check_disjoint, check_unique, divide, fold_splits, splits_sha256
 
-__all__ = ["Collection", "COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
+__all__ = ["COLLECTIONS", "EmptySplit", "create_dataset", "from_xrv", "read_collection"]
 
-#: Names of the collections, for a command line.
-Collection = Literal[
-    "phantom",
-    "nih",
-    "nih-google",
-    "chexpert",
-    "chexpert-chexbert",
-    "chexpert-visualchexbert",
-    "mimic",
-    "mimic-negbio",
-    "padchest",
-    "vindr",
-    "table",
-    "folder",
-    "images",
-    "shards",
-]
 _READERS = (Phantom, NIHChestXray14, NIHGoogle, CheXpert, CheXpertCheXbert, CheXpertVisualCheXbert, Mimic, MimicNegBio)
 _READERS += (PadChest, VinDr, Table, Folder, Images, Shards)
 COLLECTIONS: dict[str, type[CollectionReader]] = dict(zip(get_args(Collection), _READERS, strict=True))

@@ -33,6 +33,7 @@ from ..utils.errors import InputError, require
 from .collections.reader import CollectionReader
 from .dataset import CXRDataset
 from .image_io import read_image
+from .names import is_url
 from .records import Records
 from .tables import read_table_file
 
@@ -44,7 +45,6 @@ __all__ = [
     "ShardRecords",
     "Shards",
     "check_url",
-    "is_url",
     "largest_shard",
 ]
 
@@ -55,11 +55,6 @@ _LARGEST = 2**28  # bytes of a shard or of the table, unless MXA_MAX_SHARD_BYTES
 _MANIFEST_BYTES, _MEMBERS, _CELLS = 2**24, 200_000, 10**8
 _URL = re.compile(r"(?!pipe:)[a-z][a-z0-9+.-]*://[\w.~:/?#@!$&()*+,;=%-]*", re.ASCII)
 MIXED = 4  # shards whose images a training process mixes: some 60 MB in memory at 1,000 images a shard
-
-
-def is_url(root: str | Path) -> bool:
-    """True for what webdataset opens and a disk does not: ``https://...``, ``gs://...``, ``hf://...``, ``pipe:...``."""
-    return re.match(r"pipe:|[A-Za-z][A-Za-z0-9+.-]+://", str(root)) is not None
 
 
 def check_url(url: str | Path, allow_pipe: bool) -> None:

@@ -10,10 +10,10 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm
@@ -27,6 +27,7 @@ from ..models.load import load_model
 from ..utils.config import read_settings
 from ..utils.errors import InputError, require
 from ..utils.files import is_empty
+from .config import ExportConfig
 from .graphs import write_graph
 from .manifest import Manifest
 from .onnx_graph import OPSET
@@ -41,29 +42,6 @@ _CLOSE = 5e-5  # how far fp32 logits may be from PyTorch's, for the same plane
 _RESIZED = 0.1  # and for an image that the graph resizes
 _IMAGES = 8  # that both are checked on
 _CALIBRATION = 256  # images of the training split that the ranges of int8 are chosen on
-
-
-@dataclass
-class ExportConfig(DataConfig):
-    """What is exported, and how."""
-
-    unused = ("uncertain", "boxes")
-
-    model: str
-    """Run folder, or a timm name with weights."""
-    output: Path
-    """Folder to write: the graph and mxa.json."""
-    format: Literal["onnx", "openvino", "torch-export"] = "onnx"
-    """Format of the graph."""
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    """fp16 halves the file and computes in fp32; bf16 (OpenVINO) computes in bf16; int8 chooses its ranges on training
-    images, and is scored on validation patients."""
-    preprocessing: Literal["inside", "outside"] = "inside"
-    """inside: the graph takes uint8 gray of any size. outside: it takes the resized and normalised input."""
-    max_drop: float = 0.005
-    """Most that another precision may lose of the macro AUC of the validation patients."""
-    overwrite: bool = False
-    """Replace what an earlier export wrote there."""
 
 
 def export(config: ExportConfig) -> dict[str, Any]:

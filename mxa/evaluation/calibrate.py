@@ -6,12 +6,10 @@ import datetime
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..data import DataConfig
 from ..labels import LABEL_SPACES
 from ..metrics.operating import (
     ENOUGH,
@@ -28,30 +26,13 @@ from ..utils.errors import InputError, name_some
 from ..utils.files import alone_in, write_text
 from ..utils.json_files import read_json, to_json
 from .calibration import Calibration
-from .evaluate import EvaluateConfig, score, weights_sha256
+from .config import CalibrateConfig, EvaluateConfig
+from .evaluate import score, weights_sha256
 
 __all__ = ["CalibrateConfig", "Calibration", "calibrate", "find_calibration", "read_calibration"]
 
 NAME = "calibration.json"
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class CalibrateConfig(DataConfig):
-    """What is calibrated on what."""
-
-    unused = ("labels", "uncertain", "boxes")
-
-    model: str
-    """Run folder; calibration.json is written into it."""
-    overwrite: bool = False
-    """Replace a calibration that was made on other images."""
-    batch_size: int = 64
-    """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
 
 
 def calibrate(config: CalibrateConfig) -> Calibration:

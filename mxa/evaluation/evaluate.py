@@ -6,16 +6,16 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
 
 from .. import __version__
-from ..data import CXRDataset, DataConfig, create_transform, make_loader
+from ..data import CXRDataset, create_transform, make_loader
 from ..data.collections.generic_table import find_columns
 from ..data.collections.image_paths import plain_path
 from ..data.create import EmptySplit
@@ -28,6 +28,7 @@ from ..utils.errors import InputError, require
 from ..utils.files import alone_in, write_text
 from ..utils.files import digest as file_digest
 from ..utils.json_files import to_json
+from .config import EvaluateConfig
 from .inference import predict_logits
 from .model_arguments import read_models
 from .predictions import (
@@ -58,44 +59,6 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EvaluateConfig(DataConfig):
-    """What is scored on what."""
-
-    unused = ("labels", "uncertain", "boxes")
-
-    models: tuple[str, ...]
-    """Run folders, timm names with weights, or Parquet or CSV files of scores; A,B,C are the seeds of one model."""
-    output: Path
-    """Folder for report.html, metrics.json, metrics.csv, model_card.md and predictions/."""
-    split: Literal["all", "train", "val", "valid", "test"] | None = None
-    """The collection's test list where it has one, else every image, by default."""
-    level: Literal["image", "study-mean", "study-max"] = "image"
-    """Score images, or studies by the mean or the maximum of their images' probabilities."""
-    validation: bool = True
-    """Score the validation patients too, to choose thresholds and temperatures on them."""
-    by: str | None = None
-    """Columns to report groups by, separated by commas: view, frontal, sex, age, or any of --groups."""
-    groups: Path | None = None
-    """A CSV or Parquet file with a column of image names and columns to group by; a table's own by default."""
-    min_group: int = 50
-    """Images under which a group is counted but not scored."""
-    note: str | None = None
-    """What must be said beside the scores; it stands at the top of the report."""
-    skip_bad: bool = False
-    """Leave out images that do not read, and list them, instead of stopping."""
-    replicates: int = 1000
-    """Bootstrap replicates (of patients) for the intervals."""
-    batch_size: int = 64
-    """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
-    device: str | None = None
-    """cuda where there is one, else cpu, by default."""
-    amp: bool = False
-    """bfloat16 autocast."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -9,23 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
-from timm.loss import MULTI_LABEL_LOSS_TYPES
-from timm.optim import list_optimizers
 
-from ..data import DataConfig
-from ..data.boxes import OWN
-from ..data.config import absolute_root
-from ..data.create import Collection
-from ..data.shards import is_url
-from ..models.config_file import check_arguments
+from ..data.config import DataConfig, absolute_root
+from ..data.names import OWN, Collection, is_url
 from ..utils.config import read_yaml
-from ..utils.distributed import world_size
 from ..utils.errors import InputError
 
 __all__ = [
-    "AMP_TYPES",
     "AugmentConfig",
     "BoxConfig",
     "LossConfig",
@@ -41,8 +32,6 @@ __all__ = [
     "read_mapping",
     "without_folders",
 ]
-
-AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(kw_only=True)
@@ -72,7 +61,7 @@ class ModelConfig:
 class LossConfig:
     """What it learns from: the loss of the labels, and a teacher."""
 
-    loss: Literal[MULTI_LABEL_LOSS_TYPES] = "bce"
+    loss: Literal["bce", "asl", "poly", "twoway", "zlpr", "db"] = "bce"
     """The labels' loss, by timm's names; masked labels count in none."""
     pos_weight: str | dict | None = None
     """Weights of positives in the loss bce: balanced, negatives by positives of the training split; or by label, as
@@ -250,6 +239,10 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         InputError: a value out of range, options that need or exclude each other, or a folder in the way.
     """
+    from timm.optim import list_optimizers
+
+    from ..utils.distributed import world_size
+
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise InputError(f"--output {run} is a file: give a folder")
@@ -311,6 +304,8 @@ def model_arguments(config: ModelConfig) -> dict[str, Any]:
     Raises:
         InputError: they are not a YAML mapping, or ``mxa.models.config_file.check_arguments`` refuses one.
     """
+    from ..models.config_file import check_arguments
+
     found = read_mapping(config.model_args or {}, "--model-args")
     if taken := set(_NOT_ARGUMENTS) & set(found):
         raise InputError(f"--model-args cannot set {', '.join(sorted(taken))}: see --img-size, --labels and --init")

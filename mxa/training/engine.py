@@ -20,9 +20,11 @@ from torch import nn
 from ..task import MultiLabelTask
 from ..utils.distributed import world_size
 from ..utils.errors import InputError
-from .config import AMP_TYPES, OptimConfig
+from .config import OptimConfig
 
-__all__ = ["Engine", "deterministic", "mixup", "prepare_model"]
+__all__ = ["AMP_TYPES", "Engine", "deterministic", "mixup", "prepare_model"]
+
+AMP_TYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager

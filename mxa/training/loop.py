@@ -40,7 +40,6 @@ from ..utils.json_files import to_json
 from .checkpoint import check_state, load_checkpoint, save_checkpoint
 from .checks import check_bad, check_files, check_labels, check_losses, few_positives, fingerprint, stack_losses
 from .config import (
-    AMP_TYPES,
     AugmentConfig,
     RunningConfig,
     TrainConfig,
@@ -49,7 +48,7 @@ from .config import (
     local_config,
     plain_config,
 )
-from .engine import Engine, deterministic, prepare_model
+from .engine import AMP_TYPES, Engine, deterministic, prepare_model
 from .progress import TrainProgress
 from .start import build_model, create_task, open_boxes, start_weights, suggest_start, with_labels
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from .config import checked_fields, kinds_of, perhaps, read_settings, read_yaml_file
 from .errors import InputError
 
-__all__ = ["parse"]
+__all__ = ["option_parser", "parse"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ def parse(
         InputError: an unknown option or field, one that is missing, or a value of another kind.
         SystemExit: help was asked for.
     """
-    parser = _parser(kind, prog, description, positional, recipes, helps=not {"-h", "--help"}.isdisjoint(arguments))
+    helps = not {"-h", "--help"}.isdisjoint(arguments)
+    parser = option_parser(kind, prog, description, positional, recipes, helps)
     given = vars(parser.parse_intermixed_args(arguments))
     config, recipe = given.pop("config", None), given.pop("recipe", None)
     if config and recipe:
@@ -76,10 +77,19 @@ class _OneOrMore(Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
-def _parser(
+def option_parser(
     kind: type, prog: str, description: str, positional: str | None, recipes: Path | None, helps: bool
-) -> _Parser:
-    """A parser that leaves every value as text; the fields of each class that ``kind`` is made of are a group."""
+) -> ArgumentParser:
+    """Makes a parser that leaves every value as text; the fields of each class that ``kind`` is made of are a group.
+
+    Args:
+        kind: As in ``parse``.
+        prog: As in ``parse``.
+        description: As in ``parse``.
+        positional: As in ``parse``.
+        recipes: As in ``parse``.
+        helps: Give the options their help, which takes a while to find.
+    """
     usage = f"{prog} {positional.upper() if positional else ''} [options]"
     parser = _Parser(prog, usage, description, allow_abbrev=False, argument_default=SUPPRESS)
     unused = getattr(kind, "unused", ())

@@ -302,7 +302,7 @@ def test_choosing_on_validation_patients_never_reads_the_test_part(config, table
         asked.append(split)
         return create_dataset(data, root, split, *args, **kwargs)
 
-    monkeypatch.setattr("mxa.data.config.create_dataset", watched)
+    monkeypatch.setattr("mxa.data.create.create_dataset", watched)
     result = ablate(config(split="val"))
     assert set(asked) == {"train", "val"}
     val = create_dataset("table", table, "val")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,8 +11,6 @@ import pytest
 from mxa import cli
 from mxa.commands import doctor as module
 from mxa.commands.doctor import DoctorConfig, doctor
-
-HEAVY = ("torch", "torchvision", "timm", "pandas", "scipy", "PIL", "matplotlib")
 
 
 def found(checks, what):
@@ -105,21 +101,6 @@ def test_a_fault_is_the_exit_status(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(["doctor"])
     assert error.value.code == 1 and "fault x: y\n      -> z" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predit"]])
-def test_names_and_versions_import_nothing_that_takes_long(arguments):
-    code = f"""
-import sys
-from mxa import cli
-try:
-    cli.main({arguments!r})
-except SystemExit:
-    pass
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

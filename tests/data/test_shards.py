@@ -18,7 +18,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.data import create_dataset, create_transform, make_loader
-from mxa.data.shards import ShardDataset, is_url
+from mxa.data.names import is_url
+from mxa.data.shards import ShardDataset
 from mxa.labels import CHEXPERT
 from mxa.utils.errors import InputError
 

@@ -95,7 +95,7 @@ def test_a_micro_batch_of_one_image_is_refused(config, table, monkeypatch):
         fit(config(batch_size=4, grad_accum=4), train_set)
     with pytest.raises(InputError, match=r"^16 micro-batches .* need two images each.* split has 24: use fewer"):
         fit(config(batch_size=64, grad_accum=16), train_set)
-    monkeypatch.setattr("mxa.training.config.world_size", lambda: 2)
+    monkeypatch.setattr("mxa.utils.distributed.world_size", lambda: 2)
     with pytest.raises(InputError, match="--batch-size 2 leaves one image to each of 2 micro-batches"):
         check_config(config(batch_size=2))
     check_config(config(batch_size=4))

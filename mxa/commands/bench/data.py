@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,27 +25,12 @@ from ...data.collections.phantom import LABELS, draw
 from ...data.collections.xrv import shipped_table
 from ...utils.errors import InputError
 from ..prepare import PrepareConfig, prepare
+from .config import BenchDataConfig
 from .timing import alternate, timed, write_record
 
 __all__ = ["BenchDataConfig", "bench_data"]
 
 _BATCH = 32
-
-
-@dataclass
-class BenchDataConfig:
-    """Compares loaders with TorchXRayVision's CheX_Dataset: images per second, start-up, memory of a worker."""
-
-    root: str | None = None
-    """CheXpert folder with train.csv; drawn JPEGs of CheXpert-small's size (390 x 320) by default."""
-    images: int = 256
-    """Images of an epoch."""
-    img_size: int = 224
-    """Side of the images that come out, in pixels."""
-    repeats: int = 5
-    """Rounds; each loads one epoch with every contender."""
-    output: Path | None = None
-    """JSON file to write configuration, environment and rows to."""
 
 
 def bench_data(config: BenchDataConfig) -> list[dict]:

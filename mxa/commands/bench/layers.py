@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch.nn import functional as F
 
 from ...layers.roi import roi_resize
+from .config import BenchLayersConfig
 from .timing import alternate, threads, timed, write_record
 
 __all__ = ["BenchLayersConfig", "bench_layers"]
 
 _M5_MAPS = ((192, 14), (288, 7), (384, 4))  # channels and side of the maps that MXA sees in M5 at 224x224
-
-
-@dataclass
-class BenchLayersConfig:
-    """Compares roi_resize with affine_grid and grid_sample at the map sizes of M5."""
-
-    batch_sizes: tuple[int, ...] = (1, 32)
-    """Maps per batch."""
-    repeats: int = 20
-    """Rounds; each times both once."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
-    device: str = "cpu"
-    """Where to run: "cpu", "cuda", "cuda:1"."""
-    output: Path | None = None
-    """JSON file to write configuration, environment and rows to."""
 
 
 def bench_layers(config: BenchLayersConfig) -> list[dict]:

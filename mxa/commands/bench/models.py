@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,35 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...models.load import create
 from ...utils.config import read_named
 from ...utils.errors import InputError
+from .config import BenchModelsConfig
 from .timing import alternate, counted, threads, timed, write_record
 
 __all__ = ["BenchModelsConfig", "bench_models"]
-
-
-@dataclass
-class BenchModelsConfig:
-    """Compares models with peers: parameters, MACs, latency, training step and memory."""
-
-    models: tuple[str, ...] = ("efficientvit_ml_m5", "efficientvit_ml_m5_mxa")
-    """Names of timm models (ours are registered there), or NAME: {argument: value}."""
-    peers: tuple[str, ...] = ("efficientvit_m5",)
-    """Names of timm models to compare with; the first is the reference of all ratios."""
-    batch_size: int = 32
-    """Images per batch, at least 2; latency is measured at 1 too."""
-    img_size: int = 224
-    """Side of the images in pixels."""
-    num_classes: int = 14
-    """Outputs of every model."""
-    repeats: int = 20
-    """Rounds; each times every model once."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
-    device: str = "cpu"
-    """Where to run: "cpu", "cuda", "cuda:1"."""
-    channels_last: bool = False
-    """Lay images and weights out channels-last in memory."""
-    output: Path | None = None
-    """JSON file to write configuration, environment and rows to."""
 
 
 def bench_models(config: BenchModelsConfig) -> list[dict]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,31 +19,12 @@ from ...deployment.predictor import ModelInfo
 from ...deployment.quantize import check_precision
 from ...models.load import create
 from ...utils.errors import InputError
+from .config import BenchRuntimesConfig
 from .timing import alternate, threads, timed, write_record
 
 __all__ = ["BenchRuntimesConfig", "bench_runtimes"]
 
 _RANGES = 16  # random images that the ranges of int8 are chosen on: enough for its speed
-
-
-@dataclass
-class BenchRuntimesConfig:
-    """Compares what runs a model, from gray planes in memory to logits."""
-
-    models: tuple[str, ...] = ("efficientvit_m5", "efficientvit_ml_m5_mxa", "densenet121")
-    """Names of timm models; the first, as PyTorch runs it, is the reference of all ratios."""
-    runtimes: tuple[str, ...] = ("eager", "deploy", "onnx", "openvino")
-    """eager, deploy, onnx, openvino; with a precision as onnx-int8, openvino-bf16."""
-    batch_size: int = 32
-    """Images per batch; latency is measured at 1 too."""
-    img_size: int = 224
-    """Side of the images in pixels."""
-    repeats: int = 10
-    """Rounds; each times every contender once."""
-    threads: int = 2
-    """CPU threads of every runtime."""
-    output: Path | None = None
-    """JSON file to write configuration, environment and rows to."""
 
 
 def bench_runtimes(config: BenchRuntimesConfig) -> list[dict]:

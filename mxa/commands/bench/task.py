@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import torch
 
 from ...labels import CHEXPERT
 from ...task import MultiLabelDistillationTask, MultiLabelTask, Teacher
-from ...training.config import AMP_TYPES, TrainConfig
-from ...training.engine import Engine, prepare_model
+from ...training.config import TrainConfig
+from ...training.engine import AMP_TYPES, Engine, prepare_model
 from ...training.start import build_model
 from ...utils.errors import InputError
+from .config import BenchTaskConfig
 from .timing import alternate, threads, timed, write_record
 
 __all__ = ["BenchTaskConfig", "bench_task"]
-
-
-@dataclass
-class BenchTaskConfig:
-    """Measures training steps with and without TorchXRayVision's DenseNet-121 (untrained) as the teacher."""
-
-    models: tuple[str, ...] = ("efficientvit_ml_m5", "efficientvit_ml_m5_mxa")
-    """Students: names of timm models."""
-    batch_size: int = 32
-    """Images of a step."""
-    img_size: int = 224
-    """Side of the images in pixels."""
-    repeats: int = 10
-    """Rounds; each times every step once."""
-    threads: int | None = None
-    """CPU threads; torch's own choice by default."""
-    device: str = "cpu"
-    """Where to run: "cpu", "cuda", "cuda:1"."""
-    amp: Literal["bf16", "fp16"] | None = None
-    """Autocast."""
-    output: Path | None = None
-    """JSON file to write configuration, environment and rows to."""
 
 
 def bench_task(config: BenchTaskConfig) -> list[dict]:

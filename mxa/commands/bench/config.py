@@ -1,0 +1,109 @@
+"""What ``mxa bench`` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["BenchDataConfig", "BenchLayersConfig", "BenchModelsConfig", "BenchRuntimesConfig", "BenchTaskConfig"]
+
+
+@dataclass
+class BenchModelsConfig:
+    """Compares models with peers: parameters, MACs, latency, training step and memory."""
+
+    models: tuple[str, ...] = ("efficientvit_ml_m5", "efficientvit_ml_m5_mxa")
+    """Names of timm models (ours are registered there), or NAME: {argument: value}."""
+    peers: tuple[str, ...] = ("efficientvit_m5",)
+    """Names of timm models to compare with; the first is the reference of all ratios."""
+    batch_size: int = 32
+    """Images per batch, at least 2; latency is measured at 1 too."""
+    img_size: int = 224
+    """Side of the images in pixels."""
+    num_classes: int = 14
+    """Outputs of every model."""
+    repeats: int = 20
+    """Rounds; each times every model once."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+    device: str = "cpu"
+    """Where to run: "cpu", "cuda", "cuda:1"."""
+    channels_last: bool = False
+    """Lay images and weights out channels-last in memory."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchRuntimesConfig:
+    """Compares what runs a model, from gray planes in memory to logits."""
+
+    models: tuple[str, ...] = ("efficientvit_m5", "efficientvit_ml_m5_mxa", "densenet121")
+    """Names of timm models; the first, as PyTorch runs it, is the reference of all ratios."""
+    runtimes: tuple[str, ...] = ("eager", "deploy", "onnx", "openvino")
+    """eager, deploy, onnx, openvino; with a precision as onnx-int8, openvino-bf16."""
+    batch_size: int = 32
+    """Images per batch; latency is measured at 1 too."""
+    img_size: int = 224
+    """Side of the images in pixels."""
+    repeats: int = 10
+    """Rounds; each times every contender once."""
+    threads: int = 2
+    """CPU threads of every runtime."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchDataConfig:
+    """Compares loaders with TorchXRayVision's CheX_Dataset: images per second, start-up, memory of a worker."""
+
+    root: str | None = None
+    """CheXpert folder with train.csv; drawn JPEGs of CheXpert-small's size (390 x 320) by default."""
+    images: int = 256
+    """Images of an epoch."""
+    img_size: int = 224
+    """Side of the images that come out, in pixels."""
+    repeats: int = 5
+    """Rounds; each loads one epoch with every contender."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchTaskConfig:
+    """Measures training steps with and without TorchXRayVision's DenseNet-121 (untrained) as the teacher."""
+
+    models: tuple[str, ...] = ("efficientvit_ml_m5", "efficientvit_ml_m5_mxa")
+    """Students: names of timm models."""
+    batch_size: int = 32
+    """Images of a step."""
+    img_size: int = 224
+    """Side of the images in pixels."""
+    repeats: int = 10
+    """Rounds; each times every step once."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+    device: str = "cpu"
+    """Where to run: "cpu", "cuda", "cuda:1"."""
+    amp: Literal["bf16", "fp16"] | None = None
+    """Autocast."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchLayersConfig:
+    """Compares roi_resize with affine_grid and grid_sample at the map sizes of M5."""
+
+    batch_sizes: tuple[int, ...] = (1, 32)
+    """Maps per batch."""
+    repeats: int = 20
+    """Rounds; each times both once."""
+    threads: int | None = None
+    """CPU threads; torch's own choice by default."""
+    device: str = "cpu"
+    """Where to run: "cpu", "cuda", "cuda:1"."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
