@@ -12,6 +12,7 @@ from .predict_config import PredictConfig
 
 __all__ = [
     "AblateConfig",
+    "CompletionConfig",
     "ConvertConfig",
     "ExplainConfig",
     "LocalizeConfig",
@@ -213,3 +214,11 @@ class PublishConfig(DataConfig):
     """Worker processes that read images."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
+
+
+@dataclass
+class CompletionConfig:
+    """Which shell completes."""
+
+    shell: Literal["bash", "zsh", "fish"]
+    """The shell that reads what is printed."""

@@ -16,6 +16,7 @@ __all__ = [
     "ablate",
     "bench",
     "calibrate",
+    "completion",
     "convert",
     "data_summary",
     "doctor",
@@ -56,6 +57,11 @@ def doctor(config: Any, checks: Any) -> None:
         _say(f"{check.state:6}{check.what}: {check.found}", *([f"      -> {check.remedy}"] if check.remedy else []))
     if any(check.state == "fault" for check in checks):
         sys.exit(1)
+
+
+def completion(config: Any, script: str) -> None:
+    """Prints the shell's script."""
+    print(script)
 
 
 def teach(config: Any, found: Any) -> None:

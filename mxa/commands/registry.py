@@ -119,6 +119,12 @@ COMMANDS = {
         "commands.doctor.DoctorConfig",
         "Say what this machine lacks for mxa.",
     ),
+    "completion": Command(
+        "commands.completion.completion",
+        "commands.config.CompletionConfig",
+        "Print what makes a shell complete mxa's commands.",
+        "shell",
+    ),
     "bench models": Command(
         "commands.bench.models.bench_models",
         "commands.bench.config.BenchModelsConfig",
