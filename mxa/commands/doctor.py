@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,14 +45,19 @@ class Check(NamedTuple):
 
 
 def doctor(config: DoctorConfig) -> list[Check]:
-    """Looks at packages, device, processor, folders, the Hub and the teacher's weights, in this order.
+    """Looks at packages, weights, device, processor, folders, the teacher's weights and the Hub, in this order.
 
     Returns:
         A check for each thing. Every note and every fault has its remedy.
     """
-    parts: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _extras, _device, _memory, _folders, _teacher)
-    checks = [check for part in parts for check in part()]
-    return [*checks, _hub(config.offline)]
+    checks: list[Check] = []
+    for part in (_pytorch, _packages, _weights, _device, _allocator, _folders, _teacher, partial(_hub, config.offline)):
+        try:
+            checks.extend(part())
+        except Exception as error:  # such as torch that does not import: what is left can still be looked at
+            what = getattr(part, "func", part).__name__.strip("_")
+            checks.append(Check("fault", what, f"not looked at: {_line(error)}", "mend the other faults first"))
+    return checks
 
 
 def version_line() -> str:
@@ -69,7 +75,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages() -> Iterator[Check]:
+def _pytorch() -> Iterator[Check]:
     yield Check("ok", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     try:
         import torch
@@ -81,27 +87,58 @@ def _packages() -> Iterator[Check]:
     except Exception as error:  # an import of another build raises one of many classes
         remedy = "install both from one place: pip install --force-reinstall torch torchvision"
         yield Check("fault", "PyTorch", f"torch and torchvision do not match: {_line(error)}", remedy)
-        return
-    for name in ("timm", "torchxrayvision", "safetensors", "huggingface-hub"):
-        version = _version(name)
-        yield Check("ok" if version else "fault", name, version or "missing", "" if version else f"pip install {name}")
 
 
-def _extras() -> Iterator[Check]:
-    """The extras of this package, and what each of them lacks."""
+def _packages() -> Iterator[Check]:
+    """What mxa needs, and each of its extras, beside what is installed."""
     from packaging.requirements import Requirement
 
-    wanted: dict[str, list[str]] = {}
-    for text in importlib.metadata.requires("mxa") or ():
-        requirement = Requirement(text)
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
-        if extra and extra[1] not in _NOT_FOR_USERS and requirement.name != "mxa":
-            wanted.setdefault(extra[1], []).append(requirement.name)
-    lacking = {extra: [name for name in names if not _version(name)] for extra, names in wanted.items()}
-    yield Check("ok", "extras", ", ".join(extra for extra, missing in lacking.items() if not missing) or "none")
-    for extra, missing in lacking.items():
-        if missing:
-            yield Check("note", f"extra {extra}", f"lacks {', '.join(missing)}", f'pip install "mxa[{extra}]"')
+    try:
+        texts = importlib.metadata.requires("mxa") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("note", "extras", "unknown: mxa runs from a folder and is not installed", "pip install -e FOLDER")
+        return
+    lacking: dict[str, list[str]] = {"": []}
+    for requirement in map(Requirement, texts):
+        found = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
+        extra = found[1] if found else ""
+        if extra in _NOT_FOR_USERS or requirement.name == "mxa":
+            continue
+        version = _version(requirement.name)
+        if version is None:
+            lacking.setdefault(extra, []).append(requirement.name)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            lacking.setdefault(extra, []).append(f"{requirement.name}{requirement.specifier} (it has {version})")
+        else:
+            lacking.setdefault(extra, [])
+    missing = lacking.pop("")
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("timm", "torchxrayvision", "huggingface-hub"))
+    if missing:
+        yield Check("fault", "packages", _lacks(missing), "pip install mxa")
+    else:
+        yield Check("ok", "packages", versions)
+    yield Check("ok", "extras", ", ".join(extra for extra, names in lacking.items() if not names) or "none")
+    for extra, names in lacking.items():
+        if names:
+            yield Check("note", f"extra {extra}", _lacks(names), f'pip install "mxa[{extra}]"')
+
+
+def _lacks(names: list[str]) -> str:
+    return f"lacks {', '.join(names)}"
+
+
+def _weights() -> Iterator[Check]:
+    """The weights that come with mxa, against their hash."""
+    from ..models.hub import SHIPPED, manifest, packaged
+    from ..utils.files import digest
+
+    entry = manifest()[SHIPPED]
+    path = packaged(entry)
+    if path and path.is_file() and digest(path) == entry["sha256"]:
+        yield Check("ok", "weights", f"{SHIPPED} is as released")
+    else:
+        remedy = "pip install --force-reinstall --no-deps mxa"
+        yield Check("fault", "weights", f"{SHIPPED} is missing, or not as released", remedy)
 
 
 def _device() -> Iterator[Check]:
@@ -124,7 +161,7 @@ def _device() -> Iterator[Check]:
         yield Check("note", "bf16", "no AVX512-BF16 or AMX: --precision bf16 is refused here", "export in fp32")
 
 
-def _memory() -> Iterator[Check]:
+def _allocator() -> Iterator[Check]:
     from ..utils.allocator import keep_memory
 
     if keep_memory():
@@ -141,6 +178,7 @@ def _folders() -> Iterator[Check]:
 
     folders = (
         ("this folder", Path.cwd(), "work in another, or give --output"),
+        ("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder of yours"),
         ("the Hub's cache", Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder of yours"),
     )
     for what, folder, remedy in folders:
@@ -165,19 +203,20 @@ def _teacher() -> Iterator[Check]:
         yield Check("note", "teacher", f"no weights of TorchXRayVision in {folder}", remedy)
 
 
-def _hub(offline: bool) -> Check:
+def _hub(offline: bool) -> Iterator[Check]:
     from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE:
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
-        return Check("note", "Hub", f"not asked: {why}", "leave it out to download weights")
+        yield Check("note", "Hub", f"not asked: {why}", "leave it out to download weights")
+        return
     started = time.monotonic()
     try:
         with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_HUB_SECONDS):
-            return Check("ok", "Hub", f"{constants.ENDPOINT} answers in {time.monotonic() - started:.1f} s")
+            yield Check("ok", "Hub", f"{constants.ENDPOINT} answers in {time.monotonic() - started:.1f} s")
     except (OSError, ValueError) as error:
         remedy = "set HF_ENDPOINT to a mirror, HTTPS_PROXY to a proxy, or copy files by hand (docs/weights.md)"
-        return Check("note", "Hub", f"{constants.ENDPOINT} cannot be reached: {_line(error)}", remedy)
+        yield Check("note", "Hub", f"{constants.ENDPOINT} cannot be reached: {_line(error)}", remedy)
 
 
 def _line(error: Exception) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from .. import __version__
@@ -16,6 +15,7 @@ from ..deployment.stream import default_workers
 from ..utils.errors import InputError
 from ..utils.files import alone_in
 from ..utils.json_files import to_json
+from .bar import images_bar
 from .predict_config import PredictConfig
 from .predict_rows import predict_rows
 
@@ -42,7 +42,7 @@ def predict_files(config: PredictConfig) -> Summary:
         if not output.exists():
             try:
                 parts.begin(_settings(config, predictor))
-                with _progress(len(files)) as advance:
+                with images_bar(len(files)) as advance:
                     compute = _on_ray if config.ray else _here
                     compute(config, predictor, parts, advance)
                 parts.finish()
@@ -122,25 +122,3 @@ def _on_ray(config: PredictConfig, predictor: Predictor, parts: Parts, advance: 
     for number, content in parts_on_ray(config, predictor.info, parts.table, left):
         parts.write(number, content)
         advance(len(left[number]))
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar with the speed and the time left, where somebody looks; gives what moves it on."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich import console
-    from rich import progress as rich
-
-    screen = console.Console(stderr=True)
-    speed = rich.TextColumn("{task.fields[speed]}  left")
-    columns = rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), speed, rich.TimeRemainingColumn()
-    with rich.Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task("", total=images, speed="")
-
-        def advance(count: int) -> None:
-            now = bar.tasks[0].speed
-            bar.update(task, advance=count, speed=f"{now:,.0f}/s" if now else "")
-
-        yield advance

@@ -28,6 +28,7 @@ from ..utils.files import alone_in, atomic_write, digest, write_text
 from ..utils.interrupt import follow_parent
 from ..utils.json_files import read_json, to_json
 from ..utils.on_ray import map_on_ray
+from .bar import images_bar
 from .config import PrepareConfig
 
 __all__ = ["PrepareConfig", "prepare"]
@@ -134,18 +135,13 @@ def _plan(records: Records, size: int) -> Iterator[_Shard]:
 def _write_all(config: PrepareConfig, folder: Path, shards: list[_Shard], images: int) -> dict[str, dict[str, Any]]:
     results = {shard.name: result for shard in shards if (result := _finished(folder, shard.name))}
     left = [shard for shard in shards if shard.name not in results]
-    from rich import progress as rich
-
-    bar = rich.Progress(
-        rich.TextColumn("images"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
-    )
     jobs = [(folder, shard, config.size, config.format) for shard in left]
-    with bar:
-        task = bar.add_task("", total=images, completed=images - sum(len(shard.records) for shard in left))
+    with images_bar(images) as advance:
+        advance(images - sum(len(shard.records) for shard in left))
         found = map_on_ray(config.ray, _write_shard, jobs) if config.ray else _write_here(jobs, config.workers)
         for number, result in found:
             results[left[number].name] = result
-            bar.advance(task, len(left[number].records))
+            advance(len(left[number].records))
     return {shard.name: results[shard.name] for shard in shards}
 
 

@@ -28,18 +28,20 @@ class TrainProgress:
             rich.TextColumn("loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.1e}  left"),
             rich.TimeRemainingColumn(),
             transient=True,
-            disable=hidden,
         )
+        self._moves = not hidden and self._bar.console.is_interactive  # in a pipe it would leave an empty line
         self._task = self._bar.add_task(
             "", total=epochs * steps, completed=first * steps, epoch=f"{first + 1}/{epochs}", loss=0.0, lr=0.0
         )
 
     def __enter__(self) -> TrainProgress:
-        self._bar.start()
+        if self._moves:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._moves:
+            self._bar.stop()
 
     def step(self, epoch: int, step: int, loss: float, lr: float) -> None:
         """Shows where a run is; all counts from 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
 from pathlib import Path
 
@@ -36,6 +37,36 @@ def test_torchvision_of_another_build(monkeypatch):
     checks = doctor(DoctorConfig(offline=True))
     assert found(checks, "PyTorch").state == "fault" and "torchvision::nms" in found(checks, "PyTorch").found
     assert "pip install" in found(checks, "PyTorch").remedy
+
+
+def test_without_pytorch_the_rest_is_looked_at(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    checks = doctor(DoctorConfig(offline=True))
+    assert found(checks, "PyTorch").state == found(checks, "device").state == "fault"
+    assert found(checks, "this folder").state == "ok" and all(check.remedy for check in checks if check.state != "ok")
+
+
+def test_a_package_that_is_missing_or_too_old(monkeypatch):
+    version = module._version
+    held = {"timm": "1.0.20", "safetensors": None, "pydicom": "2.4.4"}
+    monkeypatch.setattr(module, "_version", lambda name: held.get(name, version(name)))
+    checks = doctor(DoctorConfig(offline=True))
+    assert found(checks, "packages").state == "fault" and found(checks, "packages").remedy == "pip install mxa"
+    assert "timm>=1.0.31 (it has 1.0.20)" in found(checks, "packages").found
+    assert "safetensors" in found(checks, "packages").found
+    assert "pydicom>=3 (it has 2.4.4)" in found(checks, "extra dicom").found
+
+
+def test_weights_that_are_not_as_released(monkeypatch, tmp_path):
+    from mxa.models import hub
+
+    for content in (None, b"version https://git-lfs.github.com/spec/v1"):
+        path = tmp_path / "weights.safetensors"
+        if content:
+            path.write_bytes(content)
+        monkeypatch.setattr(hub, "packaged", lambda entry, path=path: path)
+        check = found(doctor(DoctorConfig(offline=True)), "weights")
+        assert check.state == "fault" and hub.SHIPPED in check.found and "pip install" in check.remedy
 
 
 def test_an_extra_that_is_missing(monkeypatch):
