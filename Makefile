@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-clients test-deploy lint
+.PHONY: demo test test-slow test-clients test-deploy lint release-check
 
 demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,10 @@ test-deploy: $(INSTALLED)  ## Programs around what mxa writes; on Debian: apt-ge
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+release-check: $(INSTALLED)  ## Build, install and use the package, with the oldest and the newest dependencies
+	$(BIN)/python -m pip install -q --disable-pip-version-check build twine packaging
+	$(BIN)/python tests/release_check.py
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
