@@ -28,6 +28,7 @@ test-deploy: $(INSTALLED)  ## Programs around what mxa writes; on Debian: apt-ge
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 release-check: $(INSTALLED)  ## Build, install and use the package, with the oldest and the newest dependencies
 	$(BIN)/python -m pip install -q --disable-pip-version-check build twine packaging

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -186,7 +186,7 @@ def label_names(model: nn.Module) -> tuple[str, ...] | None:
     It works on every timm model. The names come with the weights' configuration, or from ``set_label_names``.
     """
     cfg = getattr(model, "pretrained_cfg", {})
-    names = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
+    names: Any = model.label_names if hasattr(model, "label_names") else cfg.get("label_names")
     return tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
 
 
@@ -371,11 +371,10 @@ def _policy_of_each(
             by_label |= dict.fromkeys(split_names(of), name)
         if not default:
             raise InputError(f"{kind}: {policy!r} says nothing for the rest: end it with one of {', '.join(known)}")
-    index = align(labels, tuple(by_label))
-    if None in index:
-        raise InputError(f"{kind}: unknown label {list(by_label)[index.index(None)]!r}; known: {', '.join(labels)}")
     policies = [default] * len(labels)
-    for i, name in zip(index, by_label.values(), strict=True):
+    for (label, name), i in zip(by_label.items(), align(labels, tuple(by_label)), strict=True):
+        if i is None:
+            raise InputError(f"{kind}: unknown label {label!r}; known: {', '.join(labels)}")
         policies[i] = name
     if unknown := sorted(set(policies) - set(known)):
         raise InputError(f"unknown policy {', '.join(unknown)} for {kind} labels: give one of {', '.join(known)}")

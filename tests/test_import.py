@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -199,6 +202,29 @@ def test_public_names(module):
     names = importlib.import_module(module).__all__
     assert sorted(names) == sorted(PUBLIC[module])
     assert all(hasattr(importlib.import_module(module), name) for name in names)
+
+
+@pytest.mark.parametrize("module", ["mxa", "mxa.data", "mxa.deployment"])
+def test_a_type_checker_sees_the_names_that_are_imported_late(module):
+    package = importlib.import_module(module)
+    (block,) = (node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If))
+    typed = {alias.asname: node.module or alias.name for node in block.body for alias in node.names}
+    assert typed == package._NAMES
+
+
+@pytest.mark.parametrize("module", [*PUBLIC, "mxa.deployment", "mxa.explain", "mxa.metrics", "mxa.task"])
+def test_every_argument_and_result_has_its_type(module):
+    public = importlib.import_module(module)
+    functions = {name: getattr(public, name) for name in public.__all__ if callable(getattr(public, name))}
+    lacking = []
+    for name, function in functions.items():
+        if get_origin(function) is not None:  # an alias such as Collection
+            continue
+        signature = inspect.signature(function)
+        known = [p.annotation for n, p in signature.parameters.items() if n != "self"]
+        known += [] if inspect.isclass(function) else [signature.return_annotation]
+        lacking += [name] if inspect.Signature.empty in known else []
+    assert lacking == []
 
 
 @pytest.mark.parametrize("name", ["demo", "graft_vit", "nih_sample_folds"])

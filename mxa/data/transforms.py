@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,7 +104,10 @@ class XrayTransform(transforms.Compose):
     Attributes:
         decode_size: Height and width that an image must have for the smallest part kept to be no smaller than the
             input (see ``read_image``).
+        to_tensor: The last step. But for that of ``to_planes``, its ``normalize`` makes the input of a batch of planes.
     """
+
+    to_tensor: Any
 
     def __init__(self, steps: list, to_tensor: Callable[[Image.Image], torch.Tensor], decode_size: tuple[int, int]):
         super().__init__([*steps, to_tensor])

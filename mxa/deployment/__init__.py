@@ -1,5 +1,7 @@
 """A trained model where it is used: faster, exported, behind one call whatever runs it. Importing needs no PyTorch."""
 
+from typing import TYPE_CHECKING
+
 from ..utils.lazy import lazy_names
 
 _NAMES = {
@@ -11,4 +13,13 @@ _NAMES = {
     "predict": "runtimes",
 }
 __all__ = list(_NAMES)
-__getattr__ = lazy_names(__name__, _NAMES)
+
+if TYPE_CHECKING:
+    from .fuse import deploy as deploy
+    from .predictor import ModelInfo as ModelInfo
+    from .predictor import Predictor as Predictor
+    from .runtimes import load_exported as load_exported
+    from .runtimes import open_predictor as open_predictor
+    from .runtimes import predict as predict
+else:
+    __getattr__ = lazy_names(__name__, _NAMES)

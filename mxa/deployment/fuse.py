@@ -67,19 +67,24 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[str, str]]:
     calls = Counter(node.target for node in nodes)
     for node in nodes:
         before = node.args[0] if node.args else None
-        alone = isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1
-        if alone and calls[node.target] == calls[before.target] == 1:
-            yield before.target, node.target
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        if calls[node.target] == calls[before.target] == 1:
+            yield str(before.target), str(node.target)
 
 
 def _fold(model: nn.Module, first: str, second: str) -> None:
     """Folds two neighbours into one, where one of them is a BatchNorm with statistics and nothing more."""
     before, after = model.get_submodule(first), model.get_submodule(second)
     if isinstance(before, _LAYERS) and isinstance(after, _NORMS) and after.running_var is not None:
-        fuse = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
-        model.set_submodule(first, fuse(before, after))
+        if isinstance(before, nn.Linear):
+            model.set_submodule(first, fuse_linear_bn_eval(before, after))
+        else:
+            model.set_submodule(first, fuse_conv_bn_eval(before, after))
         model.set_submodule(second, _what_is_left(after))
-    elif isinstance(before, nn.BatchNorm1d) and type(after) is nn.Linear and before.running_var is not None:
+    elif isinstance(before, nn.BatchNorm1d) and type(after) is nn.Linear:
+        if before.running_mean is None or before.running_var is None:
+            return
         if not isinstance(_what_is_left(before), nn.Identity):
             return
         ones, zeros = torch.ones_like(before.running_var), torch.zeros_like(before.running_var)

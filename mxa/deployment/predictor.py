@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,12 @@ from ..metrics.operating import sigmoid
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelInfo", "PlaneReader", "Predictor"]
+__all__ = ["ModelInfo", "PlaneReader", "Predictor", "Xray", "Xrays"]
+
+Xray: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
+"""One image, in any of the forms that are read."""
+Xrays: TypeAlias = "list[Any] | tuple[Any, ...]"
+"""Several of them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,13 @@ class Predictor:
         calibration = self.info.calibration if calibrated else None
         return sigmoid(logits) if calibration is None else calibration.probabilities(self.labels, logits)
 
-    def __call__(self, images: Any | Sequence[Any], batch_size: int = 32) -> dict[str, float] | list[dict[str, float]]:
+    @overload
+    def __call__(self, images: Xray, batch_size: int = 32) -> dict[str, float]: ...
+
+    @overload
+    def __call__(self, images: Xrays, batch_size: int = 32) -> list[dict[str, float]]: ...
+
+    def __call__(self, images: Xray | Xrays, batch_size: int = 32) -> dict[str, float] | list[dict[str, float]]:
         """Predicts one image, or each of several.
 
         Raises:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from ..utils.errors import InputError, require
 from ..utils.json_files import parse_json
 from .manifest import GRAPHS, MANIFEST, Manifest, read_manifest
-from .predictor import ModelInfo, Predictor
+from .predictor import ModelInfo, Predictor, Xray, Xrays
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +92,7 @@ def _open_onnx(path: Path, manifest: Manifest, threads: int | None) -> Callable[
 def _open_openvino(path: Path, manifest: Manifest, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
     openvino = require("openvino", "openvino")
     core = openvino.Core()
-    config = {"INFERENCE_PRECISION_HINT": "bf16" if manifest.precision == "bf16" else "f32"}
+    config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "bf16" if manifest.precision == "bf16" else "f32"}
     config |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     check_processor(manifest.precision)
     try:
@@ -183,7 +183,17 @@ def predictor_of(network: nn.Module, name: str) -> Predictor:
     return Predictor(info, run, "torch")
 
 
-def predict(images: Any, model: str | Path | nn.Module | Predictor | None = None) -> Any:
+@overload
+def predict(images: Xray, model: str | Path | nn.Module | Predictor | None = None) -> dict[str, float]: ...
+
+
+@overload
+def predict(images: Xrays, model: str | Path | nn.Module | Predictor | None = None) -> list[dict[str, float]]: ...
+
+
+def predict(
+    images: Xray | Xrays, model: str | Path | nn.Module | Predictor | None = None
+) -> dict[str, float] | list[dict[str, float]]:
     """Predicts the findings of one image, or of each of a list.
 
     To predict often, open the model once: ``predictor = mxa.deployment.open_predictor(model)``, then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ def _windows(model: nn.Module, images: torch.Tensor) -> dict[str, _Windows]:
         raise InputError("the model has no cascaded group attention: choose an efficientvit model, or use grad_cam")
     parents = {m.attn: m for m in model.modules() if isinstance(m, LocalWindowAttention)}
     found: dict[str, _Windows] = {}
-    looks = {}
+    looks: dict[nn.Module, Callable[..., None]] = {}
     for name, module in attentions.items():
         parts: dict[str, list[torch.Tensor]] = {"weights": [], "k": []}
 

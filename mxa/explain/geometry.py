@@ -70,7 +70,7 @@ def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
     """
     high, wide = heat.shape
     top = heat.max()
-    if not torch.isfinite(heat).all() or top - max(low, heat.min()) <= 1e-4 * top.abs():
+    if not torch.isfinite(heat).all() or top - max(low, heat.min().item()) <= 1e-4 * top.abs():
         return None
     y, x = divmod(int(heat.argmax()), wide)
     mask = (heat >= (low + top) / 2).float()[None]
@@ -83,7 +83,8 @@ def find_peak(heat: torch.Tensor, low: float = 0.0) -> Peak | None:
         part = grown
     rows, columns = part[0].amax(1).nonzero(), part[0].amax(0).nonzero()
     box = (columns.min() / wide, rows.min() / high, (columns.max() + 1) / wide, (rows.max() + 1) / high)
-    return Peak(((x + 0.5) / wide, (y + 0.5) / high), tuple(float(v) for v in box))
+    x1, y1, x2, y2 = map(float, box)
+    return Peak(((x + 0.5) / wide, (y + 0.5) / high), (x1, y1, x2, y2))
 
 
 def least_shown(heat: torch.Tensor) -> float:

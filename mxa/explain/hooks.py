@@ -25,7 +25,7 @@ def observe(model: nn.Module, images: torch.Tensor, looks: Mapping[nn.Module, Lo
         looks: A function for each module to look at. It is called with the module's first input, its output, and a
             function from a map ``(B, C, h, w)`` at that place to its ``Grid`` (see ``tracked_grids``).
     """
-    with tracked_grids(model, tuple(images.shape[-2:])) as grid_of:
+    with tracked_grids(model, (images.shape[-2], images.shape[-1])) as grid_of:
         handles = []
         for module, look in looks.items():
             hook = lambda m, inputs, output, look=look: look(inputs[0], output, grid_of)  # noqa: E731
@@ -58,7 +58,7 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
     count a movement of the box that does not happen.
     """
 
-    def hold(_, inputs: tuple[torch.Tensor, ...], boxes: torch.Tensor) -> torch.Tensor:
+    def hold(_: nn.Module, inputs: tuple[torch.Tensor, ...], boxes: torch.Tensor) -> torch.Tensor:
         return torch.where((boxes > 0) & (boxes < 1), boxes, boxes.detach())
 
     heads = [m for m in model.modules() if isinstance(m, (ROIHead, MeanROIHead))]

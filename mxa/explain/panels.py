@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -216,7 +216,7 @@ def _draw_findings(axes: Axes, image: Image.Image, findings: Mapping[str, Findin
     colours = require("matplotlib.colors", "explain")
     patches = require("matplotlib.patches", "explain")
     _draw_xray(axes, image)
-    where = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
+    where: dict[str, Any] = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
     for i, (name, found) in enumerate(findings.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         tint = np.empty((*found.heat_map.shape, 4))
@@ -241,7 +241,7 @@ def _draw_findings(axes: Axes, image: Image.Image, findings: Mapping[str, Findin
 def _compare(
     row: Sequence[Axes], image: Image.Image, naive: torch.Tensor, improved: torch.Tensor, names: tuple[str, str]
 ) -> None:
-    improved = resize(improved[None], tuple(naive.shape))[0]
+    improved = resize(improved[None], (naive.shape[0], naive.shape[1]))[0]
     low, top = min(least_shown(naive), least_shown(improved)), max(naive.max().item(), improved.max().item())
     _draw_xray(row[0], image)
     for axes, heat, name in zip(row[1:], (naive, improved), names, strict=False):
@@ -281,7 +281,7 @@ def _draw_heat(
 def _draw_map(
     axes: Axes, image: Image.Image, heat: torch.Tensor, colours: str, low: float, top: float, opacity: torch.Tensor
 ) -> ScalarMappable:
-    where = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
+    where: dict[str, Any] = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
     return axes.imshow(heat.numpy(), cmap=colours, vmin=low, vmax=top, alpha=opacity.numpy(), **where)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -12,6 +15,8 @@ from .geometry import place, upsample
 from .hooks import observe
 
 __all__ = ["gate_maps", "predict_rois", "roi_heat_maps"]
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def predict_rois(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -32,7 +37,7 @@ def predict_rois(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
         InputError: the model has no ROI head.
     """
     found: dict[str, torch.Tensor] = {}
-    looks = {}
+    looks: dict[nn.Module, Callable[..., None]] = {}
     for name, head in _named(model, (ROIHead, MeanROIHead)).items():
 
         def look(x, boxes, grid_of, name=name):
@@ -54,7 +59,7 @@ def roi_heat_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
         InputError: the model has no MXA block, or none with a softmax head.
     """
     found: dict[str, torch.Tensor] = {}
-    looks = {}
+    looks: dict[nn.Module, Callable[..., None]] = {}
     for name, head in _named(model, ROIHead).items():
 
         def look(x, boxes, grid_of, name=name, head=head):
@@ -79,7 +84,7 @@ def gate_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
         InputError: the model has no MXA block.
     """
     found: dict[str, torch.Tensor] = {}
-    looks = {}
+    looks: dict[nn.Module, Callable[..., None]] = {}
     for name, block in _named(model, MXABlock).items():
         cut: list[tuple[torch.Tensor, Grid]] = []
 
@@ -96,7 +101,7 @@ def gate_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
     return found
 
 
-def _named(model: nn.Module, kind: type | tuple[type, ...]) -> dict[str, nn.Module]:
+def _named(model: nn.Module, kind: type[Kind] | tuple[type[Kind], ...]) -> dict[str, Kind]:
     found = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
     if not found:
         what = "MXA block with a softmax head" if kind is ROIHead else "MXA block"

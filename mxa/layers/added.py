@@ -21,23 +21,25 @@ def remember(model: nn.Module, kind: str, recipe: dict[str, Any]) -> None:
         kind: ``"grafted"`` or ``"finding_head"``: the argument of the saved architecture.
         recipe: The arguments of the function that adds it.
     """
+    fields: Any = model
     cfg = getattr(model, "pretrained_cfg", None)
-    before = {"_model_args": dict(getattr(model, "_model_args", {}))}
+    before: dict[str, Any] = {"_model_args": dict(getattr(model, "_model_args", {}))}
     if cfg and cfg.get("architecture"):
         before |= {"pretrained_cfg": cfg, "default_cfg": getattr(model, "default_cfg", cfg)}
         base = {} if cfg["architecture"] == GRAFTED else {"base": cfg["architecture"]}
-        model._model_args = {**before["_model_args"], **base, kind: recipe}
-        model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": GRAFTED}
-    model._mxa_added = {**getattr(model, "_mxa_added", {}), kind: (before, recipe)}
+        fields._model_args = {**before["_model_args"], **base, kind: recipe}
+        fields.pretrained_cfg = fields.default_cfg = {**cfg, "architecture": GRAFTED}
+    fields._mxa_added = {**getattr(model, "_mxa_added", {}), kind: (before, recipe)}
 
 
 def forget(model: nn.Module, kind: str) -> None:
     """Puts timm's fields back as they were before the addition, which must be the last one."""
-    before, _ = model._mxa_added.pop(kind)
+    fields: Any = model
+    before, _ = fields._mxa_added.pop(kind)
     for name, value in before.items():
         setattr(model, name, value)
-    if not model._mxa_added:
-        del model._mxa_added
+    if not fields._mxa_added:
+        del fields._mxa_added
 
 
 def check_last(model: nn.Module, kind: str, what: str) -> None:
@@ -85,5 +87,5 @@ def grown_class(kind: type, members: dict[str, Any], make: Callable[..., type], 
 
 def _new(make: Callable[..., type], args: tuple[Any, ...]) -> nn.Module:
     """Makes an empty module of a grown class."""
-    grown = make(*args)
+    grown: Any = make(*args)
     return grown.__new__(grown)

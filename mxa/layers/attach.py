@@ -31,6 +31,8 @@ class AttachedFindingHead(nn.Module):
         gate: ``(L,)``, 0 at first, so that the model's outputs do not change until it is trained.
     """
 
+    place: torch.Tensor
+
     def __init__(self, head: FindingHead, indices: Sequence[int], rows: Sequence[int], num_classes: int):
         super().__init__()
         self.head, self.indices, self.rows = head, list(indices), list(rows)
@@ -90,10 +92,12 @@ def attach_finding_head(
     tensor = next(model.parameters())
     dims = [channels for _, channels in taken]
     head = FindingHead(dims, len(rows), **options, device=tensor.device, dtype=tensor.dtype)
-    attached = AttachedFindingHead(head, [i for i, _ in taken], rows, model.num_classes)
+    grown: Any = model
+    attached = AttachedFindingHead(head, [i for i, _ in taken], rows, grown.num_classes)
     attached.register_load_state_dict_pre_hook(keep_own)
-    model.finding_head = attached.train(model.training)
-    model.__class__ = _attached_class(type(model))
+    grown.finding_head = attached.train(model.training)
+    kind: Any = type(model)
+    grown.__class__ = _attached_class(kind)
     remember(model, "finding_head", {"labels": rows, "reductions": list(reductions), **options})
     return model
 
@@ -105,7 +109,8 @@ def detach_finding_head(model: nn.Module) -> nn.Module:
         ValueError: it has none.
     """
     check_last(model, "finding_head", "has no finding head")
-    model.__class__ = type(model)._attached_to
+    kind: Any = type(model)
+    model.__class__ = kind._attached_to
     del model.finding_head
     forget(model, "finding_head")
     return model
@@ -130,10 +135,11 @@ def _rows(model: nn.Module, labels: Sequence[str] | Sequence[int] | None) -> lis
     if any(isinstance(label, str) for label in labels):
         if names is None:
             raise ValueError("the model's outputs have no names: set them with mxa.set_label_names(model, names)")
-        rows = align(names, labels)
-        if None in rows:
-            unknown = [label for label, row in zip(labels, rows, strict=True) if row is None]
+        asked = [str(label) for label in labels]
+        found = align(names, asked)
+        if unknown := [label for label, row in zip(asked, found, strict=True) if row is None]:
             raise ValueError(f"the model has no output of {', '.join(unknown)}; it has {', '.join(names)}")
+        rows = [row for row in found if row is not None]
     else:
         rows = [int(label) for label in labels]
     if not rows or len(set(rows)) < len(rows) or not all(0 <= row < count for row in rows):
@@ -145,7 +151,7 @@ def _rows(model: nn.Module, labels: Sequence[str] | Sequence[int] | None) -> lis
 def _attached_class(kind: type) -> type:
     """Makes a subclass whose forward also runs the finding head."""
 
-    def forward(self: nn.Module, x: torch.Tensor, return_findings: bool = False) -> Any:
+    def forward(self: Any, x: torch.Tensor, return_findings: bool = False) -> Any:
         attached = self.finding_head
         features, maps = self.forward_intermediates(x, indices=attached.indices)
         logits, found = attached(self.forward_head(features), maps)

@@ -22,7 +22,9 @@ class ChannelAttention(ChannelAttn):
     Shape: ``(B, C, H, W)`` to the same.
     """
 
-    def __init__(self, dim: int, reduction: int = 16, device=None, dtype=None):
+    def __init__(
+        self, dim: int, reduction: int = 16, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
         super().__init__(dim, rd_channels=max(dim // reduction, 1), device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -45,9 +47,11 @@ class SpatialAttention(nn.Module):
     Shape: ``(B, C, H, W)`` to the same.
     """
 
-    convolution = nn.Conv2d
+    convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d
 
-    def __init__(self, kernel_size: int = 7, device=None, dtype=None):
+    def __init__(
+        self, kernel_size: int = 7, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
@@ -76,7 +80,14 @@ class CBAM(nn.Module):
     Shape: ``(B, C, H, W)`` to the same.
     """
 
-    def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
         self.spatial = SpatialAttention(kernel_size, device=device, dtype=dtype)
@@ -102,7 +113,14 @@ class CBAM3d(nn.Module):
     Shape: ``(B, C, D, H, W)`` to the same.
     """
 
-    def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
         self.spatial = SpatialAttention3d(kernel_size, device=device, dtype=dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +70,11 @@ class FindingHead(nn.Module):
         min_size: float = 0.05,
         reduction: int = 16,
         kernel_size: int = 3,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if not dims or num_labels < 1:
             raise ValueError(f"a head needs at least one map and one label, got {list(dims)} and {num_labels}")
         self.crop_size = crop_size

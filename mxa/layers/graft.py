@@ -93,16 +93,21 @@ def graft(
             raise ValueError(
                 f"{type(model).__name__} wraps a timm model: graft that ({inside[0]}), before it is wrapped"
             )
-    options = {"reduction": reduction, "kernel_size": kernel_size, "roi_head": roi_head, "min_size": min_size}
+    options: dict[str, Any] = {
+        "reduction": reduction,
+        "kernel_size": kernel_size,
+        "roi_head": roi_head,
+        "min_size": min_size,
+    }
     places = _places(model, where)
     made, refused = [], []
     if isinstance(where, Mapping):
         made = [(place, dict(where[place.name])) for place in places]
     else:
-        input_size = tuple(input_size or _input_size(model))
-        for place, seen in zip(places, _watch(model, places, input_size), strict=True):
+        size = tuple(input_size or _input_size(model))
+        for place, seen in zip(places, _watch(model, places, size), strict=True):
             try:
-                made.append((place, _layout(model, place, seen, input_size)))
+                made.append((place, _layout(model, place, seen, size)))
             except ValueError as error:
                 refused.append(f"{place.name} ({error})")
     by_token = where is None and getattr(model, "global_pool", "") == "token"
@@ -115,11 +120,13 @@ def graft(
         raise ValueError(f"last must be between 1 and {len(made)}, the places there are, got {last}")
     made = made[-last:] if last else made
     for place, layout in made:
-        tensor = next(place.module.parameters())
+        module: Any = place.module
+        tensor = next(module.parameters())
         block = MXABlock(init_values=init_values, **options, **layout, device=tensor.device, dtype=tensor.dtype)
         block.register_load_state_dict_pre_hook(keep_own)
-        place.module.mxa = block.train(place.module.training)
-        place.module.__class__ = _grafted_class(type(place.module), place.method)
+        module.mxa = block.train(module.training)
+        kind: Any = type(module)
+        module.__class__ = _grafted_class(kind, place.method)
     if refused:
         _logger.info("no MXA beside %s", "; ".join(refused))
     layouts = {place.name: layout for place, layout in made}
@@ -135,8 +142,9 @@ def ungraft(model: nn.Module) -> nn.Module:
     """
     check_last(model, "grafted", "is not grafted")
     for module in model.modules():
-        if hasattr(type(module), "_grafted"):
-            module.__class__, _ = type(module)._grafted
+        kind: Any = type(module)
+        if hasattr(kind, "_grafted"):
+            module.__class__, _ = kind._grafted
             del module.mxa
     forget(model, "grafted")
     return model
@@ -151,7 +159,7 @@ def _places(model: nn.Module, where: str | Iterable[str] | None) -> list[_Place]
         if any(name.startswith(f"{place.name}.") for place in places) or not name:
             continue
         if patterns is None:
-            wanted = kind in WHOLE_MAP or _ATTENTION.match(kind)
+            wanted = kind in WHOLE_MAP or _ATTENTION.match(kind) is not None
         else:
             wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
         method = WHOLE_MAP.get(kind, "forward")
@@ -271,7 +279,7 @@ def _grafted_class(kind: type, method: str) -> type:
     """Makes a subclass that adds MXA to the result of one method."""
     original = getattr(kind, method)
 
-    def added(self: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def added(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.mxa(x)  # first: the original may change x in place
         return original(self, x, *args, **kwargs) + y
 

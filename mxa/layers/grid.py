@@ -67,19 +67,19 @@ def tracked_grids(model: nn.Module, size: tuple[int, int]) -> Iterator[Callable[
 
     def shrink(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal now
-        before, after = tuple(inputs[0].shape[-2:]), tuple(output.shape[-2:])
+        before, after = _sides(inputs[0]), _sides(output)
         if before != now.cells or before == after:
             return
         kernel, stride, padding = (_pair(getattr(module, a)) for a in ("kernel_size", "stride", "padding"))
-        first = [f + s * ((k - 1) / 2 - p) for f, s, k, p in zip(now.first, now.stride, kernel, padding, strict=True)]
-        now = Grid(after, tuple(a * b for a, b in zip(now.stride, stride, strict=True)), tuple(first), size)
+        y, x = (f + s * ((k - 1) / 2 - p) for f, s, k, p in zip(now.first, now.stride, kernel, padding, strict=True))
+        now = Grid(after, (now.stride[0] * stride[0], now.stride[1] * stride[1]), (y, x), size)
 
     def grid_of(x: torch.Tensor) -> Grid:
-        cells = tuple(x.shape[-2:])
+        cells = _sides(x)
         if cells == now.cells:
             return now
-        even = tuple(s / c for s, c in zip(size, cells, strict=True))
-        return Grid(cells, even, tuple((s - 1) / 2 for s in even), size)
+        high, wide = (s / c for s, c in zip(size, cells, strict=True))
+        return Grid(cells, (high, wide), ((high - 1) / 2, (wide - 1) / 2), size)
 
     shrinking = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))]
     handles = [m.register_forward_hook(shrink) for m in shrinking if _pair(m.stride) != (1, 1)]
@@ -90,7 +90,11 @@ def tracked_grids(model: nn.Module, size: tuple[int, int]) -> Iterator[Callable[
             handle.remove()
 
 
-def _pair(value: int | tuple[int, int] | str) -> tuple[int, int]:
+def _sides(x: torch.Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
     if isinstance(value, str):  # "valid" is the only text that a strided convolution takes as its padding
         return 0, 0
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

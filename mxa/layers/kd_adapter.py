@@ -43,6 +43,10 @@ class KDAdapter(nn.Module):
         ValueError: unknown ``no_finding``, repeated labels, or no label in common.
     """
 
+    index: torch.Tensor
+    findings: torch.Tensor
+    mask: torch.Tensor
+
     def __init__(self, teacher_labels: Sequence[str], student_labels: Sequence[str], no_finding: str = "trained"):
         super().__init__()
         if no_finding not in ("trained", "all", "mask"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +64,11 @@ class MXABlock(nn.Module):
         num_prefix_tokens: int = 0,
         grid_size: tuple[int, int] | None = None,
         source_dim: int | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if input_fmt not in ("NCHW", "NHWC", "NLC"):
             raise ValueError(f"unknown input_fmt {input_fmt!r}: give NCHW, NHWC or NLC")
         if input_fmt != "NLC" and (num_prefix_tokens or grid_size):
@@ -154,11 +155,11 @@ class MXABlock3d(nn.Module):
         kernel_size: int = 7,
         min_size: float = 0.1,
         init_values: float = 1.0,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.roi = ROIPool3d(dim, min_size, **dd)
         self.cbam = CBAM3d(dim, reduction, kernel_size, **dd)
         self.ls = LayerScale2d(dim, init_values, **dd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,11 +123,20 @@ class ROIHead(nn.Module):
     Shape: ``(B, C, H, W)`` to boxes ``(B, 4)``, float32 at least, ``0 <= x1 < x2 <= 1`` and ``0 <= y1 < y2 <= 1``.
     """
 
-    axes, convolution, norm = 2, nn.Conv2d, nn.BatchNorm2d
+    axes = 2
+    convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d
+    norm: type[nn.BatchNorm2d | nn.BatchNorm3d] = nn.BatchNorm2d
 
-    def __init__(self, dim: int, hidden_dim: int | None = None, min_size: float = 0.1, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int | None = None,
+        min_size: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden_dim = hidden_dim or max(dim // 4, 1)
         self.min_size = min_size
         self.score = nn.Sequential(
@@ -143,7 +153,7 @@ class ROIHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Puts the first box at the centred 80 % of the map."""
-        nn.init.zeros_(self.score[-1].weight)
+        nn.init.zeros_(self.score[-1].get_parameter("weight"))
         nn.init.constant_(self.log_scale, math.log(0.8))
 
     def heat_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -204,9 +214,15 @@ class MeanROIHead(nn.Module):
     Shape: ``(B, C, H, W)`` to boxes ``(B, 4)``, as ``ROIHead``.
     """
 
-    def __init__(self, dim: int, min_size: float = 0.1, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        min_size: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.min_size = min_size
         self.conv1 = nn.Conv2d(dim, max(dim // 2, 1), 3, padding=1, **dd)
         self.act = nn.ReLU()
@@ -217,7 +233,7 @@ class MeanROIHead(nn.Module):
         """Puts the first box near the centred 80 % of the map."""
         with torch.no_grad():
             low, high = math.log(0.1 / 0.9), math.log(0.9 / 0.1)
-            self.conv2.bias.copy_(torch.tensor([low, low, high, high]))
+            self.conv2.get_parameter("bias").copy_(torch.tensor([low, low, high, high]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         corners = self.conv2(self.act(self.conv1(x)))  # (B, 4, H, W)
@@ -238,7 +254,14 @@ class ROIPool(nn.Module):
     Shape: ``(B, C, H, W)`` to the same. The boxes are ``pool.head(x)``.
     """
 
-    def __init__(self, dim: int, roi_head: str = "softmax", min_size: float = 0.1, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        roi_head: str = "softmax",
+        min_size: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         heads = {"softmax": ROIHead, "mean": MeanROIHead}
         if roi_head not in heads:
@@ -260,7 +283,13 @@ class ROIPool3d(nn.Module):
     Shape: ``(B, C, D, H, W)`` to the same. The boxes are ``pool.head(x)``.
     """
 
-    def __init__(self, dim: int, min_size: float = 0.1, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        min_size: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.head = ROIHead3d(dim, min_size=min_size, device=device, dtype=dtype)
 

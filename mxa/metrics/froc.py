@@ -98,17 +98,18 @@ def froc_table(
     seeds = sorted({box.seed for box in boxes})
     equal = np.full((1, len(seeds)), 1 / len(seeds))
     shares = np.concatenate([equal, seed_weights(len(seeds), replicates, seed)])  # (1 + R, S)
-    values, rows = {}, []
+    values: dict[str, np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
     for finding in dict.fromkeys(box.finding for box in boxes):
         own = [box for box in boxes if box.finding == finding]
         if not any(box.case for box in own):
             continue
-        total = 0.0
+        total = np.zeros((1 + replicates, len(RATES)))
         for s, share in zip(seeds, shares.T, strict=True):
             some = [box for box in own if box.seed == s]
             columns = np.searchsorted(patients, [box.patient for box in some])
-            fields = (np.array([getattr(box, name) for box in some]) for name in ("score", "case", "right"))
-            total = total + share[:, None] * froc(*fields, weights=draws[:, columns])
+            score, case, right = (np.array([getattr(box, name) for box in some]) for name in ("score", "case", "right"))
+            total = total + share[:, None] * froc(score, case, right, weights=draws[:, columns])
         values[finding] = total
         first = [box for box in own if box.seed == seeds[0]]
         rows.append({"finding": finding, "n": sum(box.case for box in first), "images": len(first)})

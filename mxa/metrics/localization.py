@@ -229,7 +229,7 @@ def _cover(boxes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Says which points of a grid are inside any of the boxes, ``(len(y), len(x))``."""
     across = (boxes[:, 0, None] <= x) & (x <= boxes[:, 2, None])
     down = (boxes[:, 1, None] <= y) & (y <= boxes[:, 3, None])
-    return (down[:, :, None] & across[:, None]).any(0)
+    return np.any(down[:, :, None] & across[:, None], axis=0)
 
 
 def _inside(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -245,4 +245,5 @@ def _areas(box: np.ndarray, boxes: np.ndarray) -> tuple[float, float, float]:
     area = np.outer(np.diff(y), np.diff(x))
     middle = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2
     first, second = _cover(one, *middle), _cover(many, *middle)
-    return tuple(float(area[cells].sum()) for cells in (first & second, first, first | second))
+    shared, own, together = (float(area[cells].sum()) for cells in (first & second, first, first | second))
+    return shared, own, together

@@ -11,6 +11,7 @@ The backbone is timm's ``EfficientVitMsra``; parameter names of the backbone are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -83,14 +84,14 @@ class EfficientVitMl(EfficientVitMsra):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         drop_path_rate: float = 0.0,
         mxa: bool = False,
         mxa_init_values: float = 1.0,
         mxa_roi_head: str = "softmax",
-        device=None,
-        dtype=None,
-        **kwargs,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ):
         super().__init__(*args, device=device, dtype=dtype, **kwargs)
         self.label_names: tuple[str, ...] | None = None

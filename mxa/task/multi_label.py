@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.task import MultiLabelClassificationTask
@@ -60,7 +61,7 @@ class MultiLabelTask(MultiLabelClassificationTask):
         output, found = self.trainable_module(input, return_findings=True)
         return place_loss(found, boxes), output
 
-    def create_evaluator(self, **kwargs) -> None:
+    def create_evaluator(self, **kwargs: Any) -> None:
         """Raises ``NotImplementedError``: timm's evaluator counts masked labels as negative."""
         raise NotImplementedError(
             "timm's evaluator counts masked labels as negative: use mxa.metrics or mxa.evaluation.report"

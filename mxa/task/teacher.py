@@ -183,12 +183,11 @@ def _find(
     teacher: str | Path | nn.Module, checkpoint: str | Path | None, names: tuple[str, ...] | None, sha256: str | None
 ) -> _Found:
     """Loads a teacher by any of its names."""
-    is_module = isinstance(teacher, nn.Module)
-    if checkpoint is not None and (is_module or str(teacher).startswith("xrv:")):
+    if checkpoint is not None and (isinstance(teacher, nn.Module) or str(teacher).startswith("xrv:")):
         raise InputError("a checkpoint goes with a timm name; give a file of TorchXRayVision's as xrv:FILE")
-    if is_module and sha256 is not None:
-        raise InputError("sha256 is that of a file; the teacher is a module")
-    if is_module:
+    if isinstance(teacher, nn.Module):
+        if sha256 is not None:
+            raise InputError("sha256 is that of a file; the teacher is a module")
         return _from_module(teacher, names)
     if str(teacher).startswith("xrv:"):
         return _from_xrv(str(teacher).removeprefix("xrv:"), names, sha256)
@@ -197,7 +196,7 @@ def _find(
     if sha256 is not None and digest is None:
         raise InputError(f"sha256 is that of a file; {teacher} is a name: give the weights with checkpoint")
     if checkpoint is None:
-        model = load_model(teacher)
+        model: Any = load_model(teacher)
     elif names is None:
         raise InputError("a checkpoint needs the names of its outputs: give names")
     else:

@@ -38,7 +38,7 @@ class PickledModule:
     dump_patches = False  # torch reads this attribute of a class whose source a legacy file holds
     attributes: Mapping[str, Any] = {}
 
-    def __setstate__(self, state: dict[str, Any]):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Keeps the attributes."""
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"the state of a module is a {type(state).__name__}")
