@@ -192,6 +192,15 @@ PUBLIC = {
         "attach_finding_head",
         "detach_finding_head",
     ],
+    "mxa.deployment": [
+        "ModelInfo",
+        "Predictor",
+        "XrvModel",
+        "deploy",
+        "load_exported",
+        "open_predictor",
+        "predict",
+    ],
     "mxa.models": ["EfficientVitMl", "label_names", "load_labels", "save_pretrained", "set_label_names"],
 }
 

@@ -7,6 +7,7 @@ from ..utils.lazy import lazy_names
 _NAMES = {
     "ModelInfo": "predictor",
     "Predictor": "predictor",
+    "XrvModel": "xrv_model",
     "deploy": "fuse",
     "load_exported": "runtimes",
     "open_predictor": "runtimes",
