@@ -1,23 +1,18 @@
-"""fastai's learner around one of our models, on drawn phantoms: ``pip install mxa fastai``."""
+"""fastai's learner around one of our models, on drawn phantoms.
+
+    pip install mxa fastai
+    python examples/finetune_fastai.py
+
+It takes a few minutes on two cores.
+"""
 
 import argparse
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastai.vision.all import (
-    BCEWithLogitsLossFlat,
-    ColReader,
-    ColSplitter,
-    DataBlock,
-    ImageBlock,
-    MultiCategoryBlock,
-    Resize,
-    ResizeMethod,
-    accuracy_multi,
-    pd,
-    vision_learner,
-)
+import pandas as pd
+from fastai.vision import all as fastai
 
 import mxa  # noqa: F401  registers the models
 from mxa.data import create_dataset
@@ -37,21 +32,21 @@ def table_of_phantoms(folder: Path, images: int) -> tuple[pd.DataFrame, tuple[st
 def main(images: int = 400, epochs: int = 3, size: int = 160) -> None:
     with TemporaryDirectory() as folder:
         table, labels = table_of_phantoms(Path(folder), images)
-        block = DataBlock(
-            blocks=(ImageBlock, MultiCategoryBlock(vocab=list(labels), add_na=False)),
-            get_x=ColReader("name", pref=Path(folder)),
-            get_y=ColReader("labels", label_delim=";"),
-            splitter=ColSplitter("is_valid"),
-            item_tfms=Resize(size, ResizeMethod.Squish),
+        block = fastai.DataBlock(
+            blocks=(fastai.ImageBlock, fastai.MultiCategoryBlock(vocab=list(labels), add_na=False)),
+            get_x=fastai.ColReader("name", pref=Path(folder)),
+            get_y=fastai.ColReader("labels", label_delim=";"),
+            splitter=fastai.ColSplitter("is_valid"),
+            item_tfms=fastai.Resize(size, fastai.ResizeMethod.Squish),
         )
         loaders = block.dataloaders(table, bs=16, num_workers=0)
-        learner = vision_learner(
+        learner = fastai.vision_learner(
             loaders,
             "efficientvit_ml_m0_mxa",
             pretrained=False,
             n_out=len(labels),
-            loss_func=BCEWithLogitsLossFlat(),
-            metrics=partial(accuracy_multi, thresh=0.5),
+            loss_func=fastai.BCEWithLogitsLossFlat(),
+            metrics=partial(fastai.accuracy_multi, thresh=0.5),
         )
         before = learner.validate()[0]
         learner.fit_one_cycle(epochs, 3e-3)
@@ -60,7 +55,7 @@ def main(images: int = 400, epochs: int = 3, size: int = 160) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--size", type=int, default=160)

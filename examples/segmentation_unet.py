@@ -1,4 +1,10 @@
-"""A U-Net whose encoder is one of our models, on drawn phantoms: ``pip install mxa segmentation-models-pytorch``."""
+"""A U-Net whose encoder is one of our models, on drawn phantoms.
+
+    pip install mxa segmentation-models-pytorch
+    python examples/segmentation_unet.py
+
+It takes a few minutes on two cores.
+"""
 
 import argparse
 
@@ -55,7 +61,7 @@ def main(steps: int = 150, size: int = 128, count: int = 8) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--size", type=int, default=128)
     main(**vars(parser.parse_args()))

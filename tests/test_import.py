@@ -236,6 +236,9 @@ def test_every_argument_and_result_has_its_type(module):
     assert lacking == []
 
 
-@pytest.mark.parametrize("name", ["demo", "graft_vit", "nih_sample_folds"])
+@pytest.mark.parametrize(
+    "name",
+    ["compare_models", "demo", "distil_own_teacher", "finetune_csv", "graft_vit", "nih_sample_folds", "two_processes"],
+)
 def test_examples_import_names_that_exist(name):
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / f"{name}.py"))

@@ -22,5 +22,6 @@ if TYPE_CHECKING:
     from .runtimes import load_exported as load_exported
     from .runtimes import open_predictor as open_predictor
     from .runtimes import predict as predict
+    from .xrv_model import XrvModel as XrvModel
 else:
     __getattr__ = lazy_names(__name__, _NAMES)

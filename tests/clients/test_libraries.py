@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +13,9 @@ from timm.task import MultiLabelClassificationTask
 import mxa
 from mxa.data import create_dataset, create_transform
 
+from ..running import run_example
+
 pytestmark = pytest.mark.clients
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run_example(name: str, monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return capsys.readouterr().out
 
 
 def test_segmentation_models(monkeypatch, capsys):
