@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-clients test-deploy lint release-check
+.PHONY: demo test test-slow test-clients test-deploy docs lint release-check
 
 demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,11 @@ test-deploy: $(INSTALLED)  ## Programs around what mxa writes; on Debian: apt-ge
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[export,node,ray]"
 	npm install --silent --ignore-scripts --prefix $(VENV)/node onnxruntime-node pngjs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m deploy -n 2 --dist loadfile tests
+
+docs: $(INSTALLED)  ## The pages as a site, in site/; to read them: python -m http.server -d site
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m pytest -q -m site tests/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
