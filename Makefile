@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-clients test-deploy docs lint release-check
+.PHONY: demo test test-slow test-clients test-app test-deploy docs lint release-check
 
 demo: $(INSTALLED)  ## Train, evaluate and predict on drawn chest phantoms
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,11 @@ test-slow: $(INSTALLED)  ## The heavier checks
 test-clients: $(INSTALLED)  ## Other libraries around our models, and every family of timm's with MXA grafted on
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[clients]"
 	$(BIN)/python -m pytest -q -m clients tests/clients
+
+test-app: $(INSTALLED)  ## The page of `mxa app` in a browser; on Debian: apt-get install chromium
+	@command -v chromium > /dev/null || { echo "chromium is missing: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[app]" playwright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m app tests
 
 test-deploy: $(INSTALLED)  ## Programs around what mxa writes; on Debian: apt-get install dcmtk dicom3tools orthanc npm
 	@PATH="$$PATH:/usr/sbin"; for tool in storescu dsrdump dciodvfy Orthanc npm; do command -v $$tool > /dev/null || \

@@ -293,7 +293,7 @@ def python(hub, tmp_path):
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
     """Finds a program of Debian's, or skips the test; where everything must be there, it fails."""
-    packages = {"dciodvfy": "dicom3tools", "Orthanc": "orthanc"}
+    packages = {"dciodvfy": "dicom3tools", "Orthanc": "orthanc", "chromium": "chromium"}
 
     def find(name: str) -> str:
         first = "/usr/bin:/usr/sbin"  # pynetdicom has a storescu too

@@ -12,6 +12,7 @@ from .predict_config import PredictConfig
 
 __all__ = [
     "AblateConfig",
+    "AppConfig",
     "CompletionConfig",
     "ConvertConfig",
     "ExplainConfig",
@@ -222,3 +223,21 @@ class CompletionConfig:
 
     shell: Literal["bash", "zsh", "fish"]
     """The shell that reads what is printed."""
+
+
+@dataclass
+class AppConfig:
+    """Which models the page offers, and where it is served."""
+
+    models: tuple[str, ...] = ("efficientvit_ml_m0_mxa.r160_nih8k",)
+    """Run folders, exported folders, or timm names with weights."""
+    host: str = "127.0.0.1"
+    """Address to serve at. The default is seen on this machine alone; 0.0.0.0 is seen by every other one too."""
+    port: int = 7860
+    """Port to serve at."""
+    examples: Path | None = None
+    """Folder of X-rays that the page offers; by default those in examples/images of the repository, where it is."""
+    max_mb: int = 64
+    """Largest file that is taken, in megabytes."""
+    device: str | None = None
+    """cuda where there is one, else cpu, by default."""

@@ -27,6 +27,7 @@ __all__ = [
     "predict",
     "prepare",
     "publish",
+    "serve",
     "teach",
     "train",
 ]
@@ -219,6 +220,11 @@ def _show_predictions(config: Any, results: Any) -> int:
     if config.rois:
         _say(f"written: {config.rois}", file=sys.stderr)
     return len(bad)
+
+
+def serve(config: Any, nothing: Any) -> None:
+    """Shows that the page is no longer there."""
+    _say("the page is closed")
 
 
 def convert(config: Any, lines: Any) -> None:

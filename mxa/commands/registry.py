@@ -114,6 +114,12 @@ COMMANDS = {
         "Publish a run on the Hugging Face Hub.",
         "run",
     ),
+    "app": Command(
+        "commands.app.serve.serve",
+        "commands.config.AppConfig",
+        "Serve a page that predicts and explains.",
+        "models",
+    ),
     "doctor": Command(
         "commands.doctor.doctor",
         "commands.doctor.DoctorConfig",

@@ -18,6 +18,7 @@ from ..metrics.operating import sigmoid
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 __all__ = ["ModelInfo", "PlaneReader", "Predictor", "Xray", "Xrays"]
 
@@ -94,10 +95,13 @@ class Predictor:
         info: What the model is.
         run: Planes ``(B, H, W)``, uint8 or float32 in [0, 255], to logits ``(B, L)``, float32.
         runtime: ``"torch"``, ``"onnx"`` or ``"openvino"``.
+        network: The module, where there is one: an exported model has none.
     """
 
-    def __init__(self, info: ModelInfo, run: Callable[[np.ndarray], np.ndarray], runtime: str):
-        self.info, self.runtime = info, runtime
+    def __init__(
+        self, info: ModelInfo, run: Callable[[np.ndarray], np.ndarray], runtime: str, network: nn.Module | None = None
+    ):
+        self.info, self.runtime, self.network = info, runtime, network
         self._run = run
 
     @property

@@ -180,7 +180,7 @@ def predictor_of(network: nn.Module, name: str) -> Predictor:
 
     size, sha256 = cfg["input_size"][1:], weights_sha256(name, network)
     info = ModelInfo(name, named_outputs(network), size, cfg["interpolation"], sha256, find_calibration(name))
-    return Predictor(info, run, "torch")
+    return Predictor(info, run, "torch", network)
 
 
 @overload

@@ -16,6 +16,7 @@ from ..utils.files import atomic_write
 from ..utils.text import printable
 from .attention import resize
 from .geometry import least_shown
+from .rois import block_of, stage_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,8 +109,8 @@ def draw_gallery(
         axes.set_axis_off()
     for axes, image, boxes, title in zip(grid.flat, images, rois, titles, strict=False):
         _draw_xray(axes, image)
-        last = _stage(list(boxes)[-1])
-        _draw_boxes(axes, image, {name: box for name, box in boxes.items() if _stage(name) == last}, by_block=True)
+        last = stage_of(list(boxes)[-1])
+        _draw_boxes(axes, image, {name: box for name, box in boxes.items() if stage_of(name) == last}, by_block=True)
         axes.set_title(_plain(title, 36), fontsize=8)
     _save(figure, path, model, grid[0, 0])
 
@@ -311,7 +312,7 @@ def _draw_boxes(axes: Axes, image: Image.Image, rois: Mapping[str, torch.Tensor]
     patches = require("matplotlib.patches", "explain")
     kinds: dict[str, int] = {}
     for name, boxes in rois.items():
-        kind = f"{_stage(name)}{_block(name)}" if by_block else _stage(name)
+        kind = f"{stage_of(name)}{block_of(name)}" if by_block else stage_of(name)
         new = kind not in kinds
         colour, style = _STYLES[kinds.setdefault(kind, len(kinds)) % len(_STYLES)]
         x1, y1, x2, y2 = (boxes[0] * torch.tensor([image.width, image.height] * 2)).tolist()
@@ -321,16 +322,6 @@ def _draw_boxes(axes: Axes, image: Image.Image, rois: Mapping[str, torch.Tensor]
                 (x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, edgecolor=colour, linestyle=style, **label
             )
         )
-
-
-def _stage(name: str) -> str:
-    parts = name.split(".")
-    return f"stage {int(parts[1]) + 1}" if parts[0] == "stages" and len(parts) > 1 else parts[0]
-
-
-def _block(name: str) -> str:
-    parts = name.split(".")
-    return f", block {int(parts[3]) + 1}" if parts[0] == "stages" and len(parts) > 3 and parts[3].isdigit() else ""
 
 
 def _plain(text: str, length: int = 90) -> str:

@@ -14,7 +14,7 @@ from ..utils.errors import InputError
 from .geometry import place, upsample
 from .hooks import observe
 
-__all__ = ["gate_maps", "predict_rois", "roi_heat_maps"]
+__all__ = ["block_of", "gate_maps", "predict_rois", "roi_heat_maps", "stage_of"]
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -99,6 +99,18 @@ def gate_maps(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
         looks[block.cbam.spatial] = look_gate
     observe(model, images, looks)
     return found
+
+
+def stage_of(name: str) -> str:
+    """What a picture calls the stage of a module: ``"stage 2"`` of ``stages.1.blocks.0``."""
+    parts = name.split(".")
+    return f"stage {int(parts[1]) + 1}" if parts[0] == "stages" and len(parts) > 1 else parts[0]
+
+
+def block_of(name: str) -> str:
+    """What it adds for the block: ``", block 1"``; nothing where the name has none."""
+    parts = name.split(".")
+    return f", block {int(parts[3]) + 1}" if parts[0] == "stages" and len(parts) > 3 and parts[3].isdigit() else ""
 
 
 def _named(model: nn.Module, kind: type[Kind] | tuple[type[Kind], ...]) -> dict[str, Kind]:

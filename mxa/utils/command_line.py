@@ -136,9 +136,7 @@ def _add(block: Any, field: Field, hint: Any, text: str | None, positional: bool
         how["metavar"] = "{" + ",".join(map(str, get_args(inner[0]))) + "}"
     else:
         how["metavar"] = field.name.upper()
-    if positional and field.default is not MISSING:
-        how["nargs"] = "?"
-    elif positional:
+    if positional:
         how |= {"nargs": "*", "default": SUPPRESS} if several else {"nargs": "?"}
     block.add_argument(field.name if positional else f"--{field.name.replace('_', '-')}", **how)
 
