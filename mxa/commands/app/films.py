@@ -10,12 +10,14 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...data.image_io import read_image
 from ...deployment.predictor import PlaneReader
-from ...deployment.stream import read_planes
+from ...deployment.stream import Reader, read_planes
 from ...utils.errors import InputError
 
 __all__ = ["Film", "Films", "data_uri", "read_film"]
@@ -42,24 +44,30 @@ class Film:
     warning: str | None = None
 
 
-def read_film(path: Path, readers: Iterable[PlaneReader], side: int = _SIDE) -> Film:
-    """Reads an X-ray, as ``mxa predict`` does.
+def read_film(path: Path, readers: Iterable[PlaneReader]) -> Film:
+    """Reads an X-ray, as ``mxa predict`` does. Nothing of it is logged.
 
     Raises:
         InputError: it does not read; the message calls the file by its name alone.
     """
     planes, warning = {}, None
     for reader in dict.fromkeys(readers):
-        ((plane, row),) = read_planes([str(path)], reader, 0, 1, False)
-        if plane is None:
-            raise InputError(row["error"].replace(str(path), path.name))
-        planes[reader], warning = plane, row.get("warning")
-    image = read_image(path, (side, side)).convert("L")
-    image.thumbnail((side, side))
+        planes[reader], warning = _read(path, reader)
+    image = _read(path, lambda name: (read_image(name, (_SIDE, _SIDE)), {}))[0].convert("L")
+    image.thumbnail((_SIDE, _SIDE))
     return Film(path.name, data_uri(image, "JPEG", quality=90), image.size, planes, warning)
 
 
-def data_uri(image, kind: str, **options) -> str:
+def _read(path: Path, reader: Reader) -> tuple[Any, str | None]:
+    """What a reader makes of a file, and what there is to say of it."""
+    ((found, row),) = read_planes([str(path)], reader, 0, 1, False)
+    said = {key: row[key].replace(str(path), path.name) for key in ("error", "warning") if key in row}
+    if found is None:
+        raise InputError(said["error"])
+    return found, said.get("warning")
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
     """Writes a picture of PIL's as an address that holds it."""
     data = io.BytesIO()
     image.save(data, kind, **options)

@@ -103,8 +103,11 @@ def _table(answers: Sequence[Answer]) -> str:
     names: dict[str, str] = {}
     labels: list[dict[str, str]] = []
     for answer in answers:
-        labels.append({canonical(label): label for label in answer.probabilities})
-        names = labels[-1] | names
+        own: dict[str, str] = {}
+        for label in answer.probabilities:
+            own[label if (key := canonical(label)) in own else key] = label
+        labels.append(own)
+        names = own | names
     most = {key: max(_probabilities(answers, labels, key)) for key in names}
     rows = []
     for key in sorted(names, key=lambda key: -most[key]):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mxa
 from mxa.commands.app.answers import Answer, Layer, answer, open_models
@@ -84,8 +85,6 @@ def test_an_image_that_does_not_read_is_called_by_its_name_alone(models, tmp_pat
 
 
 def test_what_is_kept_is_small_and_says_what_is_odd(models, tmp_path):
-    from PIL import Image
-
     path = tmp_path / "wide.png"
     Image.fromarray(np.full((1500, 3000, 3), (200, 20, 20), np.uint8)).save(path)
     found = read_film(path, [models["small"].reader()])
@@ -120,6 +119,19 @@ def test_two_models_are_compared_by_the_names_of_their_labels(models, read):
     hernia = next(i for i, row in enumerate(table) if row[0] == "Hernia")
     assert table[hernia + 1] == ["B", "not among its findings"]
     assert html.count("<figure") == 2 and html.count("not for diagnosis") == 2
+
+
+def test_two_labels_that_mean_the_same_are_both_shown(read):
+    found = Answer("m", {"Effusion": 0.25, "Pleural Effusion": 0.5}, {}, (), (), ())
+    assert [row[0] for row in rows(show_answers(read, [found]))] == ["Pleural Effusion", "Effusion"]
+
+
+def test_nothing_of_a_film_is_logged(models, tmp_path, caplog, recwarn):
+    path = tmp_path / "dark.png"
+    Image.fromarray((np.arange(10_000).reshape(100, 100) % 3000).astype(np.uint16)).save(path)
+    found = read_film(path, [models["small"].reader()])
+    assert found.warning.startswith("dark.png is 16 bit but uses 12 bits")
+    assert not caplog.records and not [w for w in recwarn if "dark.png" in str(w.message)]
 
 
 def test_names_from_outside_are_shown_as_they_are(models, read):

@@ -23,6 +23,16 @@ from ...waiting import free_port, wait_until
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
 SPACE = ROOT / "examples" / "space"
+ANSWER = """
+import sys
+from pathlib import Path
+from mxa.commands.app.answers import answer, open_models
+from mxa.commands.app.films import read_film
+from mxa.commands.app.serve import AppConfig
+(model,) = open_models({"small": AppConfig().models[0]}).values()
+film = read_film(next(Path(sys.argv[1]).glob("*.jpg")), [model.reader()])
+print(len(answer("small", model, film, "youden").layers))
+"""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -84,6 +94,8 @@ def test_the_commands_of_the_dockerfile_in_a_clean_environment(tmp_path):
     films = ROOT / "examples" / "images"
     shown = subprocess.run(["mxa", "predict", films], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0 and shown.stdout.count("Effusion") == 4, shown.stderr
+    shown = subprocess.run(["python", "-c", ANSWER, films], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.stdout == "8\n", shown.stderr  # it takes no extra to draw what lies over a film
     command, port = json.loads(dict(instructions())["CMD"]), free_port()
     with (tmp_path / "log").open("w") as log:
         page = subprocess.Popen([*command, "--port", str(port)], env=env, cwd=tmp_path, stdout=log, stderr=log)
