@@ -43,13 +43,15 @@ def instructions() -> list[tuple[str, str]]:
 
 def with_what_it_needs(*names: str) -> set[str]:
     """Some installed packages and all that they need."""
-    found, left = set(), [*names]
+    found, left = set(), [(name, "") for name in names]
     while left:
-        if (name := left.pop()) not in found:
-            found.add(name)
+        if (one := left.pop()) not in found:
+            found.add(one)
+            name, extra = one
             wanted = [Requirement(line) for line in metadata.requires(name) or ()]
-            left += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
+            needed = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": extra})]
+            left += [(r.name, e) for r in needed for e in ("", *r.extras)]
+    return {name for name, _ in found}
 
 
 def let_see(folder: Path, site: Path, *names: str) -> None:
@@ -70,6 +72,8 @@ def test_the_commands_of_the_dockerfile_in_a_clean_environment(tmp_path):
     environment, source = tmp_path / "env", tmp_path / "src"
     venv.create(environment, with_pip=True)
     (site,) = environment.glob("lib/python*/site-packages")
+    for own in site.glob("setuptools*"):  # older than the one that PyTorch needs
+        shutil.rmtree(own)
     let_see(tmp_path / "seen", site, "torch", "torchvision")
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     env |= {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
