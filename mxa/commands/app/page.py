@@ -25,7 +25,6 @@ _FORGOTTEN = "<p class='mxa-hint'>The film is no longer kept. Drop it again.</p>
 _ONE_MODEL = "<p class='mxa-hint'>To compare two models, start the page with both: mxa app MODEL MODEL.</p>"
 _SHOW = "() => { if (innerWidth < 800) document.querySelector('.mxa-answer').scrollIntoView({behavior: 'smooth'}) }"
 _WAITING = 64  # uploads
-_TWIN_SECONDS = 120  # Gradio has one file for uploads that are alike: the second one finds it gone
 _LEFT_SECONDS = (60, 900)  # how often uploads without an answer are looked for, and how old they are then
 # The browser asks nobody else, whatever Gradio's page holds.
 _POLICY = (
@@ -96,17 +95,12 @@ def _css(examples: Sequence[Film]) -> str:
 
 def _build(models: Mapping[str, Predictor], examples: Sequence[Film], max_mb: int) -> gr.Blocks:
     names, films, readers = list(models), Films(), _readers(models)
-    twins = Films(_TWIN_SECONDS)
     several = len(names) > 1
 
     def read(upload: gr.FileData) -> Film | InputError:
         path = Path(upload.path)
-        if not path.exists() and (film := twins.of(upload.path)):
-            return film
         try:
-            film = read_film(path, readers)
-            twins.keep(upload.path, film)
-            return film
+            return read_film(path, readers)
         except InputError as error:
             return error
         finally:
