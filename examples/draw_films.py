@@ -1,6 +1,10 @@
 """Draws chest phantoms as DICOM files, and a table of them as an office keeps it: a stand-in for a lab's own X-rays.
 
 Writes ``FOLDER/films/*.dcm`` and ``FOLDER/reads.csv``: semicolons, paths of Windows, yes and no, cells left blank.
+
+    python examples/draw_films.py ward
+
+A minute. Needs ``pip install "mxa[dicom]"``.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from mxa import cli
+from mxa.commands.registry import COMMANDS, named
 from mxa.utils.command_line import _parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,9 +113,8 @@ def _commands() -> str:
     """Every command with its options, as ``--help`` prints them."""
     os.environ["COLUMNS"] = "100"
     parts = ["# Commands\n\nWhat `mxa COMMAND --help` prints. Every option can also stand in a `--config FILE.yaml`."]
-    for name, command in cli._COMMANDS.items():
-        kind = getattr(cli._module(command), command.config)
-        recipes = ROOT / "mxa" / "recipes" if command.recipes else None
-        parser = _parser(kind, f"mxa {name}", command.help, command.positional, recipes, helps=True)
+    for name, command in COMMANDS.items():
+        kind = named(command.config)
+        parser = _parser(kind, f"mxa {name}", command.help, command.positional, command.recipes, helps=True)
         parts.append(f"## mxa {name}\n\n```text\n{parser.format_help().strip()}\n```")
     return "\n\n".join(parts) + "\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..data.config import DataConfig
 from ..training.config import TrainConfig
+from ..utils.processor import reader_count
 from .predict_config import PredictConfig
 
 __all__ = [
@@ -80,8 +81,8 @@ class TeachConfig(DataConfig):
     """SHA-256 that the file of a single teacher must have."""
     batch_size: int = 64
     """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
+    workers: int = field(default_factory=reader_count)
+    """Worker processes that read images; by default one for each core, at most 8."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
     amp: bool = False
@@ -211,8 +212,8 @@ class PublishConfig(DataConfig):
     """Make a new repository private."""
     replicates: int = 1000
     """Bootstrap replicates (of patients) for the intervals."""
-    workers: int = 2
-    """Worker processes that read images."""
+    workers: int = field(default_factory=reader_count)
+    """Worker processes that read images; by default one for each core, at most 8."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
 

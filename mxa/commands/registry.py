@@ -161,6 +161,24 @@ COMMANDS = {
         "Measure the ROI crop beside grid_sample.",
         show="bench",
     ),
+    "bench growth": Command(
+        "commands.bench.growth.bench_growth",
+        "commands.bench.config.BenchGrowthConfig",
+        "Measure how time and memory grow with batch, image and threads.",
+        show="bench",
+    ),
+    "bench scores": Command(
+        "commands.bench.scores.bench_scores",
+        "commands.bench.config.BenchScoresConfig",
+        "Measure reports beside scikit-learn and torchmetrics.",
+        show="bench",
+    ),
+    "bench cuda": Command(
+        "commands.bench.cuda.bench_cuda",
+        "commands.bench.config.BenchCudaConfig",
+        "Measure what MXA costs on a GPU.",
+        show="bench",
+    ),
 }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data.config import DataConfig
+from ..utils.processor import reader_count
 
 __all__ = ["CalibrateConfig", "EvaluateConfig"]
 
@@ -41,8 +42,8 @@ class EvaluateConfig(DataConfig):
     """Bootstrap replicates (of patients) for the intervals."""
     batch_size: int = 64
     """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
+    workers: int = field(default_factory=reader_count)
+    """Worker processes that read images; by default one for each core, at most 8."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
     amp: bool = False
@@ -61,7 +62,7 @@ class CalibrateConfig(DataConfig):
     """Replace a calibration that was made on other images."""
     batch_size: int = 64
     """Images at a time."""
-    workers: int = 2
-    """Worker processes that read images."""
+    workers: int = field(default_factory=reader_count)
+    """Worker processes that read images; by default one for each core, at most 8."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""

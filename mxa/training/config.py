@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ..data.config import DataConfig, absolute_root
 from ..data.names import OWN, Collection, is_url
 from ..utils.config import read_yaml
 from ..utils.errors import InputError
+from ..utils.processor import reader_count
 
 __all__ = [
     "AugmentConfig",
@@ -161,8 +162,8 @@ class RunningConfig:
 
     seed: int = 0
     """Of the first weights, the order, augmentation and dropout."""
-    workers: int = 2
-    """Worker processes of the loader."""
+    workers: int = field(default_factory=reader_count)
+    """Worker processes that read images; by default one for each core, at most 8."""
     device: str | None = None
     """cuda where there is one, else cpu, by default."""
     deterministic: bool = False

@@ -7,12 +7,18 @@ import platform
 import re
 from pathlib import Path
 
-__all__ = ["core_count", "flags", "has_vnni"]
+__all__ = ["core_count", "flags", "has_vnni", "reader_count"]
 
 
 def core_count() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reader_count() -> int:
+    """Returns how many processes of a loader read images: one for each core, at most 8; of torchrun's, a share."""
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return min(max(core_count() // here, 1), 8)
 
 
 def flags() -> set[str]:

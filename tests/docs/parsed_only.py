@@ -8,11 +8,15 @@ PYPI = "needs a checkpoint that somebody else published"
 HUB = "needs the Hugging Face Hub"
 RAY = 'needs pip install "mxa[ray]" and a cluster'
 CALLS = "needs a teacher that calls findings on films; tests/training/test_without_labels.py calibrates a student"
+SERVES = "serves until it is stopped; make test-app runs it"
 HOST = "measures a machine that does nothing else"
 
 #: They never run: only the parser sees them.
 PARSED_ONLY: dict[str, dict[str, str]] = {
+    "README.md": {"mxa app": SERVES},
+    "docs/app.md": {"mxa app": SERVES},
     "docs/deployment.md": {"mxa": "takes minutes; tests/deployment/test_export.py exports in every format"},
+    "docs/performance.md": {"mxa bench": HOST},
     "docs/predict.md": {"mxa predict /shared/": RAY},
     "docs/reproduce.md": {"mxa": "needs CheXpert's images and a GPU; the page says what was run"},
     "docs/results.md": {

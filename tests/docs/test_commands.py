@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mxa import cli
+from mxa.commands.registry import COMMANDS, named
 from mxa.utils.command_line import parse
 from mxa.utils.errors import InputError
 
@@ -16,7 +16,7 @@ from .pages import PAGES, ROOT, blocks, commands, inline_commands
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-OTHERS = {"apt-get", "curl", "dcmsend", "dsrdump", "img2dcm", "npm", "Orthanc", "unzip"}  # Debian's own
+OTHERS = {"apt-get", "curl", "dcmsend", "docker", "dsrdump", "img2dcm", "npm", "Orthanc", "unzip"}  # Debian's own
 CHANGES = ROOT / "CHANGELOG.md"  # it names options that are gone
 
 
@@ -31,12 +31,17 @@ def folder(tmp_path, monkeypatch):
 
 def check_mxa(words: list[str]) -> None:
     """Parses ``words``, which follow ``mxa``."""
-    name = next((n for n in cli._COMMANDS if words[: len(n.split())] == n.split()), None)
+    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
     assert name, f"no command mxa {words[0]}"
-    command = cli._COMMANDS[name]
-    recipes = ROOT / "mxa" / "recipes" if command.recipes else None
-    kind = getattr(cli._module(command), command.config)
-    parse(kind, words[len(name.split()) :], f"mxa {name}", command.help, command.positional, recipes)
+    command = COMMANDS[name]
+    parse(
+        named(command.config),
+        words[len(name.split()) :],
+        f"mxa {name}",
+        command.help,
+        command.positional,
+        command.recipes,
+    )
 
 
 def check_python(words: list[str]) -> None:
@@ -89,9 +94,9 @@ OPTIONS = set()  # of every command and example
 
 def options() -> set[str]:
     if not OPTIONS:
-        for command in cli._COMMANDS.values():
-            kind = getattr(cli._module(command), command.config)
-            OPTIONS.update(f"--{field.replace('_', '-')}" for field in kind.__dataclass_fields__)
+        for command in COMMANDS.values():
+            fields = named(command.config).__dataclass_fields__
+            OPTIONS.update(f"--{field.replace('_', '-')}" for field in fields)
         for script in (ROOT / "examples").rglob("*.py"):
             OPTIONS.update(re.findall(r'add_argument\("(--[\w-]+)"', script.read_text()))
         OPTIONS.update({"--config", "--recipe", "--help", "--version"})

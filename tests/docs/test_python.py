@@ -20,7 +20,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 #: What cannot run in ``make test``: a word of the block, and the reason.
 NOT_HERE = {
     "docs/reproduce.md": {"pretrained=True": "needs the Hub; tests/models/test_weights.py has its own"},
-    "docs/weights.md": {"transformers": "tests/clients/test_transformers.py runs it"},
+    "docs/clients.md": {"": "tests/clients/test_page.py runs it, with the libraries"},
     "docs/deployment.md": {"load_exported": "tests/deployment/test_exported.py runs it"},
 }
 RUNS = {

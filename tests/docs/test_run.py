@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mxa import cli
+from mxa.commands.registry import COMMANDS
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
 
 from .pages import PAGES, ROOT, blocks, commands
@@ -88,7 +89,7 @@ def prepare(page: str, stage: Path) -> None:
 def start(words: list[str], monkeypatch) -> None:
     words = [STAND_IN.get(word, word) for word in words]
     if words[0] == "mxa":
-        name = next(n for n in cli._COMMANDS if words[1:][: len(n.split())] == n.split())
+        name = next(n for n in COMMANDS if words[1:][: len(n.split())] == n.split())
         cli.main([*words[1:], *SMALL.get(name, "").split()])
     elif words[1:2] == [FILMS]:
         monkeypatch.setattr("mxa.data.collections.phantom.draw", noise)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["BenchDataConfig", "BenchLayersConfig", "BenchModelsConfig", "BenchRuntimesConfig", "BenchTaskConfig"]
+__all__ = [
+    "BenchCudaConfig",
+    "BenchDataConfig",
+    "BenchGrowthConfig",
+    "BenchLayersConfig",
+    "BenchModelsConfig",
+    "BenchRuntimesConfig",
+    "BenchScoresConfig",
+    "BenchTaskConfig",
+]
 
 
 @dataclass
@@ -105,5 +114,57 @@ class BenchLayersConfig:
     """CPU threads; torch's own choice by default."""
     device: str = "cpu"
     """Where to run: "cpu", "cuda", "cuda:1"."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchGrowthConfig:
+    """Measures how the time and the memory of inference grow with the batch, the image and the threads."""
+
+    models: tuple[str, ...] = ("efficientvit_ml_m0_mxa", "efficientvit_ml_m5_mxa")
+    """Names of timm models."""
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """Batches, of images of 224 px."""
+    img_sizes: tuple[int, ...] = (128, 192, 256, 384, 512)
+    """Sides of images in pixels, in batches of 8."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of CPU threads."""
+    repeats: int = 3
+    """Runs of each; the median counts."""
+    output: Path | None = None
+    """Folder for growth.json and growth.png."""
+
+
+@dataclass
+class BenchScoresConfig:
+    """Measures a report with its intervals beside scikit-learn and torchmetrics, on made scores."""
+
+    rows: tuple[int, ...] = (1_000, 10_000, 100_000)
+    """Numbers of scored images, three to a patient."""
+    labels: int = 14
+    """Labels of each image."""
+    replicates: int = 1_000
+    """Bootstrap replicates of the report."""
+    peer_replicates: int = 2
+    """Replicates that the peers really compute; their time is scaled to all of them."""
+    output: Path | None = None
+    """JSON file to write configuration, environment and rows to."""
+
+
+@dataclass
+class BenchCudaConfig:
+    """Measures on a GPU what MXA costs there, and whether anything waits for the host."""
+
+    model: str = "efficientvit_ml_m5_mxa"
+    """A model with MXA; the network without MXA is its name without _mxa."""
+    batch_size: int = 128
+    """Images per batch."""
+    img_size: int = 224
+    """Side of the images in pixels."""
+    repeats: int = 20
+    """Rounds; each times every contender once."""
+    device: str = "cuda"
+    """Where to run. On the CPU the same steps run, and say nothing about a GPU."""
     output: Path | None = None
     """JSON file to write configuration, environment and rows to."""

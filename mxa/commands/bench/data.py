@@ -10,7 +10,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ...data.collections.xrv import shipped_table
 from ...utils.errors import InputError
 from ..prepare import PrepareConfig, prepare
 from .config import BenchDataConfig
-from .timing import alternate, timed, write_record
+from .timing import alternate, kilobytes, timed, write_record
 
 __all__ = ["BenchDataConfig", "bench_data"]
 
@@ -175,15 +174,8 @@ class _Rows(Dataset):
 
 
 def _private_bytes() -> int:
-    return _kilobytes("/proc/self/smaps_rollup", "Private_Dirty:") * 1024
+    return kilobytes("/proc/self/smaps_rollup", "Private_Dirty:") * 1024
 
 
 def _peak_bytes() -> int:
-    return _kilobytes("/proc/self/status", "VmHWM:") * 1024
-
-
-def _kilobytes(path: str, name: str) -> int:
-    """Reads one value in kB from a file of Linux's ``/proc``; 0 if there is no such file."""
-    with suppress(OSError), open(path) as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-    return 0
+    return kilobytes("/proc/self/status", "VmHWM:") * 1024

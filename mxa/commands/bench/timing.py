@@ -13,7 +13,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from ...utils.errors import InputError
 from ...utils.files import write_text
 
-__all__ = ["alternate", "counted", "threads", "timed", "write_record"]
+__all__ = ["alternate", "counted", "kilobytes", "threads", "timed", "write_record"]
 
 _MIN_SECONDS = 0.005  # shorter calls are timed several at once
 
@@ -94,3 +94,10 @@ def write_record(config: Any, rows: list[dict], device: torch.device) -> None:
     }
     record = {"config": asdict(config), "environment": environment, "rows": rows}
     write_text(Path(config.output), json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
+
+
+def kilobytes(path: str, name: str) -> int:
+    """Reads one value in kB from a file of Linux's ``/proc``; 0 if there is no such file."""
+    with suppress(OSError), open(path) as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return 0
