@@ -185,9 +185,10 @@ def heat_box(
     cells = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1).flip(0)  # (N, cells), x first, in [0, 1]
     heat = heat.flatten(1)[:, None]  # (B, 1, cells)
     mean = (heat * cells).sum(2)  # (B, N); products, which autocast would round, are not used here
-    variance = (heat * (cells - mean[:, :, None]).square()).sum(2) + cells[:, 0].square() / 3  # and that of a cell
+    squares = (cells - mean[:, :, None]).square() + cells[:, :1].square() / 3  # the second is the variance of a cell
     scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
-    half = (3 * variance).sqrt() * scale
+    # The scale goes into the sum, since OpenVINO 2026.4 computes a sum that is then scaled by (N,) wrongly.
+    half = (heat * squares * (3 * scale.square()).unsqueeze(-1)).sum(2).sqrt()  # (B, N)
     return _box(mean if shift is None else mean + shift * half, half, min_size)
 
 

@@ -19,7 +19,7 @@ _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$|^<!-- (python|sh)\n(.*?)
 _RECORD = """
 record() { { printf '%s\\0' "$PWD" "$@"; printf '\\n\\0'; } >> "$RECORD"; }
 command_not_found_handle() { record "$@"; }
-for program in apt-get curl dcmsend dsrdump img2dcm make mxa npm Orthanc pip python torchrun unzip; do
+for program in apt-get curl dcmsend docker dsrdump img2dcm make mxa npm Orthanc pip python torchrun unzip; do
   eval "$program() { record $program \\"\\$@\\"; }"
 done
 """
@@ -55,9 +55,11 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 def commands(block: Block, folder: Path) -> list[tuple[str, list[str]]]:
     """Where each command of a block would start, and its words, as bash sees them in ``folder``. None starts."""
-    record = folder / ".record"
+    record, home = folder / ".record", folder / ".home"
+    for inside in (".local/share/bash-completion/completions", ".zfunc", ".config/fish/completions"):
+        (home / inside).mkdir(parents=True, exist_ok=True)  # where shells look for completions
     record.write_bytes(b"")
-    environment = {"RECORD": str(record), "PATH": "/usr/bin:/bin", "NIH": "NIH"}
+    environment = {"RECORD": str(record), "PATH": "/usr/bin:/bin", "NIH": "NIH", "HOME": str(home)}
     bash = [shutil.which("bash"), "-c", _RECORD + block.text]
     done = subprocess.run(bash, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert not done.stderr, f"{block}: {done.stderr}"

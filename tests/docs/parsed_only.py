@@ -54,7 +54,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
     "docs/without_labels.md": {"mxa calibrate": CALLS, "mxa predict": CALLS},
 }
 #: How many commands that is.
-COUNT = 55
+COUNT = 63
 
 #: They run in ``make test-slow``: a model trains for longer, or many maps are computed.
 LONG = {
@@ -72,6 +72,7 @@ LONG = {
 
 #: They run in ``make test-deploy``, which has ONNX Runtime and OpenVINO.
 EXPORTED = {
+    "docs/clients.md": ("mxa export",),
     "README.md": ("mxa export", "mxa predict films/ --model exported"),
     "docs/predict.md": ("mxa predict xray.png --model exported",),
     "docs/tutorial.md": ("mxa export", "mxa predict ward/films --model ward/exported"),
