@@ -17,23 +17,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from mxa.commands.registry import COMMANDS, named
-from mxa.utils.command_line import _parser
+from mxa.utils.command_line import option_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-OPTIONAL = ("app.md", "performance.md")  # in the navigation where they exist
 PATHS = ("try.md", "tutorial.md", "block.md")
 _LINK = re.compile(r'(\]\(|src=")(?!https?:|mailto:|#)([^)\s"#]+)')
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Takes optional pages that do not exist out of the navigation."""
-    absent = {name for name in OPTIONAL if not (DOCS / name).exists()}
-    for section in config.nav:
-        for title, pages in section.items():
-            if isinstance(pages, list):
-                section[title] = [p for p in pages if isinstance(p, str) or absent.isdisjoint(p.values())]
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -115,6 +104,6 @@ def _commands() -> str:
     parts = ["# Commands\n\nWhat `mxa COMMAND --help` prints. Every option can also stand in a `--config FILE.yaml`."]
     for name, command in COMMANDS.items():
         kind = named(command.config)
-        parser = _parser(kind, f"mxa {name}", command.help, command.positional, command.recipes, helps=True)
+        parser = option_parser(kind, f"mxa {name}", command.help, command.positional, command.recipes, helps=True)
         parts.append(f"## mxa {name}\n\n```text\n{parser.format_help().strip()}\n```")
     return "\n\n".join(parts) + "\n"
