@@ -80,6 +80,8 @@ class CBAM(nn.Module):
     Shape: ``(B, C, H, W)`` to the same.
     """
 
+    spatial_attention: type[SpatialAttention] = SpatialAttention
+
     def __init__(
         self,
         dim: int,
@@ -90,7 +92,7 @@ class CBAM(nn.Module):
     ):
         super().__init__()
         self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
-        self.spatial = SpatialAttention(kernel_size, device=device, dtype=dtype)
+        self.spatial = self.spatial_attention(kernel_size, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.spatial(self.channel(x))
@@ -102,28 +104,10 @@ class SpatialAttention3d(SpatialAttention):
     convolution = nn.Conv3d
 
 
-class CBAM3d(nn.Module):
-    """CBAM of volumes: channel attention, then spatial attention.
+class CBAM3d(CBAM):
+    """CBAM of volumes: channel attention, then spatial attention; arguments as ``CBAM``."""
 
-    Args:
-        dim: Channels C.
-        reduction: Reduction of the channel attention's MLP.
-        kernel_size: Kernel of the spatial attention.
-
-    Shape: ``(B, C, D, H, W)`` to the same.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        reduction: int = 16,
-        kernel_size: int = 7,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.channel = ChannelAttention(dim, reduction, device=device, dtype=dtype)
-        self.spatial = SpatialAttention3d(kernel_size, device=device, dtype=dtype)
+    spatial_attention = SpatialAttention3d
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.channel(x.flatten(3)).view_as(x)  # (B, C, D, H W): it pools over every position

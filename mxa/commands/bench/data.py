@@ -25,7 +25,7 @@ from ...data.collections.xrv import shipped_table
 from ...utils.errors import InputError
 from ..prepare import PrepareConfig, prepare
 from .config import BenchDataConfig
-from .timing import alternate, kilobytes, timed, write_record
+from .timing import alternate, kilobytes, peak_bytes, timed, write_record
 
 __all__ = ["BenchDataConfig", "bench_data"]
 
@@ -142,7 +142,7 @@ def _measure_table(package: str, folder: str) -> None:
     """Prints ``_table_cost`` of one package; run in a fresh process."""
     if package == "xrv":
         xrv = _import_xrv()
-    before, start = _peak_bytes(), time.perf_counter()
+    before, start = peak_bytes(), time.perf_counter()
     if package == "xrv":
         every = ["AP", "PA", "L", "LL", "RL"]
         dataset = xrv.CheX_Dataset(folder, f"{folder}/train.csv.gz", every, unique_patients=False)
@@ -151,7 +151,7 @@ def _measure_table(package: str, folder: str) -> None:
         dataset = create_dataset("chexpert", folder, "all", views="all")
         row = lambda i: (dataset.records.path(i), dataset.records.targets[i])  # noqa: E731
     seconds = time.perf_counter() - start
-    growth = (_peak_bytes() - before) / 1e6 or "-"
+    growth = (peak_bytes() - before) / 1e6 or "-"
     loader = DataLoader(_Rows(row, len(dataset)), 1024, num_workers=1)
     private = torch.cat(list(loader))
     private = private[private > 0]
@@ -175,7 +175,3 @@ class _Rows(Dataset):
 
 def _private_bytes() -> int:
     return kilobytes("/proc/self/smaps_rollup", "Private_Dirty:") * 1024
-
-
-def _peak_bytes() -> int:
-    return kilobytes("/proc/self/status", "VmHWM:") * 1024

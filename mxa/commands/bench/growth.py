@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from ...models.load import create
 from ...utils.errors import InputError, require
 from .config import BenchGrowthConfig
-from .timing import kilobytes, threads, write_record
+from .timing import peak_bytes, seconds, threads, write_record
 
 __all__ = ["bench_growth"]
 
@@ -44,8 +44,8 @@ def bench_growth(config: BenchGrowthConfig) -> list[dict[str, Any]]:
     for name in config.models:
         for count in config.threads:
             with threads(count):
-                for shapes in ([(n, _SIDE) for n in config.batch_sizes], [(_BATCH, n) for n in config.img_sizes]):
-                    rows += _series(name, count, shapes, config.repeats)
+                for batches, sides in ((config.batch_sizes, (_SIDE,)), ((_BATCH,), config.img_sizes)):
+                    rows += _series(name, count, batches, sides, config.repeats)
     if config.output is not None:
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,17 +54,19 @@ def bench_growth(config: BenchGrowthConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _series(name: str, count: int, shapes: Sequence[tuple[int, int]], repeats: int) -> list[dict[str, Any]]:
-    rows = []
-    for batch, side in shapes:
-        model, images = create(name, side).eval(), torch.randn(batch, 3, side, side)
-        with torch.inference_mode():
-            memory = _peak(lambda model=model, images=images: model(images))
-            times = [_seconds(lambda model=model, images=images: model(images)) for _ in range(repeats)]
-        ms = median(times) * 1e3
-        rows.append({"model": name, "threads": count, "batch": batch, "px": side, "ms": ms})
-        rows[-1] |= {"images_per_s": batch / ms * 1e3, "memory_mb": memory}
-    sizes = [max(shape, key=lambda n: len({s[shape.index(n)] for s in shapes})) for shape in shapes]
+def _series(name: str, count: int, batches: Sequence[int], sides: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """One of ``batches`` and ``sides`` holds a single number."""
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        model = create(name, side).eval()
+        for batch in batches:
+            run = partial(model, torch.randn(batch, 3, side, side))
+            with torch.inference_mode():
+                memory = _peak(run)
+                ms = median(seconds(run) for _ in range(repeats)) * 1e3
+            rows.append({"model": name, "threads": count, "batch": batch, "px": side, "ms": ms})
+            rows[-1] |= {"images_per_s": batch / ms * 1e3, "memory_mb": memory}
+    sizes = batches if len(sides) == 1 else sides
     for key, of in (("time_exponent", "ms"), ("memory_exponent", "memory_mb")):
         for row in rows:
             row[key] = "-"
@@ -74,19 +76,13 @@ def _series(name: str, count: int, shapes: Sequence[tuple[int, int]], repeats: i
     return rows
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def _peak(function: Callable[[], object]) -> float | str:
     """Growth of the process's peak memory in MB while a function runs; "-" where the system does not tell."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
-    before = kilobytes("/proc/self/status", "VmHWM:")
+    before = peak_bytes()
     function()
-    return (kilobytes("/proc/self/status", "VmHWM:") - before) * 1024 / 1e6 or "-"
+    return (peak_bytes() - before) / 1e6 or "-"
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

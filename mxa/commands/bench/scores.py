@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from ...evaluation.report.numbers import numbers
 from ...metrics import patient_weights
 from ...utils.errors import InputError
 from .config import BenchScoresConfig
-from .timing import write_record
+from .timing import seconds, write_record
 
 __all__ = ["bench_scores"]
 
@@ -43,10 +41,10 @@ def bench_scores(config: BenchScoresConfig) -> list[dict[str, Any]]:
         weights = next(patient_weights(patients, config.peer_replicates))
         scale = config.replicates / config.peer_replicates
         row: dict[str, Any] = {"rows": count}
-        row["report_s"] = _seconds(lambda scored=scored: numbers([Arm("made", (scored,), ())], config.replicates))
+        row["report_s"] = seconds(lambda scored=scored: numbers([Arm("made", (scored,), ())], config.replicates))
         for name, peer in (("sklearn_s", _sklearn), ("torchmetrics_s", _torchmetrics)):
             try:
-                row[name] = _seconds(lambda peer=peer, scored=scored, w=weights: peer(scored, w)) * scale
+                row[name] = seconds(lambda peer=peer, scored=scored, w=weights: peer(scored, w)) * scale
             except ImportError:
                 row[name] = "-"
         found.append(row)
@@ -80,9 +78,3 @@ def _torchmetrics(scored: Predictions, weights: np.ndarray) -> None:
         rows = torch.from_numpy(np.repeat(np.arange(len(weight)), weight.astype(int)))
         for metric in (multilabel_auroc, multilabel_average_precision):
             metric(scores[rows], targets[rows], len(scored.labels), average=None)
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start

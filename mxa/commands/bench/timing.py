@@ -27,7 +27,7 @@ import torch
 from ...utils.errors import InputError
 from ...utils.files import write_text
 
-__all__ = ["alternate", "counted", "kilobytes", "threads", "timed", "write_record"]
+__all__ = ["alternate", "counted", "kilobytes", "peak_bytes", "seconds", "threads", "timed", "write_record"]
 
 _MIN_SECONDS = 0.005  # shorter calls are timed several at once
 
@@ -47,25 +47,15 @@ def alternate(functions: Sequence[Callable[[], object]], repeats: int, device: t
     """Times functions in ``repeats`` rounds, each in another order: for each round, milliseconds per call of each."""
     if repeats < 1:
         raise InputError(f"repeats must be at least 1, got {repeats}")
-    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-
-    def seconds(function: Callable[[], object], calls: int) -> float:
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        synchronize()
-        return (time.perf_counter() - start) / calls
-
     for function in functions:  # warm-up
-        seconds(function, 2)
-    calls = [math.ceil(_MIN_SECONDS / seconds(function, 1)) for function in functions]
+        seconds(function, 2, device)
+    calls = [math.ceil(_MIN_SECONDS / seconds(function, 1, device)) for function in functions]
     order = list(range(len(functions)))
     shuffle = random.Random(0).shuffle
     rounds = []
     for _ in range(repeats):
         shuffle(order)
-        times = {i: seconds(functions[i], calls[i]) * 1e3 for i in order}
+        times = {i: seconds(functions[i], calls[i], device) * 1e3 for i in order}
         rounds.append([times[i] for i in sorted(order)])
     return rounds
 
@@ -101,3 +91,19 @@ def kilobytes(path: str, name: str) -> int:
     with suppress(OSError), open(path) as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name))
     return 0
+
+
+def peak_bytes() -> int:
+    """The largest resident memory that this process had, in bytes; 0 where the system does not tell."""
+    return kilobytes("/proc/self/status", "VmHWM:") * 1024
+
+
+def seconds(function: Callable[[], object], calls: int = 1, device: torch.device | None = None) -> float:
+    """How long one of several calls takes, with what they leave a CUDA device to do."""
+    synchronize = partial(torch.cuda.synchronize, device) if device and device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    synchronize()
+    return (time.perf_counter() - start) / calls
