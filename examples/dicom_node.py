@@ -25,7 +25,7 @@ from pynetdicom import sop_class
 from pynetdicom.status import code_to_category
 
 import mxa
-from mxa.commands.predict_places import Places
+from mxa.commands.predict.places import Places
 from mxa.deployment import open_predictor
 from mxa.deployment.dicom_report import ModelIdentity, calibration_name, findings_of, structured_report
 from mxa.deployment.stream import score_planes

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ..data.config import DataConfig
 from ..training.config import TrainConfig
 from ..utils.processor import reader_count
-from .predict_config import PredictConfig
+from .predict.config import PredictConfig
 
 __all__ = [
     "AblateConfig",

@@ -79,8 +79,8 @@ COMMANDS = {
         "model",
     ),
     "predict": Command(
-        "commands.predict.predict",
-        "commands.predict_config.PredictConfig",
+        "commands.predict.command.predict",
+        "commands.predict.config.PredictConfig",
         "Predict the findings of images.",
         "files",
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mxa.commands import predict_files
+from mxa.commands.predict import files as predict_files
 from mxa.deployment import runtimes
 
 from .fake_predictor import fake_predictor

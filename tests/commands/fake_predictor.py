@@ -43,7 +43,7 @@ def peak_memory() -> float:
 
 if __name__ == "__main__":
     from mxa import cli
-    from mxa.commands import predict_files
+    from mxa.commands.predict import files as predict_files
     from mxa.deployment import runtimes
 
     if "FAKE_FILE_SIZE" in os.environ:

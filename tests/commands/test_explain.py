@@ -13,7 +13,7 @@ from PIL import Image
 from mxa import set_label_names
 from mxa.commands import explain as job
 from mxa.commands.explain import ExplainConfig, explain
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.data import create_transform
 from mxa.data.image_io import read_image
 from mxa.explain import predict_rois

@@ -12,7 +12,7 @@ from timm.loss import MULTI_LABEL_LOSS_TYPES
 
 from mxa import cli
 from mxa.commands import output
-from mxa.commands.predict_config import PredictConfig
+from mxa.commands.predict.config import PredictConfig
 from mxa.commands.registry import COMMANDS, named
 from mxa.models.hub import SHIPPED
 from mxa.training.config import TrainConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mxa.commands import predict_files
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict import files as predict_files
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.commands.prepare import PrepareConfig, prepare
 from mxa.utils.errors import InputError
 

@@ -9,7 +9,7 @@ from PIL import Image, TiffImagePlugin
 from safetensors.torch import load_file, save_file
 
 from mxa import cli
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.data import create_transform
 from mxa.data.image_io import read_image
 from mxa.explain import predict_rois

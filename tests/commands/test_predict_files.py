@@ -17,8 +17,8 @@ from PIL import Image
 
 import mxa
 from mxa import cli
-from mxa.commands import predict_files
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict import files as predict_files
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.models.hub import SHIPPED
 from mxa.utils.errors import InputError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.utils.errors import InputError
 
 from ..test_shown import children, gone

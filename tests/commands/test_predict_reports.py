@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mxa import cli
-from mxa.commands import predict_files
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict import files as predict_files
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.deployment import runtimes
 from mxa.layers import attach_finding_head
 from mxa.models.load import load_model

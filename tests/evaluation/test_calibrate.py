@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mxa
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.data import create_dataset, create_transform
 from mxa.evaluation.calibrate import CalibrateConfig, Calibration, calibrate, read_calibration
 from mxa.evaluation.evaluate import EvaluateConfig, evaluate

@@ -13,7 +13,7 @@ from torch import nn
 
 import mxa
 from mxa.commands.explain import ExplainConfig, explain
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.explain import FindingAt, draw_findings, predict_findings
 from mxa.layers import attach_finding_head
 from mxa.models import save_pretrained

@@ -11,7 +11,7 @@ import torch
 
 import mxa
 from mxa.cli import main
-from mxa.commands.predict import PredictConfig, predict
+from mxa.commands.predict.command import PredictConfig, predict
 from mxa.evaluation.calibrate import find_calibration
 from mxa.labels import NIH
 from mxa.models import hub as weights

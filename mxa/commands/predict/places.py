@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..data import create_transform
-from ..data.image_io import read_image
-from ..explain import FindingAt, Findings, draw_findings, draw_rois, predict_findings, predict_rois
-from ..layers.attach import finding_rows
-from ..models.load import load_model, named_outputs
-from ..utils.distributed import pick_device
+from ...data import create_transform
+from ...data.image_io import read_image
+from ...explain import FindingAt, Findings, draw_findings, draw_rois, predict_findings, predict_rois
+from ...layers.attach import finding_rows
+from ...models.load import load_model, named_outputs
+from ...utils.distributed import pick_device
 
 __all__ = ["Places"]
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from .. import __version__
-from ..data.image_io import find_images
-from ..deployment.predictor import Predictor
-from ..deployment.scores import FORMATS, Parts, ScoreTable, Summary
-from ..deployment.stream import default_workers
-from ..utils.errors import InputError
-from ..utils.files import alone_in
-from ..utils.json_files import to_json
-from .bar import images_bar
-from .predict_config import PredictConfig
-from .predict_rows import predict_rows
+from ... import __version__
+from ...data.image_io import find_images
+from ...deployment.predictor import Predictor
+from ...deployment.scores import FORMATS, Parts, ScoreTable, Summary
+from ...deployment.stream import default_workers
+from ...utils.errors import InputError
+from ...utils.files import alone_in
+from ...utils.json_files import to_json
+from ..bar import images_bar
+from .config import PredictConfig
+from .rows import predict_rows
 
 __all__ = ["predict_files"]
 
@@ -115,7 +115,7 @@ def _here(config: PredictConfig, predictor: Predictor, parts: Parts, advance: Ca
 
 
 def _on_ray(config: PredictConfig, predictor: Predictor, parts: Parts, advance: Callable[[int], None]) -> None:
-    from .predict_on_ray import parts_on_ray
+    from .on_ray import parts_on_ray
 
     left = parts.left()
     advance(len(parts.files) - sum(map(len, left.values())))

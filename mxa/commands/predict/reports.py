@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..deployment.dicom_report import ModelIdentity, calibration_name, check_source, write_outputs
-from ..deployment.predictor import PlaneReader, Predictor
-from ..utils.errors import InputError
-from ..utils.files import NoSpace
-from .predict_config import PredictConfig
+from ... import __version__
+from ...deployment.dicom_report import ModelIdentity, calibration_name, check_source, write_outputs
+from ...deployment.predictor import PlaneReader, Predictor
+from ...utils.errors import InputError
+from ...utils.files import NoSpace
+from .config import PredictConfig
 
 __all__ = ["DicomReader", "write_reports"]
 
@@ -54,7 +54,7 @@ def write_reports(
     identity = ModelIdentity(Path(info.name).name, __version__, info.weights_sha256, calibration)
     places = None
     if predictor.runtime == "torch":
-        from .predict_places import Places
+        from .places import Places
 
         places = Places(config.model, config.device)
     with tempfile.TemporaryDirectory() as folder, closing(rows):

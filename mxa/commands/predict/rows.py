@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from ..deployment.predictor import Predictor
-from ..deployment.stream import read_planes, score_planes
-from .predict_config import PredictConfig
+from ...deployment.predictor import Predictor
+from ...deployment.stream import read_planes, score_planes
+from .config import PredictConfig
 
 __all__ = ["predict_rows"]
 
@@ -32,7 +32,7 @@ def predict_rows(
     """
     reader = predictor.reader(config.identifiers)
     if config.reports:
-        from .predict_reports import DicomReader, write_reports
+        from .reports import DicomReader, write_reports
 
         reader = DicomReader(reader)
     images = read_planes(files, reader, workers, config.batch_size, log)

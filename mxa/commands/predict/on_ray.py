@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..deployment.predictor import ModelInfo, Predictor
-from ..deployment.scores import ScoreTable
-from ..utils.errors import InputError
-from ..utils.on_ray import map_on_ray
-from .predict_config import PredictConfig
-from .predict_rows import predict_rows
+from ...deployment.predictor import ModelInfo, Predictor
+from ...deployment.scores import ScoreTable
+from ...utils.errors import InputError
+from ...utils.on_ray import map_on_ray
+from .config import PredictConfig
+from .rows import predict_rows
 
 __all__ = ["parts_on_ray"]
 

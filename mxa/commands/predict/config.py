@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..utils.errors import InputError, require
+from ...utils.errors import InputError, require
 
 if TYPE_CHECKING:
-    from ..deployment.predictor import Predictor
+    from ...deployment.predictor import Predictor
 
 __all__ = ["PredictConfig"]
 
@@ -86,7 +86,7 @@ class PredictConfig:
         Raises:
             InputError: there is no such model, or it has no calibration where one is wanted.
         """
-        from ..deployment.runtimes import open_predictor
+        from ...deployment.runtimes import open_predictor
 
         predictor = open_predictor(self.model, runtime=self.runtime, device=self.device)
         if self.calibrated and predictor.info.calibration is None:

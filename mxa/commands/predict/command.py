@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..utils.errors import InputError
-from .predict_config import PredictConfig
+from ...utils.errors import InputError
+from .config import PredictConfig
 
 if TYPE_CHECKING:
-    from ..deployment.scores import Summary
+    from ...deployment.scores import Summary
 
 __all__ = ["PredictConfig", "predict"]
 
@@ -31,12 +31,12 @@ def predict(config: PredictConfig) -> list[dict[str, Any]] | Summary:
     """
     config.check()
     if config.output:
-        from .predict_files import predict_files
+        from .files import predict_files
 
         return predict_files(config)
 
-    from ..data.image_io import find_images
-    from .predict_rows import predict_rows
+    from ...data.image_io import find_images
+    from .rows import predict_rows
 
     predictor = config.open()
     files = [str(path) for path in find_images(config.files)]
@@ -45,7 +45,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]] | Summary:
     if first is None:
         raise InputError(f"none of the {len(results)} images reads: {results[0]['error']}")
     if config.rois:
-        from .predict_places import Places
+        from .places import Places
 
         Places(config.model, config.device).draw(first, config.rois)
     return results
