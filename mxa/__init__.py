@@ -15,6 +15,7 @@ when_imported("timm", f"{__name__}.models")
 __version__ = "0.1.0"
 
 _NAMES = {
+    "InputError": "utils.errors",
     "deploy": "deployment",
     "label_names": "models",
     "labels": "labels",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .models import label_names as label_names
     from .models import load_labels as load_labels
     from .models import set_label_names as set_label_names
+    from .utils.errors import InputError as InputError
 else:
     __getattr__ = lazy_names(__name__, _NAMES)
 

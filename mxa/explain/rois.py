@@ -23,8 +23,7 @@ def predict_rois(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tens
     """Runs a model and collects the box of every ROI head, through hooks.
 
     A cell of a map stands for the input around its centre: the first cell's centre is the first pixel, and each
-    further one lies ``stride`` pixels on (see ``hooks.observe``). The boxes are in those input coordinates,
-    clamped to the image.
+    further one lies ``stride`` pixels on. The boxes are in those input coordinates, clamped to the image.
 
     Args:
         model: A model with MXA.

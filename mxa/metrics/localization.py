@@ -45,14 +45,14 @@ class Scores(NamedTuple):
 
 
 def pointing(heat_map: np.ndarray, boxes: np.ndarray) -> float:
-    """Says whether the peak of a map is inside.
+    """Says whether the peak of a map is inside a box: whether the centre of its cell is.
 
     Where several cells share the maximum, the score is the share of them that are inside. The score of a constant map
     is therefore the share of the image that the boxes cover.
 
     Args:
         heat_map: ``(H, W)``.
-        boxes: ``(K, 4)``.
+        boxes: ``(K, 4)``, ``x1, y1, x2, y2`` in [0, 1] of the image.
 
     Returns:
         1 or 0, or a share between.
@@ -68,11 +68,11 @@ def pointing(heat_map: np.ndarray, boxes: np.ndarray) -> float:
 
 
 def energy_inside(heat_map: np.ndarray, boxes: np.ndarray) -> float:
-    """Computes the share of a map's positive mass that is inside; 0 where nothing is positive.
+    """Computes the share of a map's positive mass that is inside the boxes; 0 where nothing is positive.
 
     Args:
         heat_map: ``(H, W)``; negative values count as 0.
-        boxes: ``(K, 4)``.
+        boxes: ``(K, 4)``, as for ``pointing``.
 
     Raises:
         InputError: as ``pointing``.

@@ -22,7 +22,7 @@ def box_coverage(boxes: torch.Tensor, num_labels: int, size: tuple[int, int]) ->
     """Computes how much of each cell of a map the boxes of each label cover.
 
     Args:
-        boxes: ``(B, K, 5)``, see above.
+        boxes: ``(B, K, 5)``, as for ``place_loss``.
         num_labels: Labels L.
         size: (H, W) of the map.
 
@@ -40,7 +40,7 @@ def box_coverage(boxes: torch.Tensor, num_labels: int, size: tuple[int, int]) ->
 
 
 def enclosing_boxes(boxes: torch.Tensor, num_labels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encloses the boxes of each label in one.
+    """Encloses the boxes of each label, ``(B, K, 5)`` as for ``place_loss``, in one.
 
     Returns:
         ``(B, L, 4)``, and which labels have a box, ``(B, L)`` bool; without one it is the whole image.
@@ -62,7 +62,7 @@ def heat_map_loss(scores: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
     Args:
         scores: ``(B, L, H, W)``; their softmax over the cells is the heat map.
-        boxes: ``(B, K, 5)``, see above.
+        boxes: ``(B, K, 5)``, as for ``place_loss``.
 
     Returns:
         A scalar, 0 where there is no box.
@@ -80,7 +80,7 @@ def box_loss(predicted: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
     Args:
         predicted: ``(B, L, 4)``.
-        boxes: ``(B, K, 5)``, see above.
+        boxes: ``(B, K, 5)``, as for ``place_loss``.
 
     Returns:
         A scalar in [0, 2], 0 where there is no box.
@@ -91,7 +91,16 @@ def box_loss(predicted: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def place_loss(found: FindingOutput, boxes: torch.Tensor) -> torch.Tensor:
-    """The sum of ``heat_map_loss`` and ``box_loss`` of what a finding head gives."""
+    """The sum of ``heat_map_loss`` and ``box_loss`` of what a finding head gives.
+
+    Args:
+        found: From a finding head.
+        boxes: ``(B, K, 5)``: ``x1, y1, x2, y2`` in [0, 1] of the image, and the number of the label, -1 where a row
+            holds no box. A label without a box counts nowhere, a positive one too.
+
+    Returns:
+        A scalar, 0 where there is no box.
+    """
     return heat_map_loss(found.scores, boxes) + box_loss(found.boxes, boxes)
 
 
@@ -107,7 +116,7 @@ def roi_place_loss(
     Args:
         model: With ``ROIHead`` or ``MeanROIHead`` in it.
         images: ``(B, C, H, W)``.
-        boxes: ``(B, K, 5)``, see above.
+        boxes: ``(B, K, 5)``, as for ``place_loss``.
         module: What is called, where that is a wrapper of the model.
 
     Returns:

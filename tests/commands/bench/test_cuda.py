@@ -16,7 +16,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows(device):
     rows = bench_cuda(BenchCudaConfig("efficientvit_ml_m0_mxa", 2, 64, 1, device))
-    assert len(rows) == 5 and all(row["value"] >= 0 and row["goal"] for row in rows)
+    assert len(rows) == (5 if device == "cuda" else 4) and all(row["value"] >= 0 and row["goal"] for row in rows)
 
 
 def test_the_paper_s_crop_in_a_loop_is_near_ours():
