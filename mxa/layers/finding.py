@@ -15,6 +15,8 @@ from .roi import heat_box, roi_resize
 
 __all__ = ["FindingHead", "FindingOutput"]
 
+_REACH = 2.0  # most that what is seen moves a box, in its half sizes, and changes the logarithm of its size
+
 
 class FindingOutput(NamedTuple):
     """What a ``FindingHead`` finds, for B images and L labels.
@@ -119,6 +121,7 @@ class FindingHead(nn.Module):
         weight = heat.flatten(2)  # (B, L, H W)
         at = torch.bmm(weight, x.flatten(2).transpose(1, 2).to(weight.dtype))  # (B, L, C): what is seen there
         change = torch.einsum("blc,lcd->bld", at, self.refine.to(at.dtype)).flatten(0, 1)  # (B L, 4)
+        change = _REACH * (change / _REACH).tanh()  # else one strange image could give a gradient without bound
         scale = self.log_scale.repeat(x.shape[0], 1) + change[:, 2:]
         boxes = heat_box(heat.flatten(0, 1), scale, self.min_size, change[:, :2])  # (B L, 4)
         boxes = boxes.view(x.shape[0], -1, 4)
