@@ -295,6 +295,8 @@ def _check_boxes(config: TrainConfig) -> None:
             raise InputError(f"--{given[0].replace('_', '-')} goes with --boxes FILE, or --boxes own")
     elif config.augment != "crop":
         raise InputError(f"--boxes do not move with --augment {config.augment}: leave it out")
+    elif config.patience:
+        raise InputError("--patience waits for the score of labels, and --boxes keep the last epoch: drop one")
     if config.boxes_root is not None and config.boxes_data is None:
         raise InputError("--boxes-root needs --boxes-data: name the collection that is in it")
 

@@ -60,6 +60,8 @@ _logger = logging.getLogger(__name__)
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains on a collection's training split and keeps the weights of the best epoch on its validation split.
 
+    With boxes the last epoch is kept, because the validation score says nothing about places.
+
     Under ``torchrun`` every process calls it.
 
     Returns:
@@ -252,7 +254,7 @@ class _Training:
         return None
 
     def _end_epoch(self, epoch: int, losses: list[torch.Tensor], progress: TrainProgress) -> None:
-        """Validates, keeps the weights if they are the best, logs and saves."""
+        """Validates, keeps the weights if they are to be kept, logs and saves."""
         engine, log = self.engine, self.folder / "log.csv"
         engine.share_statistics()
         scores = {}
@@ -260,7 +262,8 @@ class _Training:
             scores = _validate(engine.eval_model, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
         mean_loss = float(all_reduce(stack_losses(losses, engine.device).mean()) / world_size())
         score, best = scores.get("macro_auc", float("nan")), self.state["best"]
-        if self.val_loader is None or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
+        newest = self.val_loader is None or self.box_loader is not None  # the score says nothing about places
+        if newest or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
             best = {"epoch": epoch, "macro_auc": score}
             if self.writes:
                 save_pretrained(engine.eval_model, self.folder)

@@ -79,6 +79,13 @@ def test_a_batch_joins_every_so_many_steps(boxed, joined):
     assert joined == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
 
 
+def test_the_last_epoch_is_kept(boxed, monkeypatch):
+    scores = iter([0.9, 0.8])
+    monkeypatch.setattr("mxa.training.loop._validate", lambda *args: {"macro_auc": next(scores)})
+    summary = train(boxed(epochs=2, box_every=4))
+    assert (summary["epoch"], summary["macro_auc"]) == (1, 0.8)
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(boxed, tmp_path, monkeypatch):
     settings = {"epochs": 2, "box_every": 2, "checkpoint_steps": 1}
     whole = load_model(train(boxed(output=tmp_path / "whole", **settings))["output"])
@@ -155,6 +162,7 @@ def test_boxes_of_patients_who_validate_are_left_out(boxed, squares, tmp_path, c
         ({"boxes": "own"}, "'table' has no boxes of its own: give --boxes FILE"),
         ({"boxes": "none.csv"}, "no file of boxes none.csv"),
         ({"boxes_root": "elsewhere"}, "--boxes-root needs --boxes-data"),
+        ({"patience": 3}, "--patience waits for the score of labels, and --boxes keep the last epoch"),
         ({"augment": "paper"}, "--boxes do not move with --augment paper"),
         ({"box_every": 0}, "--box-every must be between 1 and"),
         ({"labels": "Edema"}, "none of its boxes|no box is of one of"),
