@@ -111,7 +111,7 @@ def _fit(
     check_labels(train_set)
     if val_set is not None:
         check_files(val_set)
-        if few := few_positives(val_set):
+        if config.boxes is None and (few := few_positives(val_set)):
             _logger.warning("the validation score that keeps an epoch counts labels with few positives: %s", few)
     run, labels = Path(config.output), train_set.labels
     torch.manual_seed(config.seed)
