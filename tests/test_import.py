@@ -202,7 +202,14 @@ PUBLIC = {
         "open_predictor",
         "predict",
     ],
-    "mxa.models": ["EfficientVitMl", "label_names", "load_labels", "save_pretrained", "set_label_names"],
+    "mxa.models": [
+        "EfficientVitMl",
+        "add_finding_head",
+        "label_names",
+        "load_labels",
+        "save_pretrained",
+        "set_label_names",
+    ],
 }
 
 

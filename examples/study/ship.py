@@ -33,6 +33,16 @@ from mxa.utils.json_files import to_json
 MODELS = Path(mxa.__file__).parent / "models"
 
 
+def write_entry(name: str, entry: dict) -> None:
+    """Writes an entry of the manifest, a line a field."""
+    path = MODELS / "weights.json"
+    entries = []
+    for key, metadata in {**json.loads(path.read_text()), name: entry}.items():
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata.items())
+        entries.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -80,13 +90,7 @@ def main() -> None:
         "metrics": headline(result),
         "license": license,
     }
-    path = MODELS / "weights.json"
-    manifest = {**json.loads(path.read_text()), name: entry}
-    entries = []
-    for key, metadata in manifest.items():  # a line a field
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata.items())
-        entries.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
-    path.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+    write_entry(name, entry)
     card = {**entry, "labels": mxa.label_names(model), "recipe": recipe}
     docs = Path(__file__).parents[2] / "docs" / f"weights-{args.tag}.md"
     docs.write_text(model_card(name, card, result))

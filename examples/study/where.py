@@ -22,7 +22,7 @@ from torch import nn
 
 from mxa.commands.localize import baselines
 from mxa.data import create_dataset, create_transform
-from mxa.data.boxes import BoxedImage, boxed_images, transform_boxed
+from mxa.data.boxes import BoxedImage, boxed_images, reduced, transform_boxed
 from mxa.data.dataset import derive_seed, seeded
 from mxa.data.records import Records
 from mxa.data.splits import fold_splits
@@ -53,21 +53,22 @@ class Features:
     boxes: torch.Tensor  # (V, N, K, 5)
 
 
-def read_features(root: str, start: str, size: int, strides: list[int], versions: int, cache: Path) -> Features:
+def read_features(args: argparse.Namespace) -> Features:
     """Computes the features of every stride, or reads them from the cache, and keeps some strides."""
-    records = create_dataset("nih", root, "all", labels=LABELS, views="all").records
-    images = boxed_images(records, "nih", root)
+    records = create_dataset("nih", args.root, "all", labels=LABELS, views="all").records
+    images = boxed_images(records, "nih", args.root)
+    cache = args.output / f"features-{args.size}.pt"
     if not cache.exists():
-        torch.save(compute(records, images, start, size, versions), cache)
+        torch.save(compute(records, images, args), cache)
     found = torch.load(cache, weights_only=True, mmap=True)
-    maps = [m for m, stride in zip(found["maps"], STRIDES, strict=True) if stride in strides]
+    maps = [m for m, stride in zip(found["maps"], STRIDES, strict=True) if stride in args.strides]
     return Features(records, images, maps, *(found[name] for name in ("pooled", "last", "boxes")))
 
 
 @torch.inference_mode()
-def compute(records: Records, images: list[BoxedImage], start: str, size: int, versions: int) -> dict:
-    model = load_model(start).eval()
-    cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
+def compute(records: Records, images: list[BoxedImage], args: argparse.Namespace) -> dict:
+    model, versions = load_model(args.start).eval(), args.versions
+    cfg = {**model.pretrained_cfg, "input_size": (3, args.size, args.size)}
     transforms = [create_transform(cfg), create_transform(cfg, is_training=True)]
     last = {stage["reduction"]: i for i, stage in enumerate(model.feature_info)}
     drawn = {image.index: image.boxes for image in images}
@@ -75,7 +76,7 @@ def compute(records: Records, images: list[BoxedImage], start: str, size: int, v
     kept, pooled, final, boxes, started = [], [], [], [], time.monotonic()
     for version in range(versions):
         for i in range(len(records)):
-            image = records.image(i)
+            image = reduced(records.image(i), args.reduce)
             rows = [[*box, LABELS.index(f)] for f, some in drawn.get(i, {}).items() for box in some]
             rows = np.array(rows, dtype=np.float32).reshape(-1, 5)
             with seeded(version, i):
@@ -226,9 +227,10 @@ def keep(model: Finding, start: str, size: int, strides: list[int], folder: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder in NIH's layout, with BBox_List_2017.csv")
-    parser.add_argument("--start", required=True, help="what mxa convert wrote of EfficientNet-Lite0")
+    parser.add_argument("--start", required=True, help="what mxa convert wrote of EfficientNet-Lite0, or a model")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--size", type=int, default=256, help="side of the input, in pixels")
+    parser.add_argument("--reduce", type=int, help="side that images are reduced to first; none")
     parser.add_argument(
         "--strides", type=int, nargs="+", default=[16, 32], choices=STRIDES, help="of the maps that the heads take"
     )
@@ -240,13 +242,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--box-weight", type=float, default=1.0)
     parser.add_argument("--boxes", type=int, help="images of a fold's training part that keep their boxes; all of them")
+    parser.add_argument("--whole", type=Path, help="folder for a finding head that all boxes have taught, seed 0")
+    parser.add_argument("--without", type=Path, help="list of images whose patients do not teach that head")
     parser.add_argument("--keep", type=Path, help="folder for the finding heads of the first seed, a model a fold")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
-    cache = args.output / f"features-{args.size}.pt"
-    data = read_features(args.root, args.start, args.size, args.strides, args.versions, cache)
+    data = read_features(args)
     folds = [np.flatnonzero(fold_splits(data.records, k, FOLDS).splits == "test") for k in range(FOLDS)]
     ending = "" if args.strides == [16, 32] else f", strides {' '.join(map(str, args.strides))}"
     ending += "" if args.boxes is None else f", {args.boxes} images"
@@ -267,6 +270,13 @@ def main() -> None:
         macro = {row["method"]: row for row in localization_table(cases, 1) if row["finding"] == "all"}
         said = "; ".join(f"{m}: pointing {r['pointing']:.3f}, IoU > 0.25 {r['hit_0.25']:.3f}" for m, r in macro.items())
         logger.info("%s, seed %d: %s (%d s)", arm + ending, seed, said, metadata["seconds"])
+    if args.whole:
+        left_out = set(args.without.read_text().split()) if args.without else ()
+        patients = {name[:8] for name in left_out}  # NIH's names begin with the patient
+        taught = np.flatnonzero([Path(path).name[:8] not in patients for path in data.records.paths])
+        logger.info("%d of %d images teach the head in %s", len(taught), len(data.records), args.whole)
+        model = train("finding head, boxes", data, taught, 0, args)
+        keep(model, args.start, args.size, args.strides, args.whole)
     floors = baselines(data.images, LABELS)
     write_cases(floors, args.output / "no_model.csv")
     (args.output / "settings.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}, indent=1))

@@ -1,4 +1,4 @@
-"""Makes the tables of ``where.py``: puts the cases of its folders into one file, and the file into Markdown.
+"""Makes the tables of ``where.py``: adds the cases of its folders to one file, and puts the file into Markdown.
 
 python examples/study/where_table.py docs/results/study/where [--from FOLDER...]
 """
@@ -14,19 +14,20 @@ from mxa.evaluation.predictions import read_metadata
 from mxa.evaluation.report.rows import markdown
 from mxa.metrics.localization_table import MACRO, THIRDS, CaseScore, localization_table
 
+KEYS = ["arm", "size", "seed", "image", "finding", "method"]
 METRICS = ("pointing", "hit_0.25", "iou", "energy")
 
 
-def gather(folders: list[Path]) -> pd.DataFrame:
-    """The cases of every run, a row each, with the run's arm and the side of its images."""
-    frames = []
+def gather(folders: list[Path], known: Path) -> pd.DataFrame:
+    """The cases of every run, a row each, with the run's arm and the side of its images, after those that are known."""
+    frames = [pd.read_parquet(known)] if known.exists() else []
     for folder in folders:
         for path in sorted(folder.glob("*.csv")):
             run = path.with_suffix(".parquet")
             about = read_metadata(run) if run.exists() else {"arm": "no model", "size": 0, "seed": 0}
             own = {"arm": about["arm"], "size": about["size"], "seed": about["seed"]}
             frames.append(pd.read_csv(path, dtype={"patient": str}).assign(**own))
-    return pd.concat(frames, ignore_index=True).drop_duplicates(["arm", "size", "seed", "image", "finding", "method"])
+    return pd.concat(frames, ignore_index=True).drop_duplicates(KEYS, keep="last")
 
 
 def tables(cases: pd.DataFrame) -> str:
@@ -72,9 +73,10 @@ def main() -> None:
     parser.add_argument("--from", dest="folders", type=Path, nargs="+", help="outputs of where.py")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    cases = args.output / "cases.parquet"
     if args.folders:
-        gather(args.folders).to_parquet(args.output / "cases.parquet", compression="zstd", index=False)
-    (args.output / "table.md").write_text(tables(pd.read_parquet(args.output / "cases.parquet")))
+        gather(args.folders, cases).to_parquet(cases, compression="zstd", index=False)
+    (args.output / "table.md").write_text(tables(pd.read_parquet(cases)))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def explain(config: ExplainConfig) -> list[dict[str, Any]]:
 
 def _explain(config: ExplainConfig) -> list[dict[str, Any]]:
     device = pick_device(config.device)
-    model = load_model(config.model).to(device)
+    model = load_model(config.model, finding_head=True).to(device)
     labels = None if config.labels is None else _indices(model, config.labels)
     if not (findings := _findings(named_outputs(model), labels)):
         raise InputError("No Finding has no place in an image: name a finding in --labels, or take another model")

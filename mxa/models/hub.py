@@ -67,7 +67,7 @@ def manifest() -> dict[str, dict[str, Any]]:
 
     An entry has ``repo``, ``revision``, ``file``, ``sha256``, ``size``, ``labels``, ``preprocessing``, ``data``,
     ``terms``, ``recipe``, ``metrics`` and ``license``. Without ``sha256`` the weights are not published. With
-    ``sha256`` and without ``repo`` they come with the package.
+    ``sha256`` and without ``repo`` they come with the package, perhaps with a ``finding_head``.
     """
     return json.loads(Path(__file__).with_name("weights.json").read_text())
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from ..labels import align
 from ..utils.errors import InputError
-from .hub import WeightsError, checked_tensors, config_of, read_config, read_weights, weights_of
+from .finding import add_finding_head
+from .hub import SHIPPED, WeightsError, checked_tensors, config_of, read_config, read_weights, weights_of
 from .weights import check_filled, check_keys, for_gray, label_names, resize_attention_biases
 
 __all__ = ["create", "fill_weights", "init_weights", "load_model", "named_outputs", "read_checkpoint"]
@@ -82,8 +83,13 @@ def _create_from(arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def load_model(name: str | Path, **kwargs) -> nn.Module:
+def load_model(name: str | Path, finding_head: bool = False, **kwargs) -> nn.Module:
     """Loads a model with its weights, in eval mode, from a run folder or by a timm name.
+
+    Args:
+        name: Run folder, or a timm name with weights.
+        finding_head: Give the small model that comes with mxa the finding head that comes with it.
+        **kwargs: As for timm.
 
     Raises:
         InputError: it is neither, or the weights do not fit.
@@ -95,7 +101,8 @@ def load_model(name: str | Path, **kwargs) -> nn.Module:
         name = f"local-dir:{path}"
     elif path.exists() or path.suffix in (".pt", ".pth", ".safetensors"):
         raise InputError(f"{path} is not a run folder: give the folder that holds config.json and model.safetensors")
-    return create(str(name), pretrained=True, **kwargs).eval()
+    model = create(str(name), pretrained=True, **kwargs).eval()
+    return add_finding_head(model) if finding_head and str(name) == SHIPPED else model
 
 
 def named_outputs(model: nn.Module) -> tuple[str, ...]:

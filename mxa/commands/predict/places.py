@@ -28,7 +28,7 @@ class Places:
 
     def __init__(self, model: str, device: str | None = None):
         self.name = Path(model).name
-        self.model = load_model(model).to(pick_device(device))
+        self.model = load_model(model, finding_head=True).to(pick_device(device))
         self.labels = named_outputs(self.model)
         self._transform = create_transform(self.model)
 
