@@ -69,10 +69,20 @@ class Answer:
 def open_models(arguments: Mapping[str, str], device: str | None = None) -> dict[str, Predictor]:
     """Opens models by the names that the page has for them, as ``mxa predict --model`` does.
 
+    The small model that comes with mxa has its finding head.
+
     Raises:
         InputError: as ``mxa.deployment.open_predictor``.
     """
-    return {name: open_predictor(argument, device=device) for name, argument in arguments.items()}
+    models = {name: open_predictor(argument, device=device) for name, argument in arguments.items()}
+    for name, argument in arguments.items():
+        if (network := models[name].network) is not None:
+            from ...models import add_finding_head
+            from ...models.hub import SHIPPED
+
+            if argument == SHIPPED:
+                add_finding_head(network)
+    return models
 
 
 def answer(name: str, predictor: Predictor, film: Film, point: str) -> Answer:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...models.load import create
+from ...utils.allocator import given_back
 from ...utils.errors import InputError, require
 from .config import BenchGrowthConfig
 from .timing import peak_bytes, seconds, threads, write_record
@@ -78,11 +79,13 @@ def _series(name: str, count: int, batches: Sequence[int], sides: Sequence[int],
 
 def _peak(function: Callable[[], object]) -> float | str:
     """Growth of the process's peak memory in MB while a function runs; "-" where the system does not tell."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
-    before = peak_bytes()
-    function()
-    return (peak_bytes() - before) / 1e6 or "-"
+    with given_back():
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
+        before = peak_bytes()
+        function()
+        grown = peak_bytes() - before
+    return grown / 1e6 if grown > 0 else "-"
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -17,12 +17,16 @@ from mxa.commands.app.answers import Answer, Layer, answer, open_models
 from mxa.commands.app.films import Film, Films, read_film
 from mxa.commands.app.render import show_answers, show_error
 from mxa.models.hub import SHIPPED
+from mxa.models.load import load_model
 from mxa.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def models(headed, exported):
-    return open_models({"small": SHIPPED, "headed": str(headed), "exported": str(exported)})
+def models(headed, exported, tmp_path_factory):
+    blocks = tmp_path_factory.mktemp("blocks")
+    mxa.models.save_pretrained(load_model(SHIPPED), blocks)
+    named = {"small": SHIPPED, "headed": headed, "exported": exported, "blocks": blocks}
+    return open_models({name: str(argument) for name, argument in named.items()})
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +59,22 @@ def test_positive_is_what_reaches_its_threshold(models, read):
 
 
 def test_layers_of_each_kind_of_model(models, read):
-    small = asked(models, read, "small").layers
-    assert [layer.title for layer in small][:3] == [
+    blocks = asked(models, read, "blocks").layers
+    assert [layer.title for layer in blocks][:3] == [
         "Regions of all MXA blocks",
         "Attention, mean",
         "Region of stage 1, block 1",
     ]
-    assert [name for name, _ in small[0].boxes] == ["stage 1"] + 2 * ["stage 2"] + 3 * ["stage 3"]
-    assert small[2].boxes[0][1] == small[0].boxes[0][1]
-    assert len(small) == 8
+    assert [name for name, _ in blocks[0].boxes] == ["stage 1"] + 2 * ["stage 2"] + 3 * ["stage 3"]
+    assert blocks[2].boxes[0][1] == blocks[0].boxes[0][1]
+    assert len(blocks) == 8
+    small = asked(models, read, "small")
+    assert len(small.layers) == 8 and small.layers[0].title in small.positive
     headed = asked(models, read, "headed")
     assert [layer.title for layer in headed.layers] == sorted(
         headed.probabilities, key=lambda label: -headed.probabilities[label]
     )
-    for layer in (*small, *headed.layers):
+    for layer in (*blocks, *small.layers, *headed.layers):
         assert layer.heat is None or (layer.heat.min() >= 0 and layer.heat.max() == pytest.approx(1))
         assert all(0 <= edge <= 1 for _, box in layer.boxes for edge in box)
     exported = asked(models, read, "exported")
