@@ -267,6 +267,8 @@ def bench(config: Any, rows: Any) -> None:
     keys = [key for key in rows[0] if not key.endswith(("_ratio", "_ratio_iqr"))]
     rows = [[_measured(row, key).split("\n") for key in keys] for row in rows]
     _print_table([key.split("_") for key in keys], rows)
+    if goals := getattr(config, "GOALS", None):
+        _say(goals)
     if unclear:
         _say(
             "?: the quartiles are further apart than the ratio is from 1, so no difference was seen: measure again "

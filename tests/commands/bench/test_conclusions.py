@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mxa.commands.bench.config import BenchDataConfig, BenchModelsConfig, BenchRuntimesConfig, BenchScoresConfig
 from mxa.commands.output import bench
 
 REFERENCE = {"model": "plain", "latency_ms": 10.0, "latency_ms_ratio": 1.0, "latency_ms_ratio_iqr": [1.0, 1.0]}
@@ -36,3 +37,9 @@ def test_what_is_counted_has_no_noise(capsys):
         ],
     )
     assert "?" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [BenchModelsConfig, BenchRuntimesConfig, BenchDataConfig, BenchScoresConfig])
+def test_goals_stand_beside_the_figures(config, capsys):
+    bench(config(), [REFERENCE])
+    assert "goal" in capsys.readouterr().out
