@@ -58,9 +58,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains on a collection's training split and keeps the weights of the best epoch on its validation split.
-
-    With boxes the last epoch is kept, because the validation score says nothing about places.
+    """Trains on a collection's training split; keeps the best epoch on its validation split, with boxes the last one.
 
     Under ``torchrun`` every process calls it.
 

@@ -33,8 +33,10 @@ def given_back() -> Iterator[None]:
     """Gives freed memory back to the system at once, so that a peak is that of what runs inside; then keeps it."""
     if _set(_DEFAULTS):
         ctypes.CDLL(None).malloc_trim(0)
-    yield
-    keep_memory()
+    try:
+        yield
+    finally:
+        keep_memory()
 
 
 def _set(settings: dict[int, int]) -> bool:

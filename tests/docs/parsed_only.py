@@ -32,6 +32,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
         "mxa train --recipe nih8k_m0_mxa": NIH,
         "mxa train --data phantom": "takes an hour",
         "mxa localize phantom": STUDY,
+        "mxa localize block": STUDY,
     },
     "docs/results/study/localization.md": {"mxa localize": STUDY},
     "docs/training.md": {
@@ -54,7 +55,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
     "docs/without_labels.md": {"mxa calibrate": CALLS, "mxa predict": CALLS},
 }
 #: How many commands that is.
-COUNT = 65
+COUNT = 68
 
 #: They run in ``make test-slow``: a model trains for longer, or many maps are computed.
 LONG = {
