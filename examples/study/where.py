@@ -72,7 +72,7 @@ def compute(records: Records, images: list[BoxedImage], args: argparse.Namespace
     transforms = [create_transform(cfg), create_transform(cfg, is_training=True)]
     last = {stage["reduction"]: i for i, stage in enumerate(model.feature_info)}
     drawn = {image.index: image.boxes for image in images}
-    most = max(sum(map(len, boxes.values())) for boxes in drawn.values())
+    most = max((sum(map(len, boxes.values())) for boxes in drawn.values()), default=1)
     kept, pooled, final, boxes, started = [], [], [], [], time.monotonic()
     for version in range(versions):
         for i in range(len(records)):

@@ -15,6 +15,7 @@ from .roi import heat_box, roi_resize
 
 __all__ = ["FindingHead", "FindingOutput"]
 
+_NEAR = 0.2  # width around the peak of what counts for a box, in sides of the map; chosen on folds (docs/results.md)
 _REACH = 2.0  # most that what is seen moves a box, in its half sizes, and changes the logarithm of its size
 
 
@@ -25,7 +26,8 @@ class FindingOutput(NamedTuple):
         logits: ``(B, L)``.
         scores: ``(B, L, H, W)``, float32 at least, at the size of the finest map. Their softmax over the cells of a
             label is its heat map.
-        boxes: ``(B, L, 4)``, ``x1, y1, x2, y2`` in [0, 1] of the map.
+        boxes: ``(B, L, 4)``, ``x1, y1, x2, y2`` in [0, 1] of the map. In training mode they are the boxes that are
+            cropped; in evaluation mode those around the peaks of the heat maps.
     """
 
     logits: torch.Tensor
@@ -41,6 +43,9 @@ class FindingHead(nn.Module):
     the spread of its heat map, as in ``ROIHead``, but of a sharper one, so that a second peak pulls it less; what is
     seen there moves and scales it. Each label's crop goes through one CBAM that all labels share, is averaged, and
     gives the label's logit. There is no loop over labels or images.
+
+    In evaluation mode the box that is returned counts only what lies around the peak of the heat map, so a second peak
+    does not widen it. The crop and the logit do not change: a box around a peak jumps where two peaks are alike.
 
     Args:
         dims: Channels of each map, at least one map.
@@ -127,4 +132,18 @@ class FindingHead(nn.Module):
         boxes = boxes.view(x.shape[0], -1, 4)
         crops = roi_resize(x, boxes, (self.crop_size, self.crop_size))  # (B, L, C, h, w)
         seen = self.cbam(crops.flatten(0, 1)).mean((2, 3)).view(x.shape[0], -1, x.shape[1])  # (B, L, C)
+        if not self.training:
+            boxes = heat_box(_around_peak(heat).flatten(0, 1), scale, self.min_size, change[:, :2]).view_as(boxes)
         return FindingOutput((seen * self.weight).sum(2) + self.bias, scores, boxes)
+
+
+def _around_peak(heat: torch.Tensor) -> torch.Tensor:
+    """Heat maps ``(B, L, H, W)`` weighted by a Gaussian around the highest cell of each, and summing to 1 again."""
+    height, width = heat.shape[2:]
+    peak = heat.detach().flatten(2).argmax(2)[:, :, None]  # (B, L, 1)
+    near = []
+    for count, at in ((height, peak // width), (width, peak % width)):
+        away = (torch.arange(count, device=heat.device) - at) / count  # (B, L, count)
+        near.append((-0.5 * (away / _NEAR).square()).exp().to(heat.dtype))
+    heat = heat * near[0].unsqueeze(3) * near[1].unsqueeze(2)
+    return heat / heat.sum((2, 3), keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -36,10 +37,37 @@ def some_maps(batch: int = 2) -> list[torch.Tensor]:
     return [torch.randn(batch, *shape, dtype=torch.float64) for shape in MAPS]
 
 
+def around_peak(heat: torch.Tensor) -> torch.Tensor:
+    """A heat map ``(H, W)`` weighted by a Gaussian around its highest cell, cell by cell."""
+    height, width = heat.shape
+    y, x = divmod(int(heat.argmax()), width)
+    weighted = heat.clone()
+    for i in range(height):
+        for j in range(width):
+            far = ((i - y) / height) ** 2 + ((j - x) / width) ** 2
+            weighted[i, j] *= math.exp(-far / (2 * 0.2**2))
+    return weighted / weighted.sum()
+
+
+def expected_box(head: FindingHead, label: int, heat: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    corners = []
+    for axis, cells in ((1, heat.sum(0)), (0, heat.sum(1))):
+        at = (torch.arange(len(cells), dtype=torch.float64) + 0.5) / len(cells)
+        mean = (at * cells).sum()
+        spread = (3 * (((at - mean) ** 2 * cells).sum() + 1 / (12 * len(cells) ** 2))).sqrt()
+        half = spread * (head.log_scale[label, 1 - axis] + seen[3 - axis]).exp()
+        centre = (mean + seen[1 - axis] * half).clamp(0.025, 0.975)
+        half = half.clamp(0.025, 1)
+        corners.append(((centre - half).clamp(0, 1), (centre + half).clamp(0, 1)))
+    return torch.stack([corners[0][0], corners[1][0], corners[0][1], corners[1][1]])
+
+
 @torch.no_grad()
 def test_each_label_and_image_by_itself():
     head, maps = a_head(), some_maps()
     found = head(maps)
+    head.training = True  # its norms stay in evaluation mode
+    cropped = head(maps).boxes
     for b in range(2):
         x = head.fuse([m[b : b + 1] for m in maps])[0]  # (C, H, W)
         prior = nn.functional.interpolate(head.prior, size=x.shape[1:], mode="bilinear")[0]
@@ -49,18 +77,10 @@ def test_each_label_and_image_by_itself():
             heat = (score * head.log_sharpness[label].exp()).exp()
             heat = heat / heat.sum()
             seen = 2 * ((x * heat).sum((1, 2)) @ head.refine[label] / 2).tanh()
-            corners = []
-            for axis, cells in ((1, heat.sum(0)), (0, heat.sum(1))):
-                at = (torch.arange(len(cells), dtype=torch.float64) + 0.5) / len(cells)
-                mean = (at * cells).sum()
-                spread = (3 * (((at - mean) ** 2 * cells).sum() + 1 / (12 * len(cells) ** 2))).sqrt()
-                half = (spread * (head.log_scale[label, 1 - axis] + seen[3 - axis]).exp()).clamp(0.025, 1)
-                centre = mean + seen[1 - axis] * spread * (head.log_scale[label, 1 - axis] + seen[3 - axis]).exp()
-                centre = centre.clamp(0.025, 0.975)
-                corners.append(((centre - half).clamp(0, 1), (centre + half).clamp(0, 1)))
-            box = torch.stack([corners[0][0], corners[1][0], corners[0][1], corners[1][1]])
+            crop_box, box = (expected_box(head, label, h, seen) for h in (heat, around_peak(heat)))
             torch.testing.assert_close(found.boxes[b, label], box)
-            crop = head.cbam(roi_resize(x[None], box[None], (4, 4)))
+            torch.testing.assert_close(cropped[b, label], crop_box)
+            crop = head.cbam(roi_resize(x[None], crop_box[None], (4, 4)))
             logit = crop.mean((2, 3))[0] @ head.weight[label] + head.bias[label]
             torch.testing.assert_close(found.logits[b, label], logit)
 
@@ -104,6 +124,7 @@ def test_the_box_follows_what_is_scored():
         head.score.weight.data.zero_()
         head.fuse = lambda maps: maps[0]
         maps[0, 1, y - 1 : y + 2, x - 2 : x + 3] = 30.0
+        maps[0, 1, y, x] += 0.01
         head.score.weight.data[1, 1] = 1.0
         box = head([maps]).boxes[0, 1]
         expected = torch.tensor([x - 2, y - 1, x + 3, y + 2]) / 16
@@ -111,6 +132,21 @@ def test_the_box_follows_what_is_scored():
         centre = (box[:2] + box[2:]) / 2
         torch.testing.assert_close(centre, (expected[:2] + expected[2:]) / 2, atol=2e-3, rtol=0)
         torch.testing.assert_close(box[2:] - box[:2], (expected[2:] - expected[:2]) * scale, atol=2e-2, rtol=0)
+
+
+@torch.no_grad()
+def test_a_second_peak_does_not_widen_the_box():
+    head = FindingHead([4], 2, dim=4).eval()
+    head.fuse = lambda maps: maps[0]
+    head.score.weight.data.zero_()
+    head.score.weight.data[1, 1] = 1.0
+    maps = torch.zeros(1, 4, 16, 16)
+    maps[0, 1, 2:5, 2:5] = 6.0
+    alone = head([maps])
+    maps[0, 1, 11:14, 11:14] = 5.9
+    both = head([maps])
+    torch.testing.assert_close(both.boxes[0, 1], alone.boxes[0, 1], atol=0.02, rtol=0)
+    assert (head.train()([maps]).boxes[0, 1, 2:] > 0.6).all()  # what is cropped spans both
 
 
 NETWORKS = ["efficientvit_ml_m0_mxa", "tf_efficientnet_lite0", "convnext_atto", "test_vit", "resnet10t"]
