@@ -29,7 +29,6 @@ NOTE = "Kermany, Zhang, Goldbaum, Mendeley Data, CC BY 4.0: children of one to f
 def subset(root: Path, count: int) -> pd.DataFrame:
     """Rows of the table with so many training and 150 validation images, the patients with the lowest hashes first."""
     table = pd.read_csv(root / "labels.csv")
-    table["path"] = [str((root / path).resolve()) for path in table["path"]]
     order = [hashlib.sha256(name.encode()).hexdigest() for name in table["patient"]]
     table = table.iloc[pd.Series(order).sort_values(kind="stable").index]
     kept = [table[table["split"] == "train"][:count], table[table["split"] == "val"][:VALIDATION]]
@@ -61,6 +60,8 @@ def main() -> None:
     for size in args.sizes:
         folder = args.output / str(size)
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "images").exists():  # so that the scores name an image as the collection does
+            (folder / "images").symlink_to((args.root / "images").resolve())
         subset(args.root, size).to_csv(folder / "table.csv", index=False)
         config = AblateConfig(
             folder / "runs",

@@ -228,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder in NIH's layout, with BBox_List_2017.csv")
     parser.add_argument("--start", required=True, help="what mxa convert wrote of EfficientNet-Lite0, or a model")
+    parser.add_argument("--name", help="of the network, added to the names of the arms")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--size", type=int, default=256, help="side of the input, in pixels")
     parser.add_argument("--reduce", type=int, help="side that images are reduced to first; none")
@@ -253,6 +254,7 @@ def main() -> None:
     folds = [np.flatnonzero(fold_splits(data.records, k, FOLDS).splits == "test") for k in range(FOLDS)]
     ending = "" if args.strides == [16, 32] else f", strides {' '.join(map(str, args.strides))}"
     ending += "" if args.boxes is None else f", {args.boxes} images"
+    ending += f", {args.name}" if args.name else ""
     for arm, seed in ((arm, seed) for seed in args.seeds for arm in args.arms):
         path = args.output / f"{arm}{ending}-{args.size}-seed{seed}".replace(" ", "_").replace(",", "")
         if path.with_suffix(".csv").exists():
