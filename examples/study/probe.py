@@ -44,6 +44,21 @@ LARGEST = 8.0  # standard deviations, where a value is clipped
 logger = logging.getLogger("probe")
 
 
+def pooled_maps(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Maps of the last three stages and of the last convolution, ``(N, C, 7, 7)``, a tensor for each level."""
+    final, stages = model.forward_intermediates(images, indices=3)
+    return tuple(F.adaptive_avg_pool2d(x, GRIDS[-1]) for x in (*stages, final))
+
+
+def at_grid(level: torch.Tensor, grid: int) -> torch.Tensor:
+    """Maps ``(N, C, H, W)`` as features ``(N, C grid grid)``."""
+    return F.adaptive_avg_pool2d(level.float(), grid).flatten(1)
+
+
+def standard(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    return ((x - mean) / (std + 1e-6)).clamp_(-LARGEST, LARGEST)
+
+
 @torch.inference_mode()
 def read_maps(start: str, root: str) -> list[torch.Tensor]:
     """Maps of every image at the network's own size, ``(N, C, 7, 7)`` float16, a tensor for each level."""
@@ -52,8 +67,7 @@ def read_maps(start: str, root: str) -> list[torch.Tensor]:
     levels, started = [], time.monotonic()
     for images, _ in make_loader(dataset, create_transform(model), 32):
         images = images.contiguous(memory_format=torch.channels_last)
-        final, stages = model.forward_intermediates(images, indices=3)
-        levels.append([F.adaptive_avg_pool2d(x, GRIDS[-1]).half() for x in (*stages, final)])
+        levels.append([x.half() for x in pooled_maps(model, images)])
         if len(levels) % 20 == 0:
             logger.info(
                 "%s: %d of %d images, %.0f s", start, len(levels) * 32, len(dataset), time.monotonic() - started
@@ -67,8 +81,8 @@ def kernel(levels: list[torch.Tensor], train: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(len(levels[0]), len(train))
     for level in levels:
         for grid in GRIDS:
-            x = F.adaptive_avg_pool2d(level.float(), grid).flatten(1)
-            x = ((x - x[train].mean(0)) / (x[train].std(0) + 1e-6)).clamp_(-LARGEST, LARGEST)
+            x = at_grid(level, grid)
+            x = standard(x, x[train].mean(0), x[train].std(0))
             total += x @ x[train].T / x.shape[1]
     return total / total[train].diagonal().mean()
 

@@ -92,6 +92,11 @@ def features(root: str, args: argparse.Namespace, reduce: int | None, held: set[
 
 
 @torch.inference_mode()
+def score(model: Network, data: dict, rows: np.ndarray) -> np.ndarray:
+    """Logits ``(N, 15)`` of some images as they are."""
+    return torch.cat([model(*batch(data, 0, part))[0] for part in np.array_split(rows, 32)]).numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
@@ -118,9 +123,7 @@ def main() -> None:
             path, started = args.output / f"{arm}-seed{seed}.parquet", time.monotonic()
             if path.exists():
                 continue
-            with torch.inference_mode(False):
-                model = train(arm, seed, data, records, boxed, args)
-            logits = torch.cat([model(*batch(data, 0, part))[0] for part in np.array_split(kept, 32)]).numpy()
+            logits = score(train(arm, seed, data, records, boxed, args), data, kept)
             metadata = {"model": f"{Path(args.start).name}, {arm}", "data": "nih", "seed": seed}
             of_records(records.subset(kept), logits, metadata).save(path)
             logger.info("%s, seed %d: %d s", arm, seed, time.monotonic() - started)

@@ -26,9 +26,8 @@ import numpy as np
 import openvino
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from probe import FOLDS, GRIDS, LARGEST, platt
+from probe import FOLDS, GRIDS, at_grid, platt, pooled_maps, standard
 
 from mxa.data import create_dataset, create_transform
 from mxa.data.boxes import reduced
@@ -57,8 +56,7 @@ class Maps(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        final, stages = self.model.forward_intermediates(x, indices=3)
-        return tuple(F.adaptive_avg_pool2d(level, GRIDS[-1]) for level in (*stages, final))
+        return pooled_maps(self.model, x)
 
     def of(self, images: list[Image.Image]) -> list[torch.Tensor]:
         """Maps ``(N, C, 7, 7)``, a tensor for each level."""
@@ -70,36 +68,27 @@ class Regressions:
     """Ridge regressions on the probe's kernel, as weights of the maps: one without each fold, and one on all."""
 
     def __init__(self, levels: list[torch.Tensor], targets: torch.Tensor, folds: np.ndarray, ridge: float):
-        self.grids = [self._grid(level.float(), grid) for level in levels for grid in GRIDS]
-        self.moments = [(x.mean(0), x.std(0) + 1e-6) for x in self.grids]
-        self.grids = [self._standard(x, *m) for x, m in zip(self.grids, self.moments, strict=True)]
-        kernel = sum(x @ x.T / x.shape[1] for x in self.grids)
+        features = [at_grid(level, grid) for level in levels for grid in GRIDS]
+        self.moments = [(x.mean(0), x.std(0)) for x in features]
+        features = [standard(x, *m) for x, m in zip(features, self.moments, strict=True)]
+        kernel = sum(x @ x.T / x.shape[1] for x in features)
         scale = kernel.diagonal().mean()
-        duals, self.means = [], []
+        duals = []
         for held in (*range(FOLDS), None):
             fitted = torch.from_numpy(np.flatnonzero(folds != held))
             system = kernel[fitted][:, fitted] / scale
             system.diagonal().add_(ridge)
-            self.means.append(targets[fitted].mean(0))
+            centred = targets[fitted] - targets[fitted].mean(0)
             dual = torch.zeros_like(targets)
-            dual[fitted] = torch.cholesky_solve(targets[fitted] - self.means[-1], torch.linalg.cholesky(system))
+            dual[fitted] = torch.cholesky_solve(centred, torch.linalg.cholesky(system))
             duals.append(dual)
-        duals = torch.cat(duals, 1)
-        self.weights = [x.T @ duals / (x.shape[1] * scale) for x in self.grids]
-        del self.grids
-
-    @staticmethod
-    def _grid(level: torch.Tensor, grid: int) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(level, grid).flatten(1)
-
-    @staticmethod
-    def _standard(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        return ((x - mean) / std).clamp(-LARGEST, LARGEST)
+        weights = torch.cat(duals, 1)
+        self.weights = [x.T @ weights / (x.shape[1] * scale) for x in features]
 
     def __call__(self, levels: list[torch.Tensor], folds: np.ndarray) -> np.ndarray:
         """Scores ``(N, L)``, each by the regression of its fold; ``FOLDS`` is the one on all training patients."""
-        grids = [self._grid(level, grid) for level in levels for grid in GRIDS]
-        scores = sum(self._standard(x, *m) @ w for x, m, w in zip(grids, self.moments, self.weights, strict=True))
+        features = [at_grid(level, grid) for level in levels for grid in GRIDS]
+        scores = sum(standard(x, *m) @ w for x, m, w in zip(features, self.moments, self.weights, strict=True))
         return scores.unflatten(1, (FOLDS + 1, -1))[torch.arange(len(scores)), folds].numpy()
 
 

@@ -140,10 +140,10 @@ class FindingHead(nn.Module):
 def _around_peak(heat: torch.Tensor) -> torch.Tensor:
     """Heat maps ``(B, L, H, W)`` weighted by a Gaussian around the highest cell of each, and summing to 1 again."""
     height, width = heat.shape[2:]
-    peak = heat.detach().flatten(2).argmax(2)[:, :, None]  # (B, L, 1)
+    peak = heat.flatten(2).argmax(2)[:, :, None]  # (B, L, 1)
     near = []
     for count, at in ((height, peak // width), (width, peak % width)):
-        away = (torch.arange(count, device=heat.device) - at) / count  # (B, L, count)
-        near.append((-0.5 * (away / _NEAR).square()).exp().to(heat.dtype))
+        away = (torch.arange(count, device=heat.device, dtype=heat.dtype) - at) / count  # (B, L, count)
+        near.append((-0.5 * (away / _NEAR).square()).exp())
     heat = heat * near[0].unsqueeze(3) * near[1].unsqueeze(2)
     return heat / heat.sum((2, 3), keepdim=True)
