@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,17 +65,24 @@ class Maps(torch.nn.Module):
 
 
 class Regressions:
-    """Ridge regressions on the probe's kernel, as weights of the maps: one without each fold, and one on all."""
+    """Ridge regressions on the probe's kernel, as weights of the maps, each ``without`` some folds."""
 
-    def __init__(self, levels: list[torch.Tensor], targets: torch.Tensor, folds: np.ndarray, ridge: float):
+    def __init__(
+        self,
+        levels: list[torch.Tensor],
+        targets: torch.Tensor,
+        folds: np.ndarray,
+        ridge: float,
+        without: Sequence[tuple[int, ...]],
+    ):
         features = [at_grid(level, grid) for level in levels for grid in GRIDS]
         self.moments = [(x.mean(0), x.std(0)) for x in features]
         features = [standard(x, *m) for x, m in zip(features, self.moments, strict=True)]
         kernel = sum(x @ x.T / x.shape[1] for x in features)
         scale = kernel.diagonal().mean()
         duals = []
-        for held in (*range(FOLDS), None):
-            fitted = torch.from_numpy(np.flatnonzero(folds != held))
+        for held in without:
+            fitted = torch.from_numpy(np.flatnonzero(~np.isin(folds, held)))
             system = kernel[fitted][:, fitted] / scale
             system.diagonal().add_(ridge)
             centred = targets[fitted] - targets[fitted].mean(0)
@@ -84,22 +91,23 @@ class Regressions:
             duals.append(dual)
         weights = torch.cat(duals, 1)
         self.weights = [x.T @ weights / (x.shape[1] * scale) for x in features]
+        self.count = len(without)
 
-    def __call__(self, levels: list[torch.Tensor], folds: np.ndarray) -> np.ndarray:
-        """Scores ``(N, L)``, each by the regression of its fold; ``FOLDS`` is the one on all training patients."""
+    def __call__(self, levels: list[torch.Tensor]) -> np.ndarray:
+        """Scores ``(N, R, L)`` by each regression."""
         features = [at_grid(level, grid) for level in levels for grid in GRIDS]
         scores = sum(standard(x, *m) @ w for x, m, w in zip(features, self.moments, self.weights, strict=True))
-        return scores.unflatten(1, (FOLDS + 1, -1))[torch.arange(len(scores)), folds].numpy()
+        return scores.unflatten(1, (self.count, -1)).numpy()
 
 
 class Versions:
     """Draws versions of images: 0 as it is, then crops, then mixtures."""
 
-    def __init__(self, args: argparse.Namespace):
-        cfg = {"input_size": (1, args.side, args.side), "mean": (0.5,), "std": (0.5,)}
-        self.cut = create_transform(cfg, is_training=True, scale=tuple(args.scale)).to_planes()
+    def __init__(self, crops: int = 5, mixtures: int = 2, side: int = 160, scale: tuple[float, float] = (0.6, 1.0)):
+        cfg = {"input_size": (1, side, side), "mean": (0.5,), "std": (0.5,)}
+        self.cut = create_transform(cfg, is_training=True, scale=scale).to_planes()
         self.whole = create_transform(cfg).to_planes()
-        self.crops, self.count = args.crops, 1 + args.crops + args.mixtures
+        self.crops, self.count = crops, 1 + crops + mixtures
 
     def draw(self, source: Records, i: int, version: int, other: int, share: float) -> Image.Image:
         image = reduced(source.image(i), SHARPNESS)
@@ -154,11 +162,12 @@ def main() -> None:
     folds = np.zeros(len(train), dtype=int)
     for number in range(FOLDS):
         folds[fold_splits(train, number, FOLDS).splits == "test"] = number
-    maps, versions = Maps(args.start), Versions(args)
+    maps, versions = Maps(args.start), Versions(args.crops, args.mixtures, args.side, tuple(args.scale))
     levels = [maps.of([train.image(i) for i in part]) for part in batches(len(train))]
     levels = [torch.cat(level) for level in zip(*levels, strict=True)]
-    regressions = Regressions(levels, torch.from_numpy(train.targets).float(), folds, args.ridge)
-    own = regressions(levels, folds)
+    without = [(fold,) for fold in range(FOLDS)] + [()]  # the last is on all training patients
+    regressions = Regressions(levels, torch.from_numpy(train.targets).float(), folds, args.ridge, without)
+    own = regressions(levels)[np.arange(len(train)), folds]
     del levels
     rows, scores, started = [], [], time.monotonic()
 
@@ -174,7 +183,7 @@ def main() -> None:
                 known = source.targets[i].astype(int) if labelled and crop else [""] * len(train.labels)
                 image = f"{name}-{i}" if crop else path.name
                 rows.append(row | {"image": image} | dict(zip(train.labels, known, strict=True)))
-            scores.append(regressions(maps.of(pictures), folds[part]))
+            scores.append(regressions(maps.of(pictures))[np.arange(len(part)), folds[part]])
         logger.info("%s, version %d: %.0f s", name, version, time.monotonic() - started)
 
     for version in range(versions.count):
@@ -203,7 +212,7 @@ def main() -> None:
     for version in range(1 + args.crops):
         for part in batches(len(test)):
             pictures = [versions.draw(test, i, version, i, 0.0) for i in part.tolist()]
-            scores[part] += regressions(maps.of(pictures), np.full(len(part), FOLDS)) / (1 + args.crops)
+            scores[part] += regressions(maps.of(pictures))[:, FOLDS] / (1 + args.crops)
     logits = platt(own, train.targets, scores)
     of_records(test, logits, {**metadata, "model": "probe", "data": "nih"}).save(args.output / "test.parquet")
 

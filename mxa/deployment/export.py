@@ -40,6 +40,7 @@ __all__ = ["ExportConfig", "export"]
 _logger = logging.getLogger(__name__)
 _CLOSE = 5e-5  # how far fp32 logits may be from PyTorch's, for the same plane
 _RESIZED = 0.1  # and for an image that the graph resizes
+_BATCHED = 0.1  # and how far the graph's own may be apart, in a batch and alone
 _IMAGES = 8  # that both are checked on
 _CALIBRATION = 256  # images of the training split that the ranges of int8 are chosen on
 
@@ -138,25 +139,37 @@ def _some_images(config: ExportConfig, opened: Callable[[str], Any]) -> list[Ima
 
 
 def _compare(wanted: Predictor, found: Predictor, images: list[Image.Image], manifest: Manifest) -> dict[str, float]:
-    """Largest differences of logits: for the same planes, alone and in batches, and for images that the graph resizes.
+    """Largest differences of logits.
+
+    They are to PyTorch for the same planes in batches, between an image in a batch and the same alone, and to PyTorch
+    for images that the graph resizes.
 
     Raises:
-        InputError: they are too large for fp32.
+        InputError: those to PyTorch are too large for fp32, or a batch changes the logits of its images.
     """
     reader = wanted.reader()
     planes = [np.round(reader.resize(image)).astype(np.uint8) for image in images]
     right = wanted.logits(planes)
     batches = {n: found.logits((planes * n)[:n]) for n in (1, 2, 7, 32)}
-    repeated = np.concatenate([right] * 32)
-    parity = {"logits": max(float(np.abs(z - repeated[:n]).max()) for n, z in batches.items())}
+    alone = np.concatenate([found.logits([plane]) for plane in planes])
+    parity = {
+        name: max(float(np.abs(z - np.concatenate([one] * n)[:n]).max()) for n, z in batches.items())
+        for name, one in (("logits", right), ("logits_batched", alone))
+    }
     if manifest.preprocessing == "inside":
         gray = [np.asarray(image.convert("F")).round().clip(0, 255).astype(np.uint8) for image in images]
         whole = np.concatenate([found.logits([plane]) for plane in gray])
         right = wanted.logits([reader.resize(plane) for plane in gray])
         parity["logits_resized"] = float(np.abs(whole - right).max())
+    if parity["logits_batched"] > _BATCHED:
+        raise InputError(
+            f"in batches the graph's logits differ by {parity['logits_batched']:.1g} from those of single images, more "
+            f"than {_BATCHED:g}, a fault of its runtime: it was not kept; export with another --precision or --format"
+        )
     limits = {"logits": _CLOSE, "logits_resized": _RESIZED}
-    for name, value in parity.items():
-        if manifest.precision == "fp32" and value > limits[name]:
+    for name, limit in limits.items():
+        value = parity.get(name, 0.0)
+        if manifest.precision == "fp32" and value > limit:
             raise InputError(
                 f"the graph is {value:.1g} from PyTorch in its {name.replace('_', ', ')}, more than {limits[name]:g}: "
                 "it was not kept; export to another format"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,8 +12,11 @@ from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from timm.models.efficientvit_msra import CascadedGroupAttention
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torchvision.ops import roi_align
 
-__all__ = ["deploy"]
+from ..layers import ROIPool
+
+__all__ = ["deploy", "prepare_graph"]
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -42,6 +45,28 @@ def deploy(model: nn.Module) -> nn.Module:
         if isinstance(module, CascadedGroupAttention):
             _materialise(module)
     return fused.to(memory_format=torch.channels_last)
+
+
+def prepare_graph(model: nn.Module) -> nn.Module:
+    """Changes what ``deploy`` made into forms that ONNX Runtime and OpenVINO compute faster, and PyTorch slower."""
+    for module in model.modules():
+        if type(module) is _Attention and all(isinstance(qkv.bn, nn.Identity) for qkv in module.qkvs):
+            sizes = [module.key_dim, module.key_dim, module.val_dim]
+            module.qkvs = nn.ModuleList(_apart(qkv.conv, sizes) for qkv in module.qkvs)
+            module.__class__ = _ApartAttention
+        elif type(module) is ROIPool:
+            module.__class__ = _AlignedROIPool
+    return model
+
+
+def _apart(conv: nn.Conv2d, sizes: list[int]) -> nn.ModuleList:
+    """A 1x1 convolution as several, of so many channels each."""
+    parts = nn.ModuleList()
+    for weight, bias in zip(conv.weight.split(sizes), conv.bias.split(sizes), strict=True):
+        part = nn.Conv2d(conv.in_channels, len(weight), 1, device=weight.device, dtype=weight.dtype)
+        part.weight.data, part.bias.data = weight.clone(), bias.clone()
+        parts.append(part)
+    return parts.requires_grad_(False)
 
 
 class _Tracer(fx.Tracer):
@@ -112,11 +137,31 @@ class _Attention(CascadedGroupAttention):
         feat = parts[0]
         for head, (qkv, dws) in enumerate(zip(self.qkvs, self.dws, strict=True)):
             feat = feat + parts[head] if head else feat
-            q, k, v = qkv(feat).split([self.key_dim, self.key_dim, self.val_dim], dim=1)
+            q, k, v = self._project(qkv, feat)
             scores = torch.baddbmm(self.bias[head], dws(q).flatten(2).transpose(1, 2), k.flatten(2))  # (B, N, N)
             feat = torch.bmm(v.flatten(2), scores.softmax(2).transpose(1, 2)).view(batch, -1, height, width)
             out.append(feat)
         return self.proj(torch.cat(out, dim=1))
+
+    def _project(self, qkv: nn.Module, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        return qkv(x).split([self.key_dim, self.key_dim, self.val_dim], dim=1)
+
+
+class _ApartAttention(_Attention):
+    """The same with a convolution each for queries, keys and values: runtimes copy what a split gives."""
+
+    def _project(self, qkv: nn.Module, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        return [conv(x) for conv in qkv]
+
+
+class _AlignedROIPool(ROIPool):
+    """The same crop as one operator, ROIAlign, which ONNX Runtime and OpenVINO have; a product in PyTorch is faster."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        boxes = self.head(x) * torch.tensor([width, height, width, height], device=x.device)
+        number = torch.arange(x.shape[0], device=x.device)[:, None].to(boxes.dtype)
+        return roi_align(x, torch.cat([number, boxes], 1), (height, width), sampling_ratio=1, aligned=True)
 
 
 def _materialise(attention: CascadedGroupAttention) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..utils.files import digest
 from . import onnx_graph, openvino_graph, torch_graph
-from .fuse import deploy
+from .fuse import deploy, prepare_graph
 from .manifest import GRAPHS, Manifest
 from .quantize import quantize_onnx, quantize_openvino
 
@@ -42,7 +42,7 @@ def write_graph(
     else:
         onnx = manifest.format == "onnx"
         kind = onnx_graph if onnx else openvino_graph
-        core = kind.core_graph(model, input_size)
+        core = kind.core_graph(prepare_graph(model), input_size)
         if manifest.precision == "int8":
             core = (quantize_onnx if onnx else quantize_openvino)(core, inputs)
         if manifest.precision == "fp16" and onnx:

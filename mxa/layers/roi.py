@@ -185,10 +185,14 @@ def heat_box(
     cells = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1).flip(0)  # (N, cells), x first, in [0, 1]
     heat = heat.flatten(1)[:, None]  # (B, 1, cells)
     mean = (heat * cells).sum(2)  # (B, N); products, which autocast would round, are not used here
-    squares = (cells - mean[:, :, None]).square() + cells[:, :1].square() / 3  # the second is the variance of a cell
-    scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
-    # The scale goes into the sum, since OpenVINO 2026.4 computes a sum that is then scaled by (N,) wrongly.
-    half = (heat * squares * (3 * scale.square()).unsqueeze(-1)).sum(2).sqrt()  # (B, N)
+    scale = (
+        math.sqrt(3) * _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()
+    )  # finite; the box is clamped anyhow
+    scale = scale.unsqueeze(-1)  # (N, 1) or (B, N, 1)
+    # The scale goes into the square: OpenVINO 2026.4 computes a sum that is scaled by (N,) wrongly, and draws a scale
+    # out of the sum where a graph is in 8 bits.
+    squares = ((cells - mean[:, :, None]) * scale).square() + (cells[:, :1] * scale).square() / 3  # of a cell, at last
+    half = (heat * squares).sum(2).sqrt()  # (B, N)
     return _box(mean if shift is None else mean + shift * half, half, min_size)
 
 
