@@ -21,6 +21,7 @@ from .runtimes import check_processor
 
 __all__ = ["auc_change", "check_precision", "quantize_onnx", "quantize_openvino"]
 
+_FEW = 8  # channels of an output, below which its convolution stays fp32
 _logger = logging.getLogger(__name__)
 
 
@@ -42,8 +43,8 @@ def check_precision(kind: str, precision: str) -> None:
 def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
     """Quantises the dense convolutions, and the linear layers over tokens.
 
-    Depthwise convolutions, attention, and layers of one vector an image, such as those that place MXA's boxes, stay
-    fp32: they cost little time and much accuracy.
+    Depthwise convolutions, attention, linear layers of one vector an image, and maps of few channels, such as MXA's
+    heat maps, stay fp32: in 8 bits they save little time and may lose much.
 
     Args:
         core: What ``onnx_graph.core_graph`` made.
@@ -66,10 +67,12 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
         prepared.quant_pre_process(str(before), str(before), skip_symbolic_shape=True)
         graph = onnx.load(before).graph
         weights = {tensor.name for tensor in graph.initializer}
+        axes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
         exact = [
             node.name
             for node in graph.node
             if (node.op_type == "MatMul" and not weights & set(node.input))
+            or (node.op_type == "Conv" and not _is_wide([axis.dim_value for axis in axes.get(node.output[0], ())]))
             or any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
         ]
         tools.quantize_static(
@@ -109,10 +112,17 @@ def _is_data(op: Any) -> bool:
     return op.get_type_name() in ("Constant", "Parameter", "Result")
 
 
+def _is_wide(shape: Sequence[int]) -> bool:
+    """Says whether a convolution's output ``(B, C, H, W)`` has some channels."""
+    return not shape or shape[1] >= _FEW
+
+
 def _is_dense(op: Any) -> bool:
-    """Says whether an OpenVINO operation is a dense convolution, or a product of tokens ``(B, N, C)`` with weights."""
+    """Says whether an OpenVINO operation is a wide convolution, or a product of tokens ``(B, N, C)`` with weights."""
+    if op.get_type_name() == "Convolution":
+        return _is_wide([axis.get_length() if axis.is_static else 0 for axis in op.get_output_partial_shape(0)])
     if op.get_type_name() != "MatMul":
-        return op.get_type_name() == "Convolution"
+        return False
     constant = any(value.get_source_output().get_node().get_type_name() == "Constant" for value in op.inputs())
     return constant and op.get_output_partial_shape(0).rank.get_length() > 2
 
