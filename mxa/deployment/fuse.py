@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
@@ -61,10 +62,11 @@ def prepare_graph(model: nn.Module) -> nn.Module:
 
 def _apart(conv: nn.Conv2d, sizes: list[int]) -> nn.ModuleList:
     """A 1x1 convolution as several, of so many channels each."""
+    assert conv.bias is not None  # that of the norm that was folded into it
     parts = nn.ModuleList()
     for weight, bias in zip(conv.weight.split(sizes), conv.bias.split(sizes), strict=True):
         part = nn.Conv2d(conv.in_channels, len(weight), 1, device=weight.device, dtype=weight.dtype)
-        part.weight.data, part.bias.data = weight.clone(), bias.clone()
+        part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
         parts.append(part)
     return parts.requires_grad_(False)
 
@@ -143,14 +145,14 @@ class _Attention(CascadedGroupAttention):
             out.append(feat)
         return self.proj(torch.cat(out, dim=1))
 
-    def _project(self, qkv: nn.Module, x: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _project(self, qkv: Any, x: torch.Tensor) -> Sequence[torch.Tensor]:
         return qkv(x).split([self.key_dim, self.key_dim, self.val_dim], dim=1)
 
 
 class _ApartAttention(_Attention):
     """The same with a convolution each for queries, keys and values: runtimes copy what a split gives."""
 
-    def _project(self, qkv: nn.Module, x: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _project(self, qkv: Any, x: torch.Tensor) -> Sequence[torch.Tensor]:
         return [conv(x) for conv in qkv]
 
 
