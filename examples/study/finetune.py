@@ -6,9 +6,10 @@ seen neither its fold nor the image's own, so what it says of its fold is out of
 
     python examples/study/finetune.py --root NIH8K --versions versions --start lite0 --output finetune
 
-writes finetune/folds.csv (networks, probe, and their mean, out of fold), finetune/teacher.parquet (logits of every
-version, for ``mxa train --teacher``), and finetune/test.parquet and finetune/networks.parquet, the scores of the test
-list by the mean and by the five networks alone, for ``mxa evaluate``.
+writes finetune/folds.csv: networks, probe, and their mean, out of fold. For ``mxa train --teacher`` it writes
+finetune/teacher.parquet, logits of every version, and finetune/train.parquet, those of NIH8K's training images, each
+the mean over its versions. For ``mxa evaluate`` it writes finetune/test.parquet and finetune/networks.parquet, the
+scores of the test list by the mean and by the five networks alone.
 """
 
 from __future__ import annotations
@@ -234,9 +235,10 @@ def main() -> None:
     replace(teacher, logits=logits[:, columns], metadata=teacher.metadata | metadata).save(
         args.output / "teacher.parquet"
     )
-    for name, of_test in (("test", mixed), ("networks", networks)):
-        logits = of_test[test_rows].mean(1).astype(np.float32)
-        of_records(test, logits, {**metadata, "model": name, "data": "nih"}).save(args.output / f"{name}.parquet")
+    scored = (("train", train, mixed[rows]), ("test", test, mixed[test_rows]), ("networks", test, networks[test_rows]))
+    for name, images, logits in scored:
+        logits = logits.mean(1).astype(np.float32)
+        of_records(images, logits, {**metadata, "model": name, "data": "nih"}).save(args.output / f"{name}.parquet")
 
 
 def macro(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -16,7 +16,8 @@ from .pages import PAGES, ROOT, blocks, commands, inline_commands
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-OTHERS = {"apt-get", "curl", "dcmsend", "docker", "dsrdump", "img2dcm", "npm", "Orthanc", "unzip"}  # Debian's own
+#: Debian's programs, and OpenVINO's.
+OTHERS = {"apt-get", "benchmark_app", "curl", "dcmsend", "docker", "dsrdump", "img2dcm", "npm", "Orthanc", "unzip"}
 CHANGES = ROOT / "CHANGELOG.md"  # it names options that are gone
 
 
