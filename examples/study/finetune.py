@@ -30,11 +30,10 @@ from PIL import Image
 from probe import FOLDS, platt
 from timm.utils import ModelEmaV3
 from torch import nn
-from versions import Maps, Regressions, Versions, batches, over_crops
+from versions import Maps, Regressions, Versions, batches, fold_numbers, over_crops
 
 from mxa.data import create_dataset
 from mxa.data.records import Records
-from mxa.data.splits import fold_splits
 from mxa.evaluation.predictions import Predictions, of_records, read_predictions
 from mxa.metrics import macro_auroc
 from mxa.metrics.operating import ENOUGH
@@ -171,9 +170,7 @@ def main() -> None:
 
     records = create_dataset("nih", args.root, "all").records
     train, test = (records.subset(np.flatnonzero(records.splits == name)) for name in ("train", "test"))
-    folds = np.zeros(len(train), dtype=int)
-    for number in range(FOLDS):
-        folds[fold_splits(train, number, FOLDS).splits == "test"] = number
+    folds = fold_numbers(train)
     teacher = read_predictions(args.versions / "teacher.parquet")
     maps, scores = frozen_maps(args, teacher, train, test, folds)
 

@@ -134,6 +134,14 @@ def over_crops(scores: np.ndarray, images: np.ndarray) -> np.ndarray:
     return (total / np.bincount(places)[:, None])[places]
 
 
+def fold_numbers(records: Records) -> np.ndarray:
+    """Each image's fold, 0 to 4."""
+    folds = np.zeros(len(records), dtype=int)
+    for number in range(FOLDS):
+        folds[fold_splits(records, number, FOLDS).splits == "test"] = number
+    return folds
+
+
 def batches(count: int, size: int = 64) -> Iterator[np.ndarray]:
     if count:
         yield from np.array_split(np.arange(count), max(count // size, 1))
@@ -159,9 +167,7 @@ def main() -> None:
 
     records = create_dataset("nih", args.root, "all").records
     train, val, test = (records.subset(np.flatnonzero(records.splits == name)) for name in ("train", "val", "test"))
-    folds = np.zeros(len(train), dtype=int)
-    for number in range(FOLDS):
-        folds[fold_splits(train, number, FOLDS).splits == "test"] = number
+    folds = fold_numbers(train)
     maps, versions = Maps(args.start), Versions(args.crops, args.mixtures, args.side, tuple(args.scale))
     levels = [maps.of([train.image(i) for i in part]) for part in batches(len(train))]
     levels = [torch.cat(level) for level in zip(*levels, strict=True)]
