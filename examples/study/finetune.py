@@ -184,12 +184,13 @@ def main() -> None:
     # each row's fold: a training image's and its mixtures', FOLDS for all others
     row_fold = np.full(len(maps), FOLDS)
     for (source, _, i), row in place.items():
-        row_fold[row] = folds[i] if source == "train" else FOLDS
+        if source == "train":
+            row_fold[row] = folds[i]
     one = [PAIRS.index((fold, fold)) for fold in range(FOLDS)] + [len(PAIRS) - 1]
     probe = scores[np.arange(len(maps)), np.array(one)[row_fold]]
     probe = platt(probe[rows].mean(1), labels, probe)
 
-    network, networks, seen = load_model(args.start), np.zeros_like(probe), np.zeros(len(maps))
+    network, networks = load_model(args.start), np.zeros_like(probe)
     for fold in range(args.try_folds):
         inside = np.flatnonzero(folds != fold)
         pair = np.array([PAIRS.index(tuple(sorted((fold, other)))) for other in folds[inside]])
@@ -202,8 +203,7 @@ def main() -> None:
         if args.try_folds == FOLDS:
             scored |= row_fold == FOLDS
         networks[scored] += logits_of(late, maps, np.flatnonzero(scored))
-        seen += scored
-    networks /= np.maximum(seen, 1)[:, None]
+    networks[row_fold == FOLDS] /= FOLDS
 
     tried = np.flatnonzero(folds < args.try_folds)
     found = []

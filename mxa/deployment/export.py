@@ -171,7 +171,7 @@ def _compare(wanted: Predictor, found: Predictor, images: list[Image.Image], man
         value = parity.get(name, 0.0)
         if manifest.precision == "fp32" and value > limit:
             raise InputError(
-                f"the graph is {value:.1g} from PyTorch in its {name.replace('_', ', ')}, more than {limits[name]:g}: "
+                f"the graph is {value:.1g} from PyTorch in its {name.replace('_', ', ')}, more than {limit:g}: "
                 "it was not kept; export to another format"
             )
     return parity

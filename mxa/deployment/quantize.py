@@ -67,12 +67,12 @@ def quantize_onnx(core: Any, inputs: Sequence[np.ndarray]) -> Any:
         prepared.quant_pre_process(str(before), str(before), skip_symbolic_shape=True)
         graph = onnx.load(before).graph
         weights = {tensor.name for tensor in graph.initializer}
-        axes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+        few = {tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] < _FEW}
         exact = [
             node.name
             for node in graph.node
             if (node.op_type == "MatMul" and not weights & set(node.input))
-            or (node.op_type == "Conv" and not _is_wide([axis.dim_value for axis in axes.get(node.output[0], ())]))
+            or (node.op_type == "Conv" and node.input[1] in few)
             or any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
         ]
         tools.quantize_static(
@@ -112,15 +112,10 @@ def _is_data(op: Any) -> bool:
     return op.get_type_name() in ("Constant", "Parameter", "Result")
 
 
-def _is_wide(shape: Sequence[int]) -> bool:
-    """Says whether a convolution's output ``(B, C, H, W)`` has some channels."""
-    return not shape or shape[1] >= _FEW
-
-
 def _is_dense(op: Any) -> bool:
     """Says whether an OpenVINO operation is a wide convolution, or a product of tokens ``(B, N, C)`` with weights."""
     if op.get_type_name() == "Convolution":
-        return _is_wide([axis.get_length() if axis.is_static else 0 for axis in op.get_output_partial_shape(0)])
+        return op.get_output_partial_shape(0)[1].get_length() >= _FEW
     if op.get_type_name() != "MatMul":
         return False
     constant = any(value.get_source_output().get_node().get_type_name() == "Constant" for value in op.inputs())

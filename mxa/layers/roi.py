@@ -185,13 +185,11 @@ def heat_box(
     cells = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1).flip(0)  # (N, cells), x first, in [0, 1]
     heat = heat.flatten(1)[:, None]  # (B, 1, cells)
     mean = (heat * cells).sum(2)  # (B, N); products, which autocast would round, are not used here
-    scale = (
-        math.sqrt(3) * _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()
-    )  # finite; the box is clamped anyhow
-    scale = scale.unsqueeze(-1)  # (N, 1) or (B, N, 1)
-    # The scale goes into the square: OpenVINO 2026.4 computes a sum that is scaled by (N,) wrongly, and draws a scale
-    # out of the sum where a graph is in 8 bits.
-    squares = ((cells - mean[:, :, None]) * scale).square() + (cells[:, :1] * scale).square() / 3  # of a cell, at last
+    scale = _clamp_value(log_scale.to(heat.dtype), -20.0, 20.0).exp()  # finite; the box is clamped anyhow
+    scale = math.sqrt(3) * scale.unsqueeze(-1)  # (N, 1) or (B, N, 1)
+    # The scale goes into the square: OpenVINO 2026.4 computes a sum that is scaled by (N,) wrongly, and takes a factor
+    # out of a sum in graphs of 8 bits. The second term is the variance of a cell.
+    squares = ((cells - mean[:, :, None]) * scale).square() + (cells[:, :1] * scale).square() / 3
     half = (heat * squares).sum(2).sqrt()  # (B, N)
     return _box(mean if shift is None else mean + shift * half, half, min_size)
 

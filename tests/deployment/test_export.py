@@ -17,6 +17,7 @@ from mxa.data import create_transform
 from mxa.data.collections.phantom import draw
 from mxa.deployment import Predictor, load_exported, onnx_graph, open_predictor, openvino_graph
 from mxa.deployment.export import ExportConfig, export
+from mxa.deployment.fuse import prepare_graph
 from mxa.deployment.manifest import read_manifest
 from mxa.deployment.quantize import quantize_onnx, quantize_openvino
 from mxa.evaluation.calibrate import CalibrateConfig, calibrate
@@ -184,13 +185,15 @@ def test_int8_ranks_images_as_fp32_does(tmp_path, name, least):
     if name == "onnx":
         import onnxruntime
 
-        quantised = quantize_onnx(onnx_graph.core_graph(mxa.deploy(model), (3, 160, 160)), inputs)
+        quantised = quantize_onnx(onnx_graph.core_graph(prepare_graph(mxa.deploy(model)), (3, 160, 160)), inputs)
         session = onnxruntime.InferenceSession(quantised.SerializeToString())
         found = session.run(None, {"x": np.concatenate(inputs)})[0]
     else:
         import openvino
 
-        quantised = quantize_openvino(openvino_graph.core_graph(mxa.deploy(model), (3, 160, 160)), inputs)
+        quantised = quantize_openvino(
+            openvino_graph.core_graph(prepare_graph(mxa.deploy(model)), (3, 160, 160)), inputs
+        )
         network = openvino.Core().compile_model(quantised, "CPU")
         found = network(np.concatenate(inputs))[0]
     correlations = [np.corrcoef(found[:, k], right[:, k])[0, 1] for k in range(right.shape[1])]

@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from mxa.deployment.fuse import deploy, prepare_graph
+import mxa
+from mxa.deployment.fuse import prepare_graph
 from mxa.layers import MXABlock, attach_finding_head, graft
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -58,7 +59,7 @@ def test_outputs_are_the_same_and_the_model_is_untouched(name):
     build, left = MODELS[name]
     model = trained(build())
     before = copy.deepcopy(model.state_dict())
-    fused = deploy(model.train())
+    fused = mxa.deploy(model.train())
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
@@ -79,7 +80,7 @@ def test_a_pooled_map_is_the_same_whatever_its_size(side):
     torch.manual_seed(side)
     block = trained(MXABlock(24), side)
     x = torch.randn(16, 24, side, side) * 3
-    fused = deploy(nn.Sequential(block))
+    fused = mxa.deploy(nn.Sequential(block))
     with torch.inference_mode():
         boxes = block.roi.head(x)
         assert torch.allclose(fused(x), block(x), atol=5e-5)
@@ -90,13 +91,13 @@ def test_a_map_that_is_not_square():
     block = trained(MXABlock(8))
     x = torch.randn(4, 8, 5, 9)
     with torch.inference_mode():
-        assert torch.allclose(deploy(nn.Sequential(block))(x), block(x), atol=1e-5)
+        assert torch.allclose(mxa.deploy(nn.Sequential(block))(x), block(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_the_forms_for_graphs_are_the_same(size):
     torch.manual_seed(0)
-    model = deploy(trained(timm.create_model("efficientvit_ml_m0_mxa", img_size=size)))
+    model = mxa.deploy(trained(timm.create_model("efficientvit_ml_m0_mxa", img_size=size)))
     x = torch.randn(3, 3, *size)
     with torch.inference_mode():
         right, changed = model(x), prepare_graph(copy.deepcopy(model))
@@ -121,7 +122,7 @@ class Shared(nn.Module):
 
 def test_what_is_shared_is_not_folded():
     model = trained(Shared())
-    fused = deploy(model)
+    fused = mxa.deploy(model)
     x = torch.randn(2, 4, 5, 5)
     assert torch.allclose(fused(x), model(x), atol=1e-5)
     assert isinstance(fused.twice, nn.BatchNorm2d) and isinstance(fused.once, nn.BatchNorm2d)
@@ -141,7 +142,7 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_traced_is_folded_within_sequences():
     model = trained(Branching())
-    fused = deploy(model)
+    fused = mxa.deploy(model)
     x = torch.randn(2, 3, 5, 5)
     assert torch.allclose(fused(x), model(x), atol=1e-5)
     assert norms(fused) == 0
