@@ -99,8 +99,11 @@ class OptimConfig:
 
     epochs: int = 20
     """Passes over the training split."""
+    eval_metric: Literal["macro_auc", "loss"] = "macro_auc"
+    """Validation score of the epoch that is kept: macro_auc counts each label alike, be its positives ever so few; loss
+    counts each image alike."""
     patience: int | None = None
-    """Stop when the validation score has not risen for so many epochs."""
+    """Stop when the validation score has not become better for so many epochs."""
     batch_size: int = 32
     """Images of one step, over all its micro-batches and processes."""
     sampler: Literal["balanced"] | None = None

@@ -82,10 +82,10 @@ def fit(config: TrainConfig, train_set: CXRDataset, val_set: CXRDataset | None =
     settings.
 
     Returns:
-        What ``summary.json`` holds: ``epoch`` and ``macro_auc`` of the weights that are kept, ``epochs`` done,
-        ``seconds``, ``images_per_second``, ``device``, ``processes``, ``bad_images`` (names), versions; ``stopped``,
-        None or why it ended early (``"patience"``, ``"SIGTERM"``); ``splits_sha256`` where mxa has cut the splits; and
-        ``output``.
+        What ``summary.json`` holds: ``epoch``, ``macro_auc`` and ``loss`` (validation) of the weights that are kept,
+        ``epochs`` done, ``seconds``, ``images_per_second``, ``device``, ``processes``, ``bad_images`` (names),
+        versions; ``stopped``, None or why it ended early (``"patience"``, ``"SIGTERM"``); ``splits_sha256`` where mxa
+        has cut the splits; and ``output``.
 
     Raises:
         InputError: bad input, or a loss that is not finite.
@@ -109,8 +109,12 @@ def _fit(
     check_labels(train_set)
     if val_set is not None:
         check_files(val_set)
-        if config.boxes is None and (few := few_positives(val_set)):
-            _logger.warning("the validation score that keeps an epoch counts labels with few positives: %s", few)
+        if config.boxes is None and config.eval_metric == "macro_auc" and (few := few_positives(val_set)):
+            _logger.warning(
+                "the validation score that keeps an epoch counts labels with few positives: %s; --eval-metric loss "
+                "counts every image alike",
+                few,
+            )
     run, labels = Path(config.output), train_set.labels
     torch.manual_seed(config.seed)
     model = build_model(config, labels)
@@ -141,7 +145,8 @@ def _fit(
 
     steps = len(loader) // config.grad_accum
     engine = Engine(config, task, steps, frozen)
-    state = {"epoch": 0, "step": 0, "losses": [], "best": {"epoch": -1, "macro_auc": float("nan")}, "seconds": 0.0}
+    best = {"epoch": -1, "macro_auc": math.nan, "loss": math.nan}
+    state = {"epoch": 0, "step": 0, "losses": [], "best": best, "seconds": 0.0}
     same = fingerprint(train_set, boxed, teacher_metadata, config.workers)
     if config.resume and (saved := load_checkpoint(run)) is not None:
         check_state(saved, run, len(train_set))
@@ -259,10 +264,12 @@ class _Training:
         if self.val_loader is not None:
             scores = _validate(engine.eval_model, self.val_loader, self.val_set, AMP_TYPES[self.config.amp])
         mean_loss = float(all_reduce(stack_losses(losses, engine.device).mean()) / world_size())
-        score, best = scores.get("macro_auc", float("nan")), self.state["best"]
+        best, metric = self.state["best"], self.config.eval_metric
         newest = self.val_loader is None or self.box_loader is not None  # the score says nothing about places
-        if newest or math.isnan(best["macro_auc"]) or score > best["macro_auc"]:
-            best = {"epoch": epoch, "macro_auc": score}
+        score = {name: scores.get(name, math.nan) for name in ("macro_auc", "loss")}
+        better = score[metric] < best[metric] if metric == "loss" else score[metric] > best[metric]
+        if newest or math.isnan(best[metric]) or better:
+            best = {"epoch": epoch, **score}
             if self.writes:
                 save_pretrained(engine.eval_model, self.folder)
         self.state = {"epoch": epoch + 1, "step": 0, "losses": [], "best": best, "seconds": self._seconds()}
@@ -366,8 +373,9 @@ def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torc
     if not np.isfinite(logits).all():
         raise InputError("the outputs on the validation split are not finite: lower --lr and start again")
     loss = masked_bce_with_logits(torch.from_numpy(logits), torch.from_numpy(targets))
+    loss = math.nan if np.isnan(targets).all() else float(loss)
     scores = {"macro_auc": macro_auroc(logits, targets), "micro_auc": micro_auroc(logits, targets)}
-    return {"loss": float(loss), **scores}
+    return {"loss": loss, **scores}
 
 
 def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:

@@ -61,7 +61,7 @@ def test_a_run_keeps_them_and_says_which_labels_are_few(config, tmp_path, caplog
     with caplog.at_level(logging.WARNING, "mxa"):
         train(config(pos_weight="Mass: 2", epochs=1))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["pos_weight"] == "Mass: 2"
-    assert "labels with few positives: " in caplog.text
+    assert "labels with few positives: " in caplog.text and "--eval-metric loss" in caplog.text
     with pytest.raises(InputError, match="--pos-weight goes with --loss bce, not with asl"):
         train(config(pos_weight="balanced", loss="asl", output=tmp_path / "other"))
 

@@ -1,4 +1,5 @@
 import csv
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,30 @@ def test_keeps_the_best_epoch(run):
     assert saved["best"]["epoch"] == best
     assert saved["best"]["macro_auc"] == pytest.approx(float(log[best]["eval_macro_auc"]))
     assert float(log[best]["eval_macro_auc"]) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("metric", "losses", "aucs", "kept"),
+    [
+        ("macro_auc", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 2),
+        ("loss", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 1),
+        ("loss", (math.nan,) * 3, (math.nan,) * 3, 2),  # no label in the validation split: the last
+    ],
+)
+def test_keeps_the_best_epoch_by_the_metric(config, tmp_path, monkeypatch, metric, losses, aucs, kept):
+    scores = [{"loss": loss, "macro_auc": auc} for loss, auc in zip(losses, aucs, strict=True)]
+    left = iter(scores)
+    monkeypatch.setattr(job, "_validate", lambda *args: next(left))
+    summary = train(config(epochs=3, eval_metric=metric))
+    assert summary["epoch"] == kept
+    np.testing.assert_equal({name: summary[name] for name in scores[kept]}, scores[kept])
+    assert train(config(epochs=3, eval_metric=metric, resume="auto"))["epoch"] == kept
+
+
+def test_without_validation_labels_there_is_no_loss(config, table):
+    blank = create_dataset("table", table, "val")
+    blank.records.targets[:] = np.nan
+    assert math.isnan(fit(config(epochs=1), create_dataset("table", table, "train"), blank)["loss"])
 
 
 def test_same_seed_same_weights_with_workers(config, tmp_path):
