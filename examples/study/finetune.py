@@ -27,18 +27,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from probe import FOLDS, platt
+from probe import FOLDS, arguments, fold_numbers, macro_of_common, platt
 from timm.utils import ModelEmaV3
 from torch import nn
-from versions import Maps, Regressions, Versions, batches, fold_numbers, over_crops
+from versions import CROPS, Maps, Regressions, Versions, batches, over_crops
 
 from mxa.data import create_dataset
 from mxa.data.records import Records
 from mxa.evaluation.predictions import Predictions, of_records, read_predictions
-from mxa.metrics import macro_auroc
-from mxa.metrics.operating import ENOUGH
 from mxa.models.load import load_model
-from mxa.utils.allocator import keep_memory
 
 PAIRS = [(a, b) for a in range(FOLDS) for b in range(a, FOLDS)] + [()]  # folds that a regression has not seen
 FROZEN = 4  # blocks of the network that stay as they are: those up to 14 x 14 cells
@@ -84,7 +81,7 @@ def frozen_maps(
         levels = [torch.cat(level) for level in zip(*levels, strict=True)]
         regressions = Regressions(levels, torch.from_numpy(train.targets).float(), folds, args.ridge, PAIRS)
         del levels
-        count = len(teacher) + (1 + draw.crops) * len(test)
+        count = len(teacher) + (1 + CROPS) * len(test)
         maps, scores, started = None, np.zeros((count, len(PAIRS), len(train.labels)), np.float32), time.monotonic()
         for part in batches(count):
             pictures = []
@@ -149,24 +146,17 @@ def logits_of(late: Late, maps: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
     parser.add_argument("--versions", type=Path, required=True, help="what versions.py wrote")
     parser.add_argument("--start", required=True, help="run folder with ImageNet weights")
-    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.7, help="share of the probe in what is learnt")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ridge", type=float, default=30.0)
     parser.add_argument("--amp", action="store_true", help="bfloat16, for processors that have it")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--try-folds", type=int, default=FOLDS, help="of the five, to compare settings; fewer end there"
     )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    args.output.mkdir(parents=True, exist_ok=True)
+    args = arguments(parser)
 
     records = create_dataset("nih", args.root, "all").records
     train, test = (records.subset(np.flatnonzero(records.splits == name)) for name in ("train", "test"))
@@ -176,7 +166,7 @@ def main() -> None:
 
     names = [re.fullmatch(r"(\w+)-(\d)-(\d+)\.png", Path(name).name).groups() for name in teacher.cases["image"]]
     place = {(source, int(version), int(i)): row for row, (source, version, i) in enumerate(names)}
-    count = (len(maps) - len(teacher)) // len(test)  # versions of an image that are no mixtures
+    count = 1 + CROPS  # versions of an image that are no mixtures
     rows = np.array([[place["train", version, i] for version in range(count)] for i in range(len(train))])
     test_rows = np.arange(len(teacher), len(maps)).reshape(count, -1).T
     labels = train.targets.astype(np.float32)
@@ -210,7 +200,7 @@ def main() -> None:
     for share in SHARES:
         mixed = (1 - share) * probe + share * networks
         for crops in (1, count):
-            auc = macro(mixed[rows[tried, :crops]].mean(1), labels[tried])
+            auc = macro_of_common(mixed[rows[tried, :crops]].mean(1), labels[tried])
             setting = {name: getattr(args, name) for name in ("try_folds", "alpha", "epochs", "lr")}
             found.append(setting | {"networks": share, "versions": crops, "macro_auc": round(auc, 4)})
             logger.info("share of the networks %.2f, %d versions: %.4f", share, crops, auc)
@@ -236,11 +226,6 @@ def main() -> None:
     for name, images, logits in scored:
         logits = logits.mean(1).astype(np.float32)
         of_records(images, logits, {**metadata, "model": name, "data": "nih"}).save(args.output / f"{name}.parquet")
-
-
-def macro(logits: np.ndarray, targets: np.ndarray) -> float:
-    counted = targets.sum(0) >= ENOUGH
-    return macro_auroc(logits[:, counted], targets[:, counted])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,33 @@ LARGEST = 8.0  # standard deviations, where a value is clipped
 logger = logging.getLogger("probe")
 
 
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads what the teachers' scripts have in common as well, makes the output folder, and starts log and threads."""
+    parser.add_argument("--root", required=True, help="folder of NIH8K")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    args.output.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def fold_numbers(records: Records) -> np.ndarray:
+    """Each image's fold, 0 to 4."""
+    folds = np.zeros(len(records), dtype=int)
+    for number in range(FOLDS):
+        folds[fold_splits(records, number, FOLDS).splits == "test"] = number
+    return folds
+
+
+def macro_of_common(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Macro AUC of the labels with enough positives to be counted in a report."""
+    common = targets.sum(0) >= ENOUGH
+    return macro_auroc(scores[:, common], targets[:, common])
+
+
 def pooled_maps(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Maps of the last three stages and of the last convolution, ``(N, C, 7, 7)``, a tensor for each level."""
     final, stages = model.forward_intermediates(images, indices=3)
@@ -144,24 +171,17 @@ def write_components(folder: Path, records: Records, logits: np.ndarray, found: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
     parser.add_argument("--starts", nargs="+", required=True, help="run folders with ImageNet weights")
-    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--components", type=int, default=0, help="of the frozen maps, to teach beside the findings")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    args.output.mkdir(parents=True, exist_ok=True)
+    args = arguments(parser)
 
     records = create_dataset("nih", args.root, "all").records
     train = torch.from_numpy(np.flatnonzero(records.splits == "train"))
     order = torch.cat([train, torch.from_numpy(np.flatnonzero(records.splits != "train"))])
     records, train = records.subset(order.numpy()), torch.arange(len(train))
     targets = torch.from_numpy(records.targets[: len(train)]).float()
-    trained = records.subset(train.numpy())
-    folds = [torch.from_numpy(np.flatnonzero(fold_splits(trained, n, FOLDS).splits == "test")) for n in range(FOLDS)]
+    fold = fold_numbers(records.subset(train.numpy()))
+    folds = [torch.from_numpy(np.flatnonzero(fold == number)) for number in range(FOLDS)]
 
     kernels = {}
     for start in args.starts:
@@ -173,12 +193,11 @@ def main() -> None:
     if len(kernels) > 1:
         kernels["all"] = torch.stack(list(kernels.values())).mean(0)
 
-    counted = (targets.sum(0) >= ENOUGH).numpy()
     found, held_out = [], {}
     for name, K in kernels.items():
         for value in RIDGES:
             held_out[name, value] = out_of_fold(K, targets, folds, value).numpy()
-            auc = macro_auroc(held_out[name, value][:, counted], targets[:, counted].numpy())
+            auc = macro_of_common(held_out[name, value], targets.numpy())
             found.append({"kernel": name, "ridge": value, "macro_auc": round(auc, 4)})
             logger.info("%s, ridge %g: %.4f", name, value, auc)
     with open(args.output / "folds.csv", "w", newline="") as file:

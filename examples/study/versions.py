@@ -27,17 +27,17 @@ import openvino
 import pandas as pd
 import torch
 from PIL import Image
-from probe import FOLDS, GRIDS, at_grid, platt, pooled_maps, standard
+from probe import FOLDS, GRIDS, arguments, at_grid, fold_numbers, platt, pooled_maps, standard
 
 from mxa.data import create_dataset, create_transform
 from mxa.data.boxes import reduced
 from mxa.data.dataset import seeded
 from mxa.data.records import Records
-from mxa.data.splits import fold_splits
 from mxa.evaluation.predictions import of_records
 from mxa.models.load import load_model
-from mxa.utils.allocator import keep_memory
 
+CROPS, MIXTURES = 5, 2  # versions of an image beside itself
+SIDE, SCALE = 160, (0.6, 1.0)  # pixels of a version, share of the area that a crop keeps
 SHARPNESS = 128  # largest side in pixels, that of NIH8K, so that no collection is told by its sharpness
 logger = logging.getLogger("versions")
 
@@ -103,15 +103,14 @@ class Regressions:
 class Versions:
     """Draws versions of images: 0 as it is, then crops, then mixtures."""
 
-    def __init__(self, crops: int = 5, mixtures: int = 2, side: int = 160, scale: tuple[float, float] = (0.6, 1.0)):
-        cfg = {"input_size": (1, side, side), "mean": (0.5,), "std": (0.5,)}
-        self.cut = create_transform(cfg, is_training=True, scale=scale).to_planes()
+    def __init__(self):
+        cfg = {"input_size": (1, SIDE, SIDE), "mean": (0.5,), "std": (0.5,)}
+        self.cut = create_transform(cfg, is_training=True, scale=SCALE).to_planes()
         self.whole = create_transform(cfg).to_planes()
-        self.crops, self.count = crops, 1 + crops + mixtures
 
     def draw(self, source: Records, i: int, version: int, other: int, share: float) -> Image.Image:
         image = reduced(source.image(i), SHARPNESS)
-        if version > self.crops:
+        if version > CROPS:
             second = reduced(source.image(other), SHARPNESS).convert("L")
             image = Image.blend(image.convert("L"), second.resize(image.size, Image.Resampling.BICUBIC), share)
         with seeded(version, i):
@@ -134,14 +133,6 @@ def over_crops(scores: np.ndarray, images: np.ndarray) -> np.ndarray:
     return (total / np.bincount(places)[:, None])[places]
 
 
-def fold_numbers(records: Records) -> np.ndarray:
-    """Each image's fold, 0 to 4."""
-    folds = np.zeros(len(records), dtype=int)
-    for number in range(FOLDS):
-        folds[fold_splits(records, number, FOLDS).splits == "test"] = number
-    return folds
-
-
 def batches(count: int, size: int = 64) -> Iterator[np.ndarray]:
     if count:
         yield from np.array_split(np.arange(count), max(count // size, 1))
@@ -149,26 +140,16 @@ def batches(count: int, size: int = 64) -> Iterator[np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
     parser.add_argument("--start", required=True, help="run folder with ImageNet weights")
     parser.add_argument("--more", help="folder in NIH's layout whose images join without labels")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--crops", type=int, default=5, help="versions of an image that are cut and turned")
-    parser.add_argument("--mixtures", type=int, default=2, help="versions that are mixed with another image")
-    parser.add_argument("--side", type=int, default=160, help="of the images that are written, in pixels")
-    parser.add_argument("--scale", type=float, nargs=2, default=(0.6, 1.0), help="share of the area that a crop keeps")
     parser.add_argument("--ridge", type=float, default=30.0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    (args.output / "images").mkdir(parents=True, exist_ok=True)
+    args = arguments(parser)
+    (args.output / "images").mkdir(exist_ok=True)
 
     records = create_dataset("nih", args.root, "all").records
     train, val, test = (records.subset(np.flatnonzero(records.splits == name)) for name in ("train", "val", "test"))
     folds = fold_numbers(train)
-    maps, versions = Maps(args.start), Versions(args.crops, args.mixtures, args.side, tuple(args.scale))
+    maps, versions = Maps(args.start), Versions()
     levels = [maps.of([train.image(i) for i in part]) for part in batches(len(train))]
     levels = [torch.cat(level) for level in zip(*levels, strict=True)]
     without = [(fold,) for fold in range(FOLDS)] + [()]  # the last is on all training patients
@@ -184,7 +165,7 @@ def main() -> None:
             for i, picture in zip(part.tolist(), pictures, strict=True):
                 path = args.output / "images" / f"{name}-{version}-{i:05d}.png"
                 picture.save(path, compress_level=1)
-                crop = version <= args.crops
+                crop = version <= CROPS
                 row = {"path": f"images/{path.name}", "patient": source.patients[i], "split": source.splits[i]}
                 known = source.targets[i].astype(int) if labelled and crop else [""] * len(train.labels)
                 image = f"{name}-{i}" if crop else path.name
@@ -192,7 +173,7 @@ def main() -> None:
             scores.append(regressions(maps.of(pictures))[np.arange(len(part)), folds[part]])
         logger.info("%s, version %d: %.0f s", name, version, time.monotonic() - started)
 
-    for version in range(versions.count):
+    for version in range(1 + CROPS + MIXTURES):
         write(train, "train", version, folds, labelled=True)
     write(val, "val", 0, np.full(len(val), FOLDS), labelled=True)
     if args.more:
@@ -200,7 +181,7 @@ def main() -> None:
         held = set(val.patients.tolist()) | set(test.patients.tolist())
         more = more.subset(np.flatnonzero([patient not in held for patient in more.patients]))
         more.splits[:] = "train"
-        for version in range(versions.count):
+        for version in range(1 + CROPS + MIXTURES):
             write(more, "more", version, np.full(len(more), FOLDS), labelled=False)
 
     table = pd.DataFrame(rows)
@@ -215,10 +196,10 @@ def main() -> None:
     of_records(written, logits, {**metadata, "model": "probe", "data": "table"}).save(args.output / "teacher.parquet")
 
     scores = np.zeros((len(test), len(train.labels)), dtype=np.float32)
-    for version in range(1 + args.crops):
+    for version in range(1 + CROPS):
         for part in batches(len(test)):
             pictures = [versions.draw(test, i, version, i, 0.0) for i in part.tolist()]
-            scores[part] += regressions(maps.of(pictures))[:, FOLDS] / (1 + args.crops)
+            scores[part] += regressions(maps.of(pictures))[:, FOLDS] / (1 + CROPS)
     logits = platt(own, train.targets, scores)
     of_records(test, logits, {**metadata, "model": "probe", "data": "nih"}).save(args.output / "test.parquet")
 
