@@ -147,7 +147,8 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
     teachers = _teacher_hashes(config, arms)
     path = folder / "ablation.yaml"
     if path.is_file():
-        saved = without_folders({"split": "test", "model_args": None, **read_yaml_file(path)})
+        defaults = plain_config(AblateConfig(config.output))  # of settings that an older table does not name
+        saved = without_folders({**defaults, **read_yaml_file(path)})
         known = _own_arms(folder)
         if other := [arm for arm in own if arm in known and not same_arm(own[arm], known[arm])]:
             raise InputError(f"{folder} holds the arm {other[0]!r} with other fields: give it another name")
@@ -161,8 +162,8 @@ def _claim(config: AblateConfig, arms: dict[str, dict[str, Any]], folder: Path, 
                 f"{folder} holds runs of another {other[0]}, which has changed since: give another --output"
             )
         teachers = known_teachers | teachers
-        if changed := [k for k in settings if settings[k] != saved.get(k)]:
-            what = ", ".join(f"{k} was {saved.get(k)!r}" for k in changed)
+        if changed := [k for k in settings if settings[k] != saved[k]]:
+            what = ", ".join(f"{k} was {saved[k]!r}" for k in changed)
             raise InputError(f"{folder} holds a table of other settings ({what}): give another --output")
     elif not is_empty(folder):
         raise InputError(f"--output {folder} is in use and holds no table: give another folder")
