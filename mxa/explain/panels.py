@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ __all__ = ["FindingAt", "draw_comparison", "draw_findings", "draw_gallery", "dra
 _STYLES = (("#ffd23f", "-"), ("#3bceac", "--"), ("#ff5d8f", ":"), ("#7aa2ff", "-."))
 _COLOURS = ("#e69f00", "#56b4e9", "#f0e442", "#ff5d8f", "#3bceac", "#d55e00", "#cc79a7", "#ffffff")  # of findings
 _SIDE = 3.0  # inches, of one picture in a panel
+_LINE = 0.05  # height of a finding's name, as a share of that side
 
 
 class FindingAt(NamedTuple):
@@ -218,25 +220,35 @@ def _draw_findings(axes: Axes, image: Image.Image, findings: Mapping[str, Findin
     patches = require("matplotlib.patches", "explain")
     _draw_xray(axes, image)
     where: dict[str, Any] = {"extent": (0, image.width, image.height, 0), "interpolation": "bilinear"}
-    for i, (name, found) in enumerate(findings.items()):
+    line, names = _LINE * max(image.size), [_plain(name, 40) for name in findings]
+    boxes = [(found.box * torch.tensor([image.width, image.height] * 2)).tolist() for found in findings.values()]
+    for i, (found, (x1, y1, x2, y2), bottom) in enumerate(
+        zip(findings.values(), boxes, _free_lines(boxes, names, line), strict=True)
+    ):
         colour = _COLOURS[i % len(_COLOURS)]
         tint = np.empty((*found.heat_map.shape, 4))
         tint[..., :3] = colours.to_rgb(colour)
         share = found.heat_map / found.heat_map.max().clamp(min=1e-12)
         tint[..., 3] = 0.5 * (share * 1.25 - 0.25).clamp(min=0).numpy()
         axes.imshow(tint, **where)
-        x1, y1, x2, y2 = (found.box * torch.tensor([image.width, image.height] * 2)).tolist()
         box = patches.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, edgecolor=colour)
         axes.add_patch(box)
-        above = y1 > 0.06 * image.height
-        axes.text(
-            *(x1, y1 if above else y2),
-            _plain(name, 40),
-            color="black",
-            fontsize=7,
-            va="bottom" if above else "top",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},
-        )
+        frame = {"facecolor": colour, "edgecolor": "none", "pad": 1.0}
+        axes.text(x1, bottom, names[i], color="black", fontsize=7, va="bottom", bbox=frame)
+
+
+def _free_lines(boxes: Sequence[Sequence[float]], names: Sequence[str], line: float) -> list[float]:
+    """Lower edge of the name of each box: above the box or, where others or the border are, higher or below."""
+    taken: list[tuple[float, float, float]] = []
+    for (x1, y1, _, y2), name in zip(boxes, names, strict=True):
+        right = x1 + 0.4 * line * len(name)
+        above = (y1 - n * line for n in range(int(y1 / line)))
+        below = (y2 + n * line for n in itertools.count(1))
+        for bottom in itertools.chain(above, below):
+            if not any(abs(bottom - y) < line and x1 < end and start < right for start, end, y in taken):
+                taken.append((x1, right, bottom))
+                break
+    return [bottom for _, _, bottom in taken]
 
 
 def _compare(

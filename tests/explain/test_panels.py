@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,14 @@ def test_every_picture_names_the_model_and_what_it_is_not_for(tmp_path, figures)
 def test_a_picture_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="cannot write the picture"):
         draw_rois(XRAY, ROIS, tmp_path / "none" / "a.png")
+
+
+def test_names_of_findings_do_not_cover_each_other():
+    boxes, line = [(10, 50, 40, 90), (12, 52, 38, 88), (11, 50, 60, 70), (70, 50, 90, 60), (10, 2, 50, 100)], 5.0
+    names = ["Infiltration 0.26", "Atelectasis 0.16", "Mass", "Edema", "Effusion 0.31"]
+    bottoms = panels._free_lines(boxes, names, line)
+    spans = [(x1, x1 + 0.4 * line * len(name), y) for (x1, *_), name, y in zip(boxes, names, bottoms, strict=True)]
+    for (start, end, y), (other_start, other_end, other_y) in itertools.combinations(spans, 2):
+        assert end <= other_start or other_end <= start or abs(y - other_y) >= line
+    assert bottoms[0] == 50 and bottoms[1] < 50 and bottoms[3] == 50  # above the box where that is free
+    assert bottoms[4] == 105  # no room above: below
