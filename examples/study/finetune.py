@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from probe import FOLDS, arguments, fold_numbers, macro_of_common, platt
+from probe import FOLDS, begin, fold_numbers, macro_of_common, platt
 from timm.utils import ModelEmaV3
 from torch import nn
 from versions import CROPS, Maps, Regressions, Versions, batches, over_crops
@@ -146,17 +146,21 @@ def logits_of(late: Late, maps: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
     parser.add_argument("--versions", type=Path, required=True, help="what versions.py wrote")
     parser.add_argument("--start", required=True, help="run folder with ImageNet weights")
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.7, help="share of the probe in what is learnt")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ridge", type=float, default=30.0)
     parser.add_argument("--amp", action="store_true", help="bfloat16, for processors that have it")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--try-folds", type=int, default=FOLDS, help="of the five, to compare settings; fewer end there"
     )
-    args = arguments(parser)
+    args = parser.parse_args()
+    begin(args.output, args.threads)
 
     records = create_dataset("nih", args.root, "all").records
     train, test = (records.subset(np.flatnonzero(records.splits == name)) for name in ("train", "test"))

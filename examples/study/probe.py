@@ -44,17 +44,12 @@ LARGEST = 8.0  # standard deviations, where a value is clipped
 logger = logging.getLogger("probe")
 
 
-def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Reads what the teachers' scripts have in common as well, makes the output folder, and starts log and threads."""
-    parser.add_argument("--root", required=True, help="folder of NIH8K")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+def begin(output: Path, threads: int) -> None:
+    """Starts the log, sets threads and the allocator, and makes the output folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(threads)
     keep_memory()
-    args.output.mkdir(parents=True, exist_ok=True)
-    return args
+    output.mkdir(parents=True, exist_ok=True)
 
 
 def fold_numbers(records: Records) -> np.ndarray:
@@ -171,9 +166,13 @@ def write_components(folder: Path, records: Records, logits: np.ndarray, found: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
     parser.add_argument("--starts", nargs="+", required=True, help="run folders with ImageNet weights")
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--components", type=int, default=0, help="of the frozen maps, to teach beside the findings")
-    args = arguments(parser)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    begin(args.output, args.threads)
 
     records = create_dataset("nih", args.root, "all").records
     train = torch.from_numpy(np.flatnonzero(records.splits == "train"))

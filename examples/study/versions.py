@@ -27,7 +27,7 @@ import openvino
 import pandas as pd
 import torch
 from PIL import Image
-from probe import FOLDS, GRIDS, arguments, at_grid, fold_numbers, platt, pooled_maps, standard
+from probe import FOLDS, GRIDS, at_grid, begin, fold_numbers, platt, pooled_maps, standard
 
 from mxa.data import create_dataset, create_transform
 from mxa.data.boxes import reduced
@@ -140,10 +140,14 @@ def batches(count: int, size: int = 64) -> Iterator[np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
     parser.add_argument("--start", required=True, help="run folder with ImageNet weights")
     parser.add_argument("--more", help="folder in NIH's layout whose images join without labels")
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--ridge", type=float, default=30.0)
-    args = arguments(parser)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    begin(args.output, args.threads)
     (args.output / "images").mkdir(exist_ok=True)
 
     records = create_dataset("nih", args.root, "all").records

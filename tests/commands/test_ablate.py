@@ -384,7 +384,7 @@ def test_the_table_of_the_scores_and_settings_alone(config, begun, tmp_path):
         shutil.copy(tmp_path / "table" / name, tmp_path / "copy")
     settings = tmp_path / "copy" / "ablation.yaml"
     lines = settings.read_text().splitlines(keepends=True)
-    older = [line for line in lines if not line.startswith(("eval_metric:", "mixup:"))]  # before there were such settings
+    older = [line for line in lines if not line.startswith(("eval_metric:", "mixup:"))]  # as before they were settings
     assert len(older) == len(lines) - 2
     settings.write_text("".join(older))
     again = ablate(config(output=tmp_path / "copy"))
