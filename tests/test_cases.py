@@ -40,12 +40,11 @@ def predicted(capsys, *files: Path, **options: str) -> list[dict]:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "name", ["plain.dcm", "lut_says16_is12.dcm", "minisblack16.tif", "miniswhite16.tif", "miniswhite8.tif"]
-)
+@pytest.mark.parametrize("name", ["lut_says16_is12.dcm", "minisblack16.tif", "miniswhite16.tif", "miniswhite8.tif"])
 def test_the_same_picture_has_the_same_finding(cases, capsys, name):
-    (row,) = predicted(capsys, cases / name)
-    assert row["probabilities"]["Effusion"] == pytest.approx(0.235, abs=0.012)
+    plain, row = predicted(capsys, cases / "plain.dcm", cases / name)
+    assert plain["probabilities"]["Effusion"] > 0.2
+    assert row["probabilities"]["Effusion"] == pytest.approx(plain["probabilities"]["Effusion"], abs=0.012)
 
 
 def test_a_pacs_export_is_found_by_content(cases, capsys, caplog):

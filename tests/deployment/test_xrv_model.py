@@ -43,8 +43,8 @@ def test_a_real_image_has_the_probabilities_of_predict(xrv, model, tmp_path):
         with torch.no_grad():
             found = named(model(torch.from_numpy(xrv.utils.load_image(str(path))))[0], model)
         expected = predictor(str(path))
-        assert found.pop("No Finding") == pytest.approx(expected.pop("No Finding"), abs=5e-3)
-        assert found == pytest.approx(expected, abs=2e-3)  # Pillow resizes in whole gray levels
+        assert found.pop("No Finding") == pytest.approx(expected.pop("No Finding"), abs=1e-2)
+        assert found == pytest.approx(expected, abs=4e-3)  # Pillow resizes in whole gray levels
     Image.open(IMAGES[0]).convert("L").resize((160, 160)).save(tmp_path / "160.png")
     with torch.no_grad():
         found = named(model(torch.from_numpy(xrv.utils.load_image(str(tmp_path / "160.png"))))[0], model)

@@ -29,6 +29,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
         "mxa localize table2": STUDY,
         "mxa convert": PYPI,
         "mxa evaluate probe": STUDY,
+        "mxa evaluate m0_mxa m0": STUDY,
         "mxa train --recipe nih8k_m0_mxa": NIH,
         "mxa train --data phantom": "takes an hour",
         "mxa localize phantom": STUDY,
@@ -55,7 +56,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
     "docs/without_labels.md": {"mxa calibrate": CALLS, "mxa predict": CALLS},
 }
 #: How many commands that is.
-COUNT = 72
+COUNT = 77
 
 #: They run in ``make test-slow``: a model trains for longer, or many maps are computed.
 LONG = {

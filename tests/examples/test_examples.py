@@ -42,7 +42,7 @@ def test_a_dicom_is_predicted_as_the_image_that_it_holds(run, tmp_path):
     out = run("predict_dicom.py", "--picture", tmp_path / "boxes.png")
     found = dict(re.findall(r"^(\S.*?) +(0\.\d+)", out, re.MULTILINE))
     expected = mxa.predict(XRAY)
-    assert {label: float(value) for label, value in found.items()} == pytest.approx(expected, abs=2e-3)
+    assert {label: float(value) for label, value in found.items()} == pytest.approx(expected, abs=1e-2)
     assert re.search(r"^Effusion +0\.\d+  called", out, re.MULTILINE)
     assert Image.open(tmp_path / "boxes.png").width > 100
 
