@@ -50,7 +50,7 @@ from .config import (
 )
 from .engine import AMP_TYPES, Engine, deterministic, prepare_model
 from .progress import TrainProgress
-from .start import build_model, create_task, open_boxes, start_weights, suggest_start, with_labels
+from .start import build_model, create_task, freeze, open_boxes, start_weights, suggest_start, with_labels
 
 __all__ = ["TrainConfig", "build_model", "fit", "train"]
 
@@ -120,7 +120,7 @@ def _fit(
     model = build_model(config, labels)
     filled = start_weights(config, model)
     suggest_start(config, len(train_set))
-    frozen = _freeze(model, filled) if config.freeze else []
+    frozen = freeze(model, filled) if config.freeze else []
     preprocessing = data_config(model, config.img_size)
     model = prepare_model(config, model, device)
     boxed = open_boxes(config, model, train_set)
@@ -376,17 +376,6 @@ def _validate(model: nn.Module, loader: DataLoader, whole: CXRDataset, amp: torc
     loss = math.nan if np.isnan(targets).all() else float(loss)
     scores = {"macro_auc": macro_auroc(logits, targets), "micro_auc": micro_auroc(logits, targets)}
     return {"loss": loss, **scores}
-
-
-def _freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:
-    """Stops the gradient of every parameter that was filled; returns the modules to keep in eval mode (batch norm)."""
-    frozen = []
-    for name, module in model.named_modules():
-        keys = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
-        if keys and filled.issuperset(keys):
-            module.requires_grad_(False)
-            frozen.append(module)
-    return frozen
 
 
 def _batches(loader: DataLoader, epoch: int, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

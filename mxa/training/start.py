@@ -28,7 +28,7 @@ from ..task.teacher import XRV_RANGE, read_xrv_weights
 from ..utils.errors import InputError
 from .config import ModelConfig, TrainConfig, model_arguments, read_mapping, without_folders
 
-__all__ = ["build_model", "create_task", "open_boxes", "start_weights", "suggest_start", "with_labels"]
+__all__ = ["build_model", "create_task", "freeze", "open_boxes", "start_weights", "suggest_start", "with_labels"]
 
 _FEW = 5000  # images, of which random weights learn little
 
@@ -224,3 +224,14 @@ def _criterion(name: str, targets: np.ndarray) -> MaskedLoss:
     present = np.maximum((~np.isnan(targets)).sum(0), 1)
     counts = (targets > 0.5).sum(0) / present * len(targets)
     return MaskedLoss(name, torch.from_numpy(counts).float(), len(targets))
+
+
+def freeze(model: nn.Module, filled: set[str]) -> list[nn.Module]:
+    """Stops the gradient of every parameter that was filled; returns the modules to keep in eval mode (batch norm)."""
+    frozen = []
+    for name, module in model.named_modules():
+        keys = [f"{name}.{k}" for k, _ in module.named_parameters(recurse=False)]
+        if keys and filled.issuperset(keys):
+            module.requires_grad_(False)
+            frozen.append(module)
+    return frozen

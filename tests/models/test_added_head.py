@@ -38,12 +38,13 @@ def test_the_outputs_do_not_change(small):
 
 
 def test_a_heart_is_found_in_films_that_the_head_has_not_seen(small):
-    """Its box holds a point that lies in the heart in every film, and much less than the film."""
+    """Its box holds a point in the heart of each film, marked by eye, and much less than the film."""
     add_finding_head(small)
+    hearts = {"00001340_000": 0.65, "00001369_000": 0.45, "00001373_038": 0.65, "00001429_002": 0.65}
     for path in EXAMPLES:
         found = predict_findings(small, create_transform(small)(Image.open(path).convert("L"))[None])
         left, top, right, bottom = found.boxes[0, 1].tolist()
-        assert left < 0.55 < right and top < 0.55 < bottom, path.name
+        assert left < 0.55 < right and top < hearts[path.stem] < bottom, path.name
         assert (right - left) * (bottom - top) < 0.4, path.name
 
 
