@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mxa
 from mxa import cli
@@ -30,18 +31,18 @@ def plain() -> dict[str, float]:
 
 
 def check_xrv(names):
-    expected = mxa.predict(XRAY)
-    assert {k: v for k, v in names["found"].items() if k} == pytest.approx(expected, abs=2e-3)
+    pixels = np.asarray(Image.open(XRAY).convert("L"), dtype=np.float32) / 255  # as load_image has them
+    found = {name: score for name, score in names["found"].items() if name}
+    assert found == pytest.approx(mxa.predict(pixels), abs=1e-5)
     assert names["scores"].shape == (1, 19) and names["vectors"].shape == (1, 192)
-    assert f"{names['found']['Atelectasis']:.2f}" == re.search(r'"Atelectasis": (0\.\d\d)', PAGE)[1]
+    assert found["Atelectasis"] == pytest.approx(float(re.search(r'"Atelectasis": (0\.\d\d)', PAGE)[1]), abs=0.01)
 
 
 def check_transformers(names):
     found, expected = {one["label"]: one["score"] for one in names["found"]}, plain()
     assert len(found) == 5 and found == pytest.approx({label: expected[label] for label in found}, abs=0.02)
-    shown = re.search(r'"label": "(.+?)", "score": (.+?)}', PAGE)
-    first = names["found"][0]
-    assert (first["label"], f"{first['score']:.2f}") == shown.groups()
+    label, score = re.search(r'"label": "(.+?)", "score": (.+?)}', PAGE).groups()
+    assert max(found, key=found.get) == label and found[label] == pytest.approx(float(score), abs=0.01)
 
 
 def check_timm(names):
@@ -82,7 +83,7 @@ def check_torchmetrics(names):
 
 def check_exported(names):
     found = dict(zip(names["labels"], names["probabilities"].tolist(), strict=True))
-    assert found == pytest.approx(mxa.predict(XRAY), abs=2e-3)
+    assert found == pytest.approx(mxa.predict(XRAY), abs=5e-3)  # gray levels of the resize may differ by one
 
 
 CHECKS = {
