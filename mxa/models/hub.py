@@ -136,7 +136,7 @@ def _unpublished(variant: str, cfg: PretrainedCfg) -> str:
     packed = [
         known for known, entry in manifest().items() if known.startswith((f"{size}.", f"{size}_")) and packaged(entry)
     ]
-    small = f"Of this size {' and '.join(packed)} come with mxa, for trying things out. " if packed else ""
+    small = f"For trying things out there is {' and '.join(packed)}, without a download. " if packed else ""
     return (
         f"{problem}. {small}(1) Train them: mxa train --recipe {recipe} --model {variant} --data chexpert --root ROOT "
         '--output RUN. (2) Load your own: timm.create_model("local-dir:RUN", pretrained=True), or '

@@ -102,7 +102,7 @@ class TestPublished:
     def test_the_registry_has_no_weights_for_it(self):
         assert timm.get_pretrained_cfg(NAME).hf_hub_id is None
         refuse("no weights are published for efficientvit_ml_m0_mxa.chexpert yet")
-        shipped = r"efficientvit_ml_m0_mxa\.r160_nih8k come with mxa"
+        shipped = r"efficientvit_ml_m0_mxa\.r160_nih8k, without a download"
         for size, known in (("m0", True), ("m0_mxa", True), ("m1_mxa", False), ("m5", False)):
             with pytest.raises(RuntimeError, match="no weights are published") as error:
                 timm.create_model(f"efficientvit_ml_{size}", pretrained=True)
