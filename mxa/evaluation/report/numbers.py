@@ -241,6 +241,9 @@ def _arm(
     for name in ("accuracy", "f1", "brier", "ece", "brier_scaled", "ece_scaled"):
         if name in point:
             result[name] = _mean(point[name])
+    for name in ("brier", "ece"):
+        if f"{name}_scaled" in point:  # what scaling changed is seen on the labels that it could be fitted to
+            result[f"{name}_unscaled"] = _mean(np.where(np.isnan(point[f"{name}_scaled"]), np.nan, point[name]))
     if len(arm.scored) > 1:
         result["seeds"] = [
             {"macro_auc": _mean(w), "labels": dict(zip(arm.labels, w, strict=True))}

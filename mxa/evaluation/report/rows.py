@@ -23,9 +23,11 @@ _MEANS = {
     "accuracy": "accuracy at probability 0.5, mean over the labels",
     "f1": "F1 at probability 0.5, mean over the labels",
     "brier": "Brier score, mean over the labels",
-    "brier_scaled": "Brier score after temperature scaling",
+    "brier_unscaled": "Brier score, labels with a temperature, before scaling",
+    "brier_scaled": "Brier score, labels with a temperature, after scaling",
     "ece": "calibration error (ECE), mean over the labels",
-    "ece_scaled": "calibration error after temperature scaling",
+    "ece_unscaled": "calibration error, labels with a temperature, before scaling",
+    "ece_scaled": "calibration error, labels with a temperature, after scaling",
 }
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]

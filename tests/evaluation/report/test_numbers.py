@@ -72,6 +72,19 @@ def test_thresholds_and_temperatures_come_from_validation_and_are_only_applied(a
     assert without["labels"]["Edema"]["auc"] == model["labels"]["Edema"]["auc"]
 
 
+def test_what_scaling_changes_is_a_mean_over_the_labels_that_have_a_temperature(arm):
+    one = arm()
+    val = replace(one.val[0], targets=one.val[0].targets.copy())
+    positives = np.flatnonzero(val.targets[:, 1] == 1)
+    val.targets[positives[4:], 1] = NAN  # Mass keeps four, too few for a temperature
+    model = numbers([replace(one, val=(val,))], 5)["models"][0]
+    labels = model["labels"]
+    for name in ("brier", "ece"):
+        assert labels["Mass"][f"{name}_scaled"] is None and labels["Mass"][name] is not None
+        assert model[f"{name}_unscaled"] == labels["Edema"][name] != model[name]
+        assert model[f"{name}_scaled"] == labels["Edema"][f"{name}_scaled"]
+
+
 def test_intervals_are_quantiles_over_patients(arm):
     one = arm()
     model = numbers([one], 150)["models"][0]
