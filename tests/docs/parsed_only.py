@@ -28,6 +28,7 @@ PARSED_ONLY: dict[str, dict[str, str]] = {
         "mxa bench": HOST,
         "mxa localize table2": STUDY,
         "mxa convert": PYPI,
+        "mxa convert m0_mxa_whole": STUDY,
         "mxa evaluate probe": STUDY,
         "mxa evaluate m0_mxa m0": STUDY,
         "mxa train --recipe nih8k_m0_mxa": NIH,

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import mxa
 import mxa.training.loop as job
+from mxa.commands.convert import ConvertConfig, convert
 from mxa.data import create_dataset, create_transform
 from mxa.models.load import load_model
 from mxa.models.weights import save_pretrained
@@ -87,6 +88,15 @@ def test_keeps_the_best_epoch_by_the_metric(config, tmp_path, monkeypatch, metri
     assert summary["epoch"] == kept
     np.testing.assert_equal({name: summary[name] for name in scores[kept]}, scores[kept])
     assert train(config(epochs=3, eval_metric=metric, resume="auto"))["epoch"] == kept
+
+
+def test_convert_takes_out_the_last_epoch(run, tmp_path):
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    convert(ConvertConfig(run / "checkpoint.pt", tmp_path / "last", img_size=64))
+    last = load_model(tmp_path / "last")
+    assert mxa.label_names(last) == mxa.label_names(load_model(run))
+    for name, value in last.state_dict().items():
+        assert torch.equal(value, saved["model"][name]), name
 
 
 def test_without_validation_labels_there_is_no_loss(config, table):
