@@ -136,7 +136,7 @@ def _located(root: Path, paths: list[str]) -> tuple[Path, list[str]]:
     """
 
     def exist(folder: Path, paths: list[str]) -> bool:
-        return any((folder / path).is_file() for path in paths[:: max(len(paths) // _TRIES, 1)])
+        return any(os.path.isfile(folder / path) for path in paths[:: max(len(paths) // _TRIES, 1)])
 
     if not paths or exist(root, paths):
         return root, paths

@@ -41,7 +41,7 @@ def relative_paths(table: Path, names: Sequence[str]) -> list[str]:
     """
     root = table.parent
     odd = next((name.strip() for name in names if "\\" in name), None)
-    if odd and (root / odd).is_file():
+    if odd and os.path.isfile(root / odd):
         plain = [os.path.normpath(name.strip()) if name.strip() else "" for name in names]  # part of the file's name
     else:
         plain = list(map(plain_path, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -129,6 +130,6 @@ class PadChest(CollectionReader):
 
 def _paths(root: Path, table: pd.DataFrame) -> list[str]:
     names, folders = table["ImageID"].tolist(), table["ImageDir"].tolist()
-    if any((root / folder).is_dir() for folder in set(folders) - {""}):
+    if any(os.path.isdir(root / folder) for folder in set(folders) - {""}):
         return [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
     return [f"images/{name}" for name in names] if (root / "images").is_dir() else names

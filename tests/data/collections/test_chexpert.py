@@ -271,6 +271,13 @@ def test_images_that_are_nowhere_are_warned_about(made_chexpert):
         create_dataset("chexpert", root, "train")
 
 
+def test_a_path_that_is_too_long_for_a_file(made_chexpert):
+    """As of a cell without its closing quote: the system refuses to look for it, and the other rows are read."""
+    root = made_chexpert()
+    edit(root / "train.csv", "patient00001", "patient00001" + "A" * 5000)
+    assert any("AAAA" in path for path in create_dataset("chexpert", root, "train").records.paths)
+
+
 def test_images_of_another_copy_are_not_taken(made_chexpert, tmp_path):
     made = made_chexpert()
     for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):

@@ -16,7 +16,7 @@ from mxa.utils.errors import InputError
 from ...conftest import CHEXPERT_HEADER
 from ..helpers import boxes_of, counts, edit
 from .test_chexpert import plus  # noqa: F401
-from .test_collections import gzip, mimic, vindr  # noqa: F401
+from .test_collections import gzip, mimic, padchest, vindr  # noqa: F401
 
 FOLDERS = [f"CheXpert-v1.0 batch {n}" for n in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)", "4 (train 3)")]
 
@@ -225,3 +225,14 @@ def test_a_missing_image_is_not_taken_from_a_sibling(made_chexpert, tmp_path):
     assert create_dataset("chexpert", root, "all").filename(0) == str(
         root / "train/patient00001/study1/view1_frontal.jpg"
     )
+
+
+def test_paths_that_are_too_long_for_a_file(tmp_path):
+    """The system refuses to look for them."""
+    long = "A" * 5000
+    root = padchest(tmp_path, ["['nodule']"], nested=False)
+    edit(next(root.glob("*.csv")), "0.png,0,", f"0.png,{long},")
+    assert create_dataset("padchest", root, "all", views="all").records.paths.tolist() == ["0.png"]
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,patient,Edema\nfilms\\{long}.png,1,0\n")
+    assert create_dataset("table", table, "all").records.paths.tolist() == [f"films/{long}.png"]
