@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import mxa
@@ -35,14 +36,15 @@ def check_xrv(names):
     found = {name: score for name, score in names["found"].items() if name}
     assert found == pytest.approx(mxa.predict(pixels), abs=1e-5)
     assert names["scores"].shape == (1, 19) and names["vectors"].shape == (1, 192)
-    assert found["Atelectasis"] == pytest.approx(float(re.search(r'"Atelectasis": (0\.\d\d)', PAGE)[1]), abs=0.01)
+    assert f"{found['Atelectasis']:.2f}" == re.search(r'"Atelectasis": (0\.\d\d)', PAGE)[1]
 
 
 def check_transformers(names):
     found, expected = {one["label"]: one["score"] for one in names["found"]}, plain()
     assert len(found) == 5 and found == pytest.approx({label: expected[label] for label in found}, abs=0.02)
-    label, score = re.search(r'"label": "(.+?)", "score": (.+?)}', PAGE).groups()
-    assert max(found, key=found.get) == label and found[label] == pytest.approx(float(score), abs=0.01)
+    shown = re.search(r'"label": "(.+?)", "score": (.+?)}', PAGE)
+    first = names["found"][0]
+    assert (first["label"], f"{first['score']:.2f}") == shown.groups()
 
 
 def check_timm(names):
@@ -83,7 +85,13 @@ def check_torchmetrics(names):
 
 def check_exported(names):
     found = dict(zip(names["labels"], names["probabilities"].tolist(), strict=True))
-    assert found == pytest.approx(mxa.predict(XRAY), abs=5e-3)  # gray levels of the resize may differ by one
+    x = torch.from_numpy(names["gray"]).float()[None, None]
+    for height in (
+        len(names["gray"]),
+        160,
+    ):  # rows, then columns, in whole gray levels; Pillow differs by up to 2
+        x = F.interpolate(x, (height, 160), mode="bicubic", antialias=True).clamp(0, 255).round()
+    assert found == pytest.approx(mxa.predict(Image.fromarray(x[0, 0].byte().numpy())), abs=5e-4)
 
 
 CHECKS = {

@@ -27,6 +27,7 @@ from mxa.utils.errors import InputError
 
 pytestmark = pytest.mark.deploy
 
+IMAGES = sorted((Path(__file__).parents[2] / "examples" / "images").glob("*.jpg"))
 FORMATS = ("onnx", "openvino", "torch-export")
 
 
@@ -170,15 +171,17 @@ def test_int8_is_measured_on_validation_patients_and_refused_beyond_max_drop(run
     assert sorted(folder.iterdir()) == kept and sorted(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(("name", "least"), [("onnx", 0.96), ("openvino", 0.97)])
-def test_int8_ranks_images_as_fp32_does(tmp_path, name, least):
-    """Measured: 0.983 and 0.990. All layers in 8 bits, with ranges up to the largest value, give OpenVINO 0.915.
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_int8_ranks_images_as_fp32_does(name):
+    """Parts of real X-rays: 0.999 in both. All layers in 8 bits, with ranges up to the largest value: OpenVINO 0.992.
 
-    In one batch, since OpenVINO once placed the boxes of every image but two wrongly on processors with AVX-512: 0.63.
+    In one batch, since OpenVINO once placed the boxes of every image but two wrongly on processors with AVX-512: 0.89.
     """
     model = load_model("efficientvit_ml_m0_mxa.r160_nih8k")
     transform = create_transform(model)
-    images = [transform(Image.fromarray(draw(i).image))[None] for i in range(48)]
+    corners = [(x, y) for x in (0, 8, 16, 24) for y in (0, 12, 24)]
+    films = [Image.open(path).convert("L") for path in IMAGES]
+    images = [transform(film.crop((x, y, x + 104, y + 104)))[None] for film in films for x, y in corners]
     with torch.inference_mode():
         right = model(torch.cat(images)).numpy()
     inputs = [image.numpy() for image in images]
@@ -197,7 +200,7 @@ def test_int8_ranks_images_as_fp32_does(tmp_path, name, least):
         network = openvino.Core().compile_model(quantised, "CPU")
         found = network(np.concatenate(inputs))[0]
     correlations = [np.corrcoef(found[:, k], right[:, k])[0, 1] for k in range(right.shape[1])]
-    assert np.mean(correlations) > least, correlations
+    assert np.mean(correlations) > 0.996, correlations
 
 
 def test_a_graph_whose_batches_change_their_images_is_not_kept(run, tmp_path, monkeypatch):
