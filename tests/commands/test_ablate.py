@@ -25,8 +25,6 @@ from mxa.evaluation.runs import Run, read_runs, write_runs
 from mxa.utils.errors import InputError
 
 TINY = {"model": "efficientvit_ml_m0_mxa", "img_size": 64, "epochs": 1, "batch_size": 8, "workers": 0}
-
-
 TWO = {**TINY, "data": "table", "seeds": (0,), "arms": ("baseline", "mxa"), "replicates": 20, "augment": "crop"}
 
 

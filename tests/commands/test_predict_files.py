@@ -102,7 +102,7 @@ def test_identifiers_and_warnings_are_columns(tmp_path, faked, caplog):
     assert not caplog.text
 
 
-def test_names_of_files_that_no_table_takes(tmp_path, faked):
+def test_names_of_files_that_no_table_takes(tmp_path, faked, monkeypatch):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in (b"a\xff.png", b"=1+1.png", b"b\nc.png", '\u00e4,".png'.encode()):
@@ -114,7 +114,7 @@ def test_names_of_files_that_no_table_takes(tmp_path, faked):
         names = [Path(row["file"]).name for row in read(config.output)]
         newline = r"b\nc.png" if suffix == ".csv" else "b\nc.png"
         assert names == ["=1+1.png", r"a\xff.png", newline, '\u00e4,".png']
-    os.chdir(folder)
+    monkeypatch.chdir(folder)
     config.files, config.output = (Path("=1+1.png"),), tmp_path / "formula.csv"
     predict(config)
     assert read(config.output)[0]["file"] == "'=1+1.png"
