@@ -1,6 +1,6 @@
 """When does a start pay? Children's X-rays, another question than NIH's, with few and with more images to train on.
 
-    python examples/study/transfer.py --root KERMANY --lite0 lite0 --sizes 100 500 --output transfer
+    python examples/study/transfer.py --root KERMANY --lite0 lite0 --sizes 100 500 2852 --output transfer
 
 For each size it writes a table of so many training images, chosen by the hash of the patient, with 150 validation
 images and every test image, and runs ``mxa ablate`` on it. ``--lite0`` is the run folder that ``mxa convert`` makes of
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--lite0", required=True)
     parser.add_argument("--arms", nargs="+")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 2852])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
