@@ -76,8 +76,9 @@ def train(config: Any, summary: Any) -> None:
         return
     if summary["stopped"]:
         _say(f"stopped after epoch {summary['epochs']}: {summary['stopped']}")
-    auc = f", validation macro AUC {summary['macro_auc']:.4f}" if summary["macro_auc"] == summary["macro_auc"] else ""
-    kept = f"epoch {summary['epoch'] + 1}{auc}" if summary["epoch"] >= 0 else "nothing yet"
+    score, name = summary[config.eval_metric], {"macro_auc": "macro AUC", "loss": "loss"}[config.eval_metric]
+    why = f", validation {name} {score:.4f}" if score == score else ""
+    kept = f"epoch {summary['epoch'] + 1}{why}" if summary["epoch"] >= 0 else "nothing yet"
     speed = f"{summary['seconds']:.0f} s, {summary['images_per_second']} images/s on {summary['device']}"
     _say(f"kept: {kept}", f"run:  {summary['output']} ({speed})")
     _say_bad(summary["bad_images"], "replaced in training")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import mxa
 import mxa.training.loop as job
+from mxa.commands import output
 from mxa.commands.convert import ConvertConfig, convert
 from mxa.data import create_dataset, create_transform
 from mxa.models.load import load_model
@@ -73,19 +74,23 @@ def test_keeps_the_best_epoch(run):
 
 
 @pytest.mark.parametrize(
-    ("metric", "losses", "aucs", "kept"),
+    ("metric", "losses", "aucs", "kept", "said"),
     [
-        ("macro_auc", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 2),
-        ("loss", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 1),
-        ("loss", (math.nan,) * 3, (math.nan,) * 3, 2),  # no label in the validation split: the last
+        ("macro_auc", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 2, "kept: epoch 3, validation macro AUC 0.8000"),
+        ("loss", (0.3, 0.1, 0.2), (0.6, 0.5, 0.8), 1, "kept: epoch 2, validation loss 0.1000"),
+        # no label in the validation split: the last
+        ("loss", (math.nan,) * 3, (math.nan,) * 3, 2, "kept: epoch 3"),
     ],
 )
-def test_keeps_the_best_epoch_by_the_metric(config, tmp_path, monkeypatch, metric, losses, aucs, kept):
+def test_keeps_the_best_epoch_by_the_metric(config, monkeypatch, capsys, metric, losses, aucs, kept, said):
     scores = [{"loss": loss, "macro_auc": auc} for loss, auc in zip(losses, aucs, strict=True)]
     left = iter(scores)
     monkeypatch.setattr(job, "_validate", lambda *args: next(left))
-    summary = train(config(epochs=3, eval_metric=metric))
+    settings = config(epochs=3, eval_metric=metric)
+    summary = train(settings)
     assert summary["epoch"] == kept
+    output.train(settings, summary)
+    assert said in capsys.readouterr().out.splitlines()
     np.testing.assert_equal({name: summary[name] for name in scores[kept]}, scores[kept])
     assert train(config(epochs=3, eval_metric=metric, resume="auto"))["epoch"] == kept
 
