@@ -86,10 +86,8 @@ def check_torchmetrics(names):
 def check_exported(names):
     found = dict(zip(names["labels"], names["probabilities"].tolist(), strict=True))
     x = torch.from_numpy(names["gray"]).float()[None, None]
-    for height in (
-        len(names["gray"]),
-        160,
-    ):  # rows, then columns, in whole gray levels; Pillow differs by up to 2
+    # columns, then rows, in whole gray levels; Pillow differs by up to 2
+    for height in (len(names["gray"]), 160):
         x = F.interpolate(x, (height, 160), mode="bicubic", antialias=True).clamp(0, 255).round()
     assert found == pytest.approx(mxa.predict(Image.fromarray(x[0, 0].byte().numpy())), abs=5e-4)
 
